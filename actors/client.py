@@ -1,0 +1,464 @@
+"""Client: a driver's side of an invocation, from `.remote()` to the reply.
+
+Owns the driver's writer: the order of its submits and their number, and who in this process waits for what. It runs on
+a thread and an event loop of its own, so that it serves sync and async programs alike.
+
+Invariants:
+    1. What was started here is submitted in the order of `.remote()` and `.send()`, one numbered write at a time; a
+       write whose answer was lost is sent again, unchanged (promises 1 and 2).
+    2. Who waits is told once, by the reply stream; after a refusal, or where nothing is known, the client attaches.
+    3. Where the outcome cannot be known, `UnavailableError` says so; nothing is made up.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from journal.clock import wall_ms
+from journal.codec import MISSING
+from journal.entries import ReplyKind, order_of, teller_of_driver
+from journal.names import ObjectId, new_id, shard_in
+from journal.store import SHARDS, Attach, Outgoing, Reply, Settled, Store
+
+from . import outcomes
+from .code import bundle_of
+from .errors import NotFoundError, OverloadedError, UnavailableError
+from .invocation import Invocation
+from .objects import Durable, declaration, find_type
+from .outgoing import arguments_of, message_of, started_id
+from .place import Request
+
+logger = logging.getLogger("actors")
+
+PENDING_MAX: Final = 100_000
+"""Invocations that may be started and not answered; beyond it `.remote()` raises `OverloadedError`."""
+SUBMIT_MAX: Final = 1_000
+"""Most operations in one submit."""
+KNOWN_WITHIN: Final = 10.0
+"""Seconds for which an id that the store does not know is asked for again: it may be on its way."""
+RETRY_FIRST, RETRY_MAX = 0.02, 1.0
+RENEW_EVERY: Final = 3_600.0
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """What is known here of one invocation, and who waits for it."""
+
+    returns: Any = MISSING
+    outcome: bytes | None = None
+    error: Exception | None = None
+    is_accepted: bool = False
+    is_attached: bool = False
+    asked_at: float = 0.0
+    waiting: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    accepting: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    @property
+    def has_ended(self) -> bool:
+        return self.outcome is not None or self.error is not None
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        assert self.outcome is not None
+        return outcomes.decoded(self.outcome, self.returns)
+
+
+class Client:
+    """A driver's connection; `open` it, start invocations from any thread, `close` it."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Store],
+        *,
+        sends_code: bool,
+        payload_max: int,
+        object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
+    ) -> None:
+        self._connect, self._sends_code, self._payload_max, self._object_ref = connect, sends_code, payload_max, object_ref
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
+        self._lock = threading.Lock()
+        self._slots: dict[str, _Slot] = {}
+        self._queue: deque[Outgoing | Attach] = deque()
+        self._code: dict[type[Durable], str] = {}
+        self._is_closing = False
+        self._is_woken = False
+        self._unique, self._count = new_id(), 0
+        self._shards = SHARDS
+        self._writer, self._number, self._seen = "", 0, "0-0"
+        self._offset_ms = 0
+        self._store: Store = connect()
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Life
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            SettingsError: the store could lose what it acknowledges.
+            UnavailableError: the store does not answer.
+        """
+        self._thread.start()
+        try:
+            self._call(self._open())
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self, patience_s: float = 10.0) -> None:
+        """Wait for unsent submits, then disconnect; invocations go on."""
+        if not self._thread.is_alive():
+            return
+        try:
+            if not self._call(self._drained(patience_s)):
+                logger.error("%d started invocations were not acknowledged: their outcome is unknown", len(self._queue))
+        finally:
+            self._stop()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def call(self, work: Callable[[Store], Coroutine[Any, Any, Any]]) -> Any:
+        """Run a read of the store on the client's loop, and wait for it."""
+        return self._call(work(self._store))
+
+    async def _open(self) -> None:
+        self._shards = await self._store.open_namespace(SHARDS)
+        self._offset_ms = await self._store.now_ms() - wall_ms()
+        await self._open_writer()
+        self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew)]
+
+    async def _open_writer(self) -> None:
+        self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
+        self._teller = teller_of_driver(self._writer)
+
+    async def _drained(self, patience_s: float) -> bool:
+        self._is_closing = True
+        try:
+            async with asyncio.timeout(patience_s):
+                while self._queue or not self._idle.is_set():
+                    self._wanted.set()
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            return False
+        return True
+
+    def _stop(self) -> None:
+        async def stop() -> None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._store.aclose()
+
+        self._call(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        for slot in list(self._slots.values()):
+            self._settle(slot, error=UnavailableError("the client was shut down: the outcome is not known here"))
+
+    # Starting (`place.Caller`), in any thread
+
+    def start(self, request: Request, /) -> Invocation[Any]:
+        """Start an invocation; it leaves in the order of these calls."""
+        address = str(ObjectId(request.type_name, request.key))
+        arguments = arguments_of(request)
+        if len(arguments) > self._payload_max:
+            raise OverloadedError(
+                f"the arguments of {address}.{request.handler} take {len(arguments):,} bytes, the limit payload_max is "
+                f"{self._payload_max:,}: keep large data elsewhere and pass a reference"
+            )
+        code = self._code_of(request)
+        with self._lock:
+            if self._is_closing:
+                raise UnavailableError("this client was shut down: call actors.init() again")
+            if len(self._slots) >= PENDING_MAX:
+                raise OverloadedError(
+                    f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before you start more"
+                )
+            self._count += 1
+            id_ = started_id(request, address, f"{self._unique}{self._count:x}", self._shards)
+            caller = "" if request.one_way else self._teller
+            message = message_of(request, id_, address, arguments, caller, code, self._wall())
+            slot = self._slots.get(id_)
+            if slot is None:
+                slot = self._slots[id_] = _Slot(request.declared.returns if request.declared is not None else MISSING)
+            slot.is_attached = slot.is_attached or not request.one_way
+            self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
+            wake = not self._is_woken
+            self._is_woken = True
+        if wake:
+            self._loop.call_soon_threadsafe(self._wanted.set)
+        return Invocation(id_, self, slot)
+
+    def _wall(self) -> int:
+        return wall_ms() + self._offset_ms
+
+    def _code_of(self, request: Request) -> str:
+        owner = request.owner
+        if owner is None or not self._sends_code:
+            return ""
+        digest = self._code.get(owner)
+        if digest is None:
+            declaration(owner)
+            bundle = bundle_of(owner)
+            self._call(self._store.put_code(bundle.digest, bundle.data, bundle.types))
+            for name in bundle.types:
+                cls = find_type(name)
+                if cls is not None and cls.__module__ == owner.__module__:
+                    self._code[cls] = bundle.digest
+            digest = self._code[owner] = bundle.digest
+        return digest
+
+    # Waiting (`invocation.Source`), in any thread
+
+    def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> _Slot:
+        """Return what is known of an invocation; with `told`, ask the store to tell us its outcome."""
+        id_ = invocation.id
+        with self._lock:
+            slot = invocation.kept if isinstance(invocation.kept, _Slot) else self._slots.get(id_)
+            if slot is None:
+                slot = _Slot(is_accepted=True)
+            invocation.kept = slot
+            if told and not slot.is_attached and not slot.has_ended:
+                self._slots[id_] = slot
+                slot.is_attached = True
+                slot.asked_at = self._loop.time()
+                self._queue.append(Attach(shard_in(id_), id_))
+                self._loop.call_soon_threadsafe(self._wanted.set)
+        return slot
+
+    def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
+        """Wait on the running loop for the outcome."""
+        slot = self._slot(invocation)
+        if not slot.has_ended:
+            yield from _on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock)
+        return slot.result()
+
+    async def expecting(self, invocation: Invocation[Any], returns: Any) -> Any:
+        """Return the outcome of an invocation that was started elsewhere, whose result has this annotation."""
+        self._slot(invocation).returns = returns
+        return await invocation
+
+    def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
+        """Wait on the running loop until the store has it."""
+        slot = self._slot(invocation, told=False)
+        if not slot.is_accepted:
+            yield from _on_this_loop(slot.accepting, lambda: slot.is_accepted, self._lock)
+
+    def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
+        """Block until so many have ended or the time is over."""
+        slots = {invocation.id: self._slot(invocation) for invocation in invocations}
+        changed = threading.Semaphore(0)
+        with self._lock:
+            missing = [slot for slot in slots.values() if not slot.has_ended]
+            for slot in missing:
+                slot.waiting.append(changed.release)
+        needed = count - (len(slots) - len(missing))
+        deadline = None if timeout_s is None else self._loop.time() + timeout_s
+        while needed > 0:
+            left = None if deadline is None else max(0.0, deadline - self._loop.time())
+            if not changed.acquire(timeout=left):
+                break
+            needed -= 1
+        return {id_ for id_, slot in slots.items() if slot.has_ended}
+
+    def result(self, invocation: Invocation[Any], /) -> Any:
+        """Block until it has ended."""
+        slot = self._slot(invocation)
+        if not slot.has_ended:
+            self.ready([invocation], 1, None)
+        return slot.result()
+
+    def accepted(self, invocation: Invocation[Any], timeout_s: float | None, /) -> bool:
+        """Block until the store has it or the time is over."""
+        slot = self._slot(invocation, told=False)
+        done = threading.Event()
+        with self._lock:
+            if slot.is_accepted:
+                return True
+            slot.accepting.append(done.set)
+        return done.wait(timeout_s)
+
+    def status(self, invocation: Invocation[Any], /) -> str:
+        """Ask the store where it stands."""
+        found = self._call(self._store.status(invocation.id))
+        if found:
+            return found
+        slot = self._slots.get(invocation.id)
+        if slot is not None and not slot.is_accepted:
+            return "submitting"
+        raise NotFoundError(f"{invocation.id} is not known: it never was, or its retention is over")
+
+    def object_ref(self, invocation: Invocation[Any], /) -> Any:
+        """Return a Ray `ObjectRef` of the outcome."""
+        if self._object_ref is None:
+            raise UnavailableError("there is no Ray in this program: it runs with hosts='local'")
+        return self._object_ref(invocation, self._slot(invocation, told=False).returns)
+
+    def _settle(self, slot: _Slot, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
+        with self._lock:
+            if slot.has_ended:
+                return
+            slot.outcome, slot.error, slot.is_accepted = outcome, error, True
+            waiting, slot.waiting = [*slot.waiting, *slot.accepting], []
+            slot.accepting = []
+        for wake in waiting:
+            wake()
+
+    # Sending and receiving, on the client's loop
+
+    async def _send(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            self._idle.clear()
+            while self._queue:
+                with self._lock:
+                    taken = [self._queue.popleft() for _ in range(min(len(self._queue), SUBMIT_MAX))]
+                    self._is_woken = bool(self._queue)
+                await self._submit(taken)
+            with self._lock:
+                self._is_woken = bool(self._queue)
+            self._idle.set()
+
+    async def _submit(self, operations: list[Outgoing | Attach]) -> None:
+        self._number += 1
+        settled = await self._surely(lambda: self._store.submit(self._writer, self._number, operations, self._seen))
+        if settled is Settled.REFUSED:
+            await self._start_over(operations)
+            return
+        accepting: list[Callable[[], None]] = []
+        with self._lock:
+            for operation in operations:
+                slot = self._slots.get(operation.invocation)
+                if slot is not None and isinstance(operation, Outgoing):
+                    slot.is_accepted = True
+                    accepting += slot.accepting
+                    slot.accepting = []
+                    if not slot.is_attached and not slot.waiting:
+                        del self._slots[operation.invocation]  # a send: who waits later attaches
+        for wake in accepting:
+            wake()
+
+    async def _start_over(self, refused: list[Outgoing | Attach]) -> None:
+        """The store refused our number: open another writer and ask for everything that we wait for."""
+        logger.warning("the store does not know this client any more: attaching anew to what it waits for")
+        await self._surely(self._open_writer)
+        now = self._loop.time()
+        with self._lock:
+            waiting = [id_ for id_, slot in self._slots.items() if not slot.has_ended and slot.is_attached]
+            for id_ in waiting:
+                self._slots[id_].asked_at = now
+            unsent = {operation.invocation for operation in self._queue if isinstance(operation, Outgoing)}
+            for operation in self._queue:
+                if isinstance(operation, Outgoing) and operation.caller:
+                    operation.caller = self._teller
+            self._queue.extendleft(Attach(shard_in(id_), id_) for id_ in waiting if id_ not in unsent)
+        for operation in refused:
+            slot = self._slots.get(operation.invocation)
+            if slot is not None and not slot.is_attached:
+                self._settle(slot, error=UnavailableError(f"{operation.invocation}: whether it was accepted is unknown"))
+        self._wanted.set()
+
+    async def _receive(self) -> None:
+        delay = RETRY_FIRST
+        while True:
+            writer = self._writer
+            try:
+                replies = await self._store.replies(writer, self._seen, 1_000)
+                delay = RETRY_FIRST
+            except UnavailableError as error:
+                logger.warning("%s; reading replies again in %g s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_MAX)
+                continue
+            if writer != self._writer:
+                continue
+            for reply in replies:
+                if order_of(reply.id) >= order_of(self._seen):
+                    self._take(reply)
+            if replies:
+                self._seen = replies[-1].id
+
+    def _take(self, reply: Reply) -> None:
+        slot = self._slots.get(reply.invocation)
+        kind, id_ = reply.payload[:1].decode(), reply.invocation
+        if kind == ReplyKind.NOTICE:
+            logger.warning("%s", reply.payload[1:].decode())
+        elif slot is None:
+            return
+        elif kind == ReplyKind.UNKNOWN:
+            self._ask_again(slot, id_)
+        elif kind == ReplyKind.OVERLOADED:
+            error = OverloadedError(
+                f"{id_} was refused: the inbox of its shard is full (inbox_max): hosts do not keep up, try again later"
+            )
+            self._forget(slot, id_, error=error)
+        else:
+            self._forget(slot, id_, outcome=reply.payload)
+
+    def _forget(self, slot: _Slot, id_: str, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
+        self._settle(slot, outcome=outcome, error=error)
+        with self._lock:
+            self._slots.pop(id_, None)
+
+    def _ask_again(self, slot: _Slot, id_: str) -> None:
+        if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
+            known = f"{id_} is not known: it never was, its retention is over, or it was lost on its way"
+            self._forget(slot, id_, error=NotFoundError(known))
+            return
+
+        def ask() -> None:
+            self._queue.append(Attach(shard_in(id_), id_))
+            self._wanted.set()
+
+        self._loop.call_later(0.1, ask)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY)
+            self._queue.append(Attach(shard_in(f"{self._unique}-0"), f"{self._unique}-0"))
+            self._wanted.set()
+
+    async def _surely(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        delay = RETRY_FIRST
+        while True:
+            try:
+                return await work()
+            except UnavailableError as error:
+                logger.warning("%s; asking again in %g s", error, delay)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RETRY_MAX)
+
+
+def _on_this_loop(
+    waiting: list[Callable[[], None]], is_over: Callable[[], bool], lock: threading.Lock
+) -> Generator[Any, Any, None]:
+    """Wait on the running loop; one future for each wait, so that a cancelled one leaves the others alone."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+        except RuntimeError:
+            pass  # that loop is closed: nobody waits there any more
+
+    with lock:
+        if is_over():
+            return
+        waiting.append(wake)
+    yield from future

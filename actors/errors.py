@@ -1,0 +1,96 @@
+"""Errors: one tree, re-exported whole by the facade.
+
+    DurableError
+    ├── TerminalError          recorded as the outcome; every other error of a handler means another attempt
+    │   ├── Cancelled              409
+    │   └── CallTimeout            408, also a TimeoutError
+    ├── UsageError             the caller's mistake, also a ValueError
+    ├── NotFoundError          no such invocation
+    ├── NondeterminismError    a replay that differs from its journal
+    ├── UnavailableError       the store cannot be reached: outcome unknown
+    │   └── OverloadedError        a named limit was reached
+    ├── SettingsError          the store would lose data
+    ├── DamagedError           a script failed half way
+    └── DecodeError            stored bytes that this process cannot read
+
+Those the durable layer raises itself are defined in `journal.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from journal.errors import (
+    DamagedError,
+    DecodeError,
+    DurableError,
+    OverloadedError,
+    SettingsError,
+    UnavailableError,
+    UsageError,
+)
+
+__all__ = [
+    "CallTimeout",
+    "Cancelled",
+    "DamagedError",
+    "DecodeError",
+    "DurableError",
+    "NondeterminismError",
+    "NotFoundError",
+    "OverloadedError",
+    "SettingsError",
+    "TerminalError",
+    "UnavailableError",
+    "UsageError",
+]
+
+
+class TerminalError(DurableError):
+    """End the invocation: this failure is its outcome and reaches the caller as itself.
+
+    Where the caller does not know a subclass, it gets a `TerminalError` with the same message, code and metadata.
+    """
+
+    def __init__(self, message: str, code: int = 500, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        # Plain attributes: an exception's `__reduce__` carries its `args` (the message) and its `__dict__`.
+        self.code = code
+        self.metadata = dict(metadata or {})
+
+
+class Cancelled(TerminalError):
+    """The invocation was cancelled; raised by each wait that was open then."""
+
+    def __init__(self, message: str = "cancelled", code: int = 409, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, code, metadata)
+
+
+class CallTimeout(TerminalError, TimeoutError):
+    """A call took longer than its option `timeout`; the invocation it waited for was ended."""
+
+    def __init__(self, message: str = "timed out", code: int = 408, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, code, metadata)
+
+
+class NotFoundError(DurableError):
+    """No invocation of this id is known: it never was, or its retention is over."""
+
+
+class NondeterminismError(DurableError):
+    """Replay asked for something other than what the journal holds."""
+
+    def __init__(self, invocation_id: str, index: int, recorded: str, attempted: str) -> None:
+        super().__init__(
+            f"{invocation_id}: replay diverged at entry {index}: the journal holds {recorded}, the handler asked for "
+            f"{attempted}. Was the handler changed while this was in flight? "
+            "Wrap clocks, randomness and I/O in ctx.run()."
+        )
+        self.invocation_id = invocation_id
+        self.index = index
+        self.recorded = recorded
+        self.attempted = attempted
+
+    def __reduce__(self) -> tuple[type[NondeterminismError], tuple[str, int, str, str]]:
+        # Exceptions are rebuilt from `args`, which holds the one finished sentence.
+        return type(self), (self.invocation_id, self.index, self.recorded, self.attempted)

@@ -1,0 +1,509 @@
+"""Execution: one attempt at one invocation. Events in, commands out; it does no I/O.
+
+Owns the handler's coroutine on its deterministic loop, and what it asked for that its host has not taken yet. Does not
+own: the journal, the commit, timers and actions; the host takes the commands and brings the events.
+
+Invariants:
+    1. The handler advances only in `begin` and `deliver*`, one event at a time, run dry in between.
+    2. What a handler asks for that the journal holds already asks for nothing again.
+    3. A step whose wait the handler gave up is over: a late outcome finds nobody.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from journal.codec import MISSING, decode
+from journal.entries import Delivered, EventKind, Message, teller_of_entry
+from journal.names import ObjectId, derived_id, shard_in
+from journal.store import Outgoing
+
+from . import outcomes
+from .context import Context
+from .errors import NondeterminismError, TerminalError, UsageError
+from .fields import StateView
+from .invocation import Invocation
+from .loop import DeterministicLoop, EntryFuture
+from .handlers import Handler
+from .objects import Declaration, instance
+from .outgoing import arguments_of, message_of, started_id
+from .place import NOT_IN_A_STEP, Request, in_step
+from .policy import Retry
+from .replay import Entries, Happening, Phase, advance
+
+logger = logging.getLogger("actors")
+NO_HEADERS: Final[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an execution needs to know of its host."""
+
+    shards: int
+    payload_max: int
+    """Most bytes of arguments, a result, or a field."""
+    code_of: Callable[[type[Any] | None], str]
+    """The hash of the code that a class came with."""
+    now_ms: Callable[[], int]
+    """The store's time, about."""
+
+
+@dataclass(slots=True)
+class Step:
+    """An action that the handler wants done."""
+
+    index: int
+    name: str
+    fn: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    retry: Retry | None
+    timeout_s: float | None
+    future: EntryFuture
+
+
+@dataclass(slots=True)
+class _Call:
+    """An invocation that the handler started."""
+
+    index: int
+    name: str
+    returns: Any
+    one_way: bool
+    outcome: bytes | None
+    waits: list[EntryFuture]
+    awaited: bool = False
+
+
+class Execution:
+    """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        declared: Declaration,
+        handler: Handler[Any, Any],
+        message: Message,
+        attempt: int,
+        recorded: list[str],
+        started_ms: int,
+    ) -> None:
+        self._surroundings, self._declared, self._handler, self._message = surroundings, declared, handler, message
+        self._target = ObjectId.parse(message.target)
+        self._attempt = attempt
+        self._now_ms = started_ms
+        self._loop = DeterministicLoop(self, started_ms / 1000)
+        self._entries = Entries(message.id, recorded)
+        self._root: asyncio.Task[Any] | None = None
+        self._random: random.Random | None = None
+        self._calls: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._timer_of: dict[int, int] = {}
+        self._steps: dict[int, Step] = {}
+        self._step_of: dict[int, int] = {}
+        self._divergence: NondeterminismError | None = None
+        self._foreign = False
+        self.view: StateView | None = None
+        self.phase = Phase.REPLAYING
+        self.outcome: bytes = b""
+        """With COMPLETED: the encoded result or terminal error."""
+        self.error: BaseException | None = None
+        """With FAILED and DIVERGED: why."""
+        self.messages: list[Outgoing] = []
+        """What leaves with the next commit, in order."""
+        self.unstarted: dict[int, Step] = {}
+        """Steps without an outcome whose action has not started."""
+        self.set_timers: dict[int, float] = {}
+        """Timers to make durable: entry and duration in seconds from now."""
+        self.cleared: list[int] = []
+        """Timers that were made durable and are not wanted any more."""
+        self.on_foreign_call: Callable[[], None] = lambda: None
+        """Told, from any thread, that this attempt must fail."""
+
+    # What the host asks
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be asked for."""
+        return self.phase not in (Phase.REPLAYING, Phase.PROCESSING)
+
+    @property
+    def entries(self) -> list[str]:
+        """All entries made so far."""
+        return self._entries.made
+
+    @property
+    def recorded(self) -> list[str]:
+        """The entries that the journal held when this attempt began."""
+        return self._entries.recorded
+
+    def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
+        """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
+        self.view = StateView(fields, self._loop, refusal)
+        self._root = self._loop.start(self._run())
+        self._drain()
+
+    async def _run(self) -> Any:
+        args, kwargs = decode(self._message.arguments)
+        me = instance(self._declared.cls, self._target.key, self)
+        try:
+            self._handler.check(args, kwargs)
+        except TypeError as error:
+            raise UsageError(str(error)) from None
+        made = self._handler.fn(me, Context(self), *args, **kwargs)
+        return await made if self._handler.is_async else made
+
+    def deliver(self, event: Delivered) -> bool:
+        """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
+        if event.index >= len(self._entries.made):
+            self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
+            return True
+        if event.kind is EventKind.TIMER:
+            handle = self._timers.pop(event.index, None)
+            if handle is None:
+                return False
+            self._timer_of.pop(id(handle), None)
+            self._set_time(event.time_ms)
+            self._loop.fire(handle)
+        else:
+            call = self._calls.get(event.index)
+            if call is None:
+                self._diverge(self._entries.unexpected(event.index, "a reply"))
+                return True
+            if call.outcome is not None:
+                return False
+            self._set_time(event.time_ms)
+            call.outcome = event.payload
+            for wait in call.waits:
+                if not wait.done():
+                    wait.set_result(None)
+            call.waits.clear()
+        self._drain()
+        return True
+
+    def deliver_outcome(self, index: int, outcome: bytes, time_ms: int) -> None:
+        """Deliver the recorded outcome of a step and run dry."""
+        step = self._steps.pop(index, None)
+        if step is None:
+            self._diverge(self._entries.unexpected(index, "the outcome of a step"))
+            return
+        self.unstarted.pop(index, None)
+        self._set_time(time_ms)
+        if not step.future.done():
+            try:
+                step.future.set_result(outcomes.decoded(outcome))
+            except Exception as error:  # the step's own failure, or one of reading its result
+                step.future.set_exception(error)
+        self._drain()
+
+    def holds(self, index: int) -> bool:
+        """Whether the handler still wants the outcome of a step."""
+        step = self._steps.get(index)
+        return step is not None and not step.future.done()
+
+    def drained(self) -> None:
+        """Say that everything durable was delivered: from here on actions start."""
+        if self.phase is Phase.REPLAYING:
+            short = self._entries.missing("nothing: it waits")
+            if short is not None:
+                self._diverge(short)
+            else:
+                self.phase = advance(self.phase, Happening.DRAINED)
+
+    def drop(self) -> None:
+        """Leave memory: coroutines are closed, and nothing that they ask for happens."""
+        if not self.has_ended:
+            self.phase = advance(self.phase, Happening.DROPPED)
+        self._loop.drop()
+
+    # Driving
+
+    def _set_time(self, time_ms: int) -> None:
+        if time_ms > self._now_ms:
+            self._now_ms = time_ms
+            self._loop.advance(time_ms / 1000)
+
+    def _drain(self) -> None:
+        self._loop.drain()
+        root = self._root
+        if self._divergence is not None:
+            self._diverge(self._divergence)
+        elif self._loop.escaped is not None:
+            self._fail(self._loop.escaped)
+        elif self._foreign:
+            self._fail(RuntimeError("a thread called into the handler's event loop: that belongs in ctx.run()"))
+        elif root is not None and root.done():
+            self._end(root)
+
+    def _end(self, root: "asyncio.Task[Any]") -> None:
+        short = self._entries.missing("nothing: it ended")
+        if short is not None:
+            self._diverge(short)
+            return
+        error = asyncio.CancelledError() if root.cancelled() else root.exception()
+        self._loop.finish()
+        if self._divergence is not None:
+            self._diverge(self._divergence)
+            return
+        if error is None:
+            self._complete(root.result())
+            return
+        found = outcomes.terminal(error)
+        if found is None:
+            self._fail(error)
+        else:
+            self._warn_of_leftovers()
+            self.outcome = outcomes.encoded_error(found)
+            self.error = error
+            self.phase = advance(self.phase, Happening.RETURNED)
+
+    def _complete(self, result: Any) -> None:
+        self._warn_of_leftovers()
+        try:
+            self.outcome = self._bounded(outcomes.encoded_value(result, self._handler.returns), "result")
+        except UsageError as error:
+            where = f"{self._message.target}.{self._handler.name}"
+            self.outcome = outcomes.encoded_error(TerminalError(f"{where} returned what cannot be sent: {error}", 400))
+            self.error = error
+        self.phase = advance(self.phase, Happening.RETURNED)
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = error
+        self.phase = advance(self.phase, Happening.RAISED)
+        self._loop.drop()
+
+    def _diverge(self, error: NondeterminismError) -> None:
+        if self.phase is not Phase.DIVERGED:
+            self.error = error
+            self.phase = advance(self.phase, Happening.DIFFERED)
+            self._loop.drop()
+
+    def fail(self, error: TerminalError) -> None:
+        """End the invocation with this error, whatever its handler said."""
+        self.error, self.outcome = error, outcomes.encoded_error(error)
+        self.phase = Phase.COMPLETED
+
+    def _warn_of_leftovers(self) -> None:
+        for call in self._calls.values():
+            if not (call.awaited or call.one_way):
+                self.warn(f"`{call.name}` was never awaited: its result is lost. Use .send() if nobody waits", None)
+        for step in self._steps.values():
+            if not step.future.done():
+                self.warn(f"the step {step.name!r} was never awaited: it is given up with its handler", None)
+        for name in self._loop.unfinished():
+            self.warn(f"{name} had not ended when the handler did: it was cancelled", None)
+
+    def _make(self, entry: str) -> int:
+        try:
+            return self._entries.make(entry)
+        except NondeterminismError as error:
+            self._divergence = self._divergence or error
+            raise
+
+    def _bounded(self, data: bytes, what: str) -> bytes:
+        if len(data) > self._surroundings.payload_max:
+            raise UsageError(
+                f"the {what} takes {len(data):,} bytes, the limit payload_max is {self._surroundings.payload_max:,}: "
+                "keep large data elsewhere and pass a reference"
+            )
+        return data
+
+    # What the loop asks (`loop.Owner`)
+
+    def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None:
+        """Make the entry of a timer that asyncio asked for."""
+        self._set_timer(when, handle, "sleep")
+
+    def _set_timer(self, when: float, handle: asyncio.TimerHandle, entry: str) -> None:
+        if when == float("inf"):
+            return
+        index = self._make(entry)
+        self._timers[index] = handle
+        self._timer_of[id(handle)] = index
+        if self._entries.is_new(index):
+            self.set_timers[index] = when - self._loop.time()
+
+    def clear_timer(self, handle: asyncio.TimerHandle, /) -> None:
+        """Forget a timer: unsent, it never leaves; sent, it is cleared."""
+        index = self._timer_of.pop(id(handle), None)
+        if index is not None:
+            del self._timers[index]
+            if self.set_timers.pop(index, None) is None:
+                self.cleared.append(index)
+
+    def foreign_call(self) -> None:
+        """Fail the attempt: another thread called into the loop."""
+        self._foreign = True
+        self.on_foreign_call()
+
+    def check_foreign(self) -> None:
+        """Fail the attempt if another thread called into the loop; in the host's thread."""
+        if self._foreign and not self.has_ended:
+            self._drain()
+
+    def entry_cancelled(self, future: EntryFuture, /) -> None:
+        """Give up a step whose wait was cancelled."""
+        index = self._step_of.pop(future.number, None)
+        if index is not None:
+            self._steps.pop(index, None)
+            self.unstarted.pop(index, None)
+
+    def warn(self, message: str, exception: BaseException | None, /) -> None:
+        """Log what asyncio or the end of the handler has to say, unless it was said before."""
+        if not self.is_replaying:
+            where = f"{self._message.target}.{self._message.handler} ({self.id})"
+            logger.warning("%s: %s", where, message, exc_info=exception)
+
+    # What the context asks (`context.Commands`)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the handler runs on."""
+        return self._loop
+
+    @property
+    def key(self) -> str:
+        """The object's key; empty for a service."""
+        return self._target.key or ""
+
+    @property
+    def id(self) -> str:
+        """The invocation's id."""
+        return self._message.id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._attempt
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the caller sent along."""
+        return self._message.headers or NO_HEADERS
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether durable events remain to be delivered."""
+        return self.phase is Phase.REPLAYING and bool(self._entries.recorded)
+
+    def run_step(
+        self,
+        name: str,
+        fn: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retry: Retry | None,
+        timeout_s: float | None,
+        /,
+    ) -> "asyncio.Future[Any]":
+        """Make the entry of a step; its action starts when the host finds that it may."""
+        index = self._make(f"run {name}")
+        future = self._loop.entry_future()
+        step = Step(index, name, fn, args, kwargs, retry, timeout_s, future)
+        self._steps[index] = self.unstarted[index] = step
+        self._step_of[future.number] = index
+        return future
+
+    def sleep(self, duration_s: float, name: str, /) -> "asyncio.Future[None]":
+        """Make the entry of a timer."""
+        future = self._loop.create_future()
+        handle = asyncio.TimerHandle(self._loop.time() + duration_s, _settle, (future,), self._loop, None)
+        handle._scheduled = True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  # as a loop does
+        self._set_timer(handle.when(), handle, f"sleep {name}" if name else "sleep")
+        future.add_done_callback(lambda done: handle.cancel() if done.cancelled() else None)
+        return future
+
+    def now_ms(self) -> int:
+        """Return the time of the last delivered event."""
+        return self._now_ms
+
+    def random(self) -> random.Random:
+        """Return the invocation's own generator."""
+        if self._random is None:
+            self._random = random.Random(self.id)
+        return self._random
+
+    def read_field(self, name: str, /) -> Any:
+        """Return a field's value."""
+        return self._state().read(name, self._declared.fields.get(name))
+
+    def write_field(self, name: str, value: Any, /) -> None:
+        """Set a field."""
+        field = self._declared.fields.get(name)
+        if field is None:
+            self._state().write(name, value)
+        else:
+            self._state().set(field, value)
+
+    def clear_field(self, name: str, /) -> None:
+        """Make a field absent."""
+        self._state().clear(name)
+
+    def field_names(self) -> list[str]:
+        """Return the names of the fields that are set."""
+        return self._state().names()
+
+    def _state(self) -> StateView:
+        assert self.view is not None
+        return self.view
+
+    # What `self.status` asks (`objects.Fields`)
+
+    def get(self, field: Any, /) -> Any:
+        """Return a declared field's value."""
+        return self._state().get(field)
+
+    def set(self, field: Any, value: Any, /) -> None:
+        """Set a declared field."""
+        self._state().set(field, value)
+
+    # Calls and sends (`place.Caller`, `invocation.Source`)
+
+    def start(self, request: Request, /) -> Invocation[Any]:
+        """Make the entry of a call or a send; the message leaves with the next commit."""
+        if in_step.get() is not None:
+            raise UsageError(NOT_IN_A_STEP)
+        address = str(ObjectId(request.type_name, request.key))
+        verb = "send" if request.one_way else "call"
+        if not request.one_way and not self._handler.is_async:
+            raise UsageError(f"{self._handler.name} is not async, so it cannot wait: use .send(), or make it async")
+        arguments = self._bounded(arguments_of(request), "message")
+        index = self._make(f"{verb} {address}.{request.handler}")
+        id_ = started_id(request, address, derived_id(self.id, str(index)), self._surroundings.shards)
+        returns = request.declared.returns if request.declared is not None else MISSING
+        call = _Call(index, f"{verb} {address}.{request.handler}", returns, request.one_way, None, [])
+        self._calls[index] = self._by_id[id_] = call
+        if self._entries.is_new(index):
+            caller = "" if request.one_way else teller_of_entry(self.id, index)
+            now_ms, code = self._surroundings.now_ms(), self._surroundings.code_of(request.owner)
+            data = message_of(request, id_, address, arguments, caller, code, now_ms).encoded()
+            self.messages.append(Outgoing(shard_in(id_), id_, caller, data))
+        return Invocation(id_, self)
+
+    def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
+        """Wait for a call of this handler."""
+        call = self._by_id.get(invocation.id)
+        if call is None or call.one_way:
+            raise UsageError(
+                f"{invocation.id} was {'sent' if call else 'started elsewhere'}: a handler can wait for its own calls "
+                "only, so start it here with .remote()"
+            )
+        call.awaited = True
+        if call.outcome is None:
+            future = self._loop.entry_future()
+            call.waits.append(future)
+            yield from future
+        assert call.outcome is not None
+        return outcomes.decoded(call.outcome, call.returns)
+
+    def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
+        """Return at once: what a handler starts is durable with its own next commit."""
+        yield from ()
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,150 @@
+"""Fields: an object's state as one invocation sees it.
+
+Owns what this invocation has read and written; the bytes it began from are shared and never changed here.
+
+Invariants:
+    1. Every invocation decodes values of its own: nothing mutable is shared between two.
+    2. Reading writes nothing: a value that was only read encodes as it was found.
+    3. A field mutated in place is noticed: what was touched is encoded again and compared.
+"""
+
+from asyncio import AbstractEventLoop
+from asyncio import _get_running_loop as running_loop  # pyright: ignore[reportPrivateUsage]  # see place.py
+from collections.abc import Mapping
+from typing import Any, Final
+
+from journal.codec import MISSING, decode, encode
+
+from .errors import UsageError
+from .state import State
+
+IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
+_UNSET: Final = object()
+
+
+class StateView:
+    """The fields of one object for one execution."""
+
+    __slots__ = ("_annotations", "_base", "_before", "_cleared", "_loop", "_reads", "_refusal", "_values")
+
+    def __init__(self, base: Mapping[str, bytes], loop: AbstractEventLoop, refusal: str = "") -> None:
+        self._base, self._loop, self._refusal = base, loop, refusal
+        self._values: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+        self._annotations: dict[str, Any] = {}
+        self._cleared: set[str] = set()
+        self._reads: set[str] = set()
+
+    # Declared fields: `self.status`
+
+    def get(self, field: State[Any], /) -> Any:
+        """Return a declared field's value, its default if it is not set."""
+        if running_loop() is not self._loop:
+            raise _elsewhere(field.name)
+        try:
+            return self._values[field.name]
+        except KeyError:
+            return self._load(field.name, field)
+
+    def set(self, field: State[Any], value: Any, /) -> None:
+        """Set a declared field."""
+        self._annotations[field.name] = field.annotation
+        self.write(field.name, value)
+
+    # Fields by name: `ctx.get`
+
+    def read(self, name: str, field: State[Any] | None) -> Any:
+        """Return a field's value, its default if it is declared, else MISSING."""
+        if running_loop() is not self._loop:
+            raise _elsewhere(name)
+        if name in self._values:
+            return self._values[name]
+        return self._load(name, field)
+
+    def write(self, name: str, value: Any) -> None:
+        """Set a field."""
+        self._check_writable(name)
+        self._before.setdefault(name, _UNSET)
+        self._values[name] = value
+        self._cleared.discard(name)
+
+    def clear(self, name: str) -> None:
+        """Make a field absent."""
+        self._check_writable(name)
+        self._values.pop(name, None)
+        self._before.pop(name, None)
+        self._cleared.add(name)
+
+    def names(self) -> list[str]:
+        """Return the names of the fields that are set, sorted."""
+        self._reads.update(self._base)
+        names = set(self._base) - self._cleared
+        names.update(name for name, data in self.changes().items() if data is not None)
+        return sorted(names)
+
+    def _check_writable(self, name: str) -> None:
+        if running_loop() is not self._loop:
+            raise _elsewhere(name)
+        if self._refusal:
+            raise UsageError(f"{self._refusal}: {name!r} cannot be written")
+
+    def _load(self, name: str, field: State[Any] | None) -> Any:
+        self._reads.add(name)
+        data = None if name in self._cleared else self._base.get(name)
+        annotation = MISSING
+        if field is not None:
+            annotation = self._annotations[name] = field.annotation
+        if data is not None:
+            value = decode(data, annotation)
+        elif field is None:
+            return MISSING
+        else:
+            value = field.made()
+        self._values[name] = value
+        if type(value) in IMMUTABLE:
+            self._before[name] = value
+        else:
+            self._before[name] = encode(value, annotation) if data is None else data
+        return value
+
+    # What the execution takes along
+
+    def changes(self) -> dict[str, bytes | None]:
+        """Return the fields that differ from what the invocation found, encoded; None for one made absent.
+
+        Raises:
+            UsageError: a value cannot be encoded; it names the field.
+        """
+        changed: dict[str, bytes | None] = {name: None for name in self._cleared if name in self._base}
+        for name, value in self._values.items():
+            before = self._before[name]
+            if type(value) in IMMUTABLE and value is before:
+                continue
+            data = self._encoded(name, value)
+            if data == before:
+                continue
+            if data != self._base.get(name):
+                changed[name] = data
+            else:
+                changed.pop(name, None)
+        return changed
+
+    def _encoded(self, name: str, value: Any) -> bytes:
+        try:
+            return encode(value, self._annotations.get(name, MISSING))
+        except UsageError as error:
+            raise UsageError(f"state {name!r}: {error}") from error
+
+    def reads(self) -> dict[str, bytes | None]:
+        """Return what was read so far, as it was found."""
+        return {name: self._base.get(name) for name in self._reads}
+
+    def found(self, name: str) -> bytes | None:
+        """Return what the invocation found in a field."""
+        return self._base.get(name)
+
+
+def _elsewhere(name: str) -> UsageError:
+    return UsageError(
+        f"state {name!r} belongs to its handler: read it there and hand the value to the step, task or thread"
+    )

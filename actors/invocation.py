@@ -1,0 +1,231 @@
+"""Invocations as their callers hold them: awaited, asked, pickled.
+
+Nothing of an outcome is kept here. An `Invocation` is an id and where it came from; whoever waits gets the outcome
+decoded anew, since one exception raised in two places would mix their tracebacks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
+
+from . import place
+from .errors import UsageError
+from .policy import Duration, seconds
+
+if TYPE_CHECKING:
+    from ray import ObjectRef  # the one name of Ray outside its file: the type that users see
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+NAMED_MAX = 5
+"""A time-out names so many of the invocations that are open, and counts the rest."""
+
+
+class Waiter(Protocol):
+    """What waits on the running loop: an execution whose handler waits, or a driver's client."""
+
+    def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
+        """Wait for the end; return the result, or raise the failure. May be done again, and at once."""
+        ...
+
+    def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
+        """Wait until the store has it."""
+        ...
+
+
+class Source(Waiter, Protocol):
+    """A driver's client: what knows of outcomes outside handlers."""
+
+    def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
+        """Block until so many have ended or the time is over; return the ids of all that have."""
+        ...
+
+    def result(self, invocation: Invocation[Any], /) -> Any:
+        """Block until it has ended; return the result, or raise the failure."""
+        ...
+
+    def accepted(self, invocation: Invocation[Any], timeout_s: float | None, /) -> bool:
+        """Block until the store has it or the time is over; return whether it has."""
+        ...
+
+    def status(self, invocation: Invocation[Any], /) -> str:
+        """Ask the store where it stands."""
+        ...
+
+    def object_ref(self, invocation: Invocation[Any], /) -> Any:
+        """Return a Ray `ObjectRef` of the outcome."""
+        ...
+
+
+class Invocation(Generic[R_co]):
+    """One durable request to run one handler; `await` it, or ask for its `result()`.
+
+    It may be awaited any number of times, from any loop; ending a wait does not end the invocation. It is equal to
+    every other invocation of the same id, pickles as that id, and in another process asks the client there.
+    """
+
+    __slots__ = ("__weakref__", "_id", "_source", "kept")
+
+    def __init__(self, id: str, source: Waiter | None = None, kept: Any = None) -> None:
+        self._id = id
+        self._source = source
+        self.kept = kept
+        """What its source keeps with it: while somebody holds the invocation, its outcome is at hand."""
+
+    @property
+    def id(self) -> str:
+        """The stable id, unique in the namespace."""
+        return self._id
+
+    def __await__(self) -> Generator[Any, Any, R_co]:
+        return self._waiter().wait(self)
+
+    def result(self, timeout: Duration | None = None) -> R_co:
+        """Return the result, or raise the failure, blocking until there is one.
+
+        Raises:
+            TimeoutError: it has not ended in time; it goes on.
+            UsageError: an event loop runs here: await the invocation instead.
+        """
+        _refuse_to_block("result()")
+        source = self._source_here()
+        if timeout is not None and not source.ready([self], 1, seconds(timeout)):
+            raise _too_late([self], timeout)
+        return source.result(self)
+
+    def status(self) -> str:
+        """Return where it stands, as the store knows it now."""
+        _refuse_in_a_handler("status()")
+        return self._source_here().status(self)
+
+    def accepted(self) -> Accepted:
+        """Return what waits until the store has the request on disk: `await` it, or ask for its `result()`."""
+        return Accepted(self)
+
+    def to_object_ref(self) -> ObjectRef[R_co]:
+        """Return a Ray `ObjectRef` of the result, for `ray.get`, `ray.wait` and arguments of tasks."""
+        _refuse_in_a_handler("to_object_ref()")
+        return self._source_here().object_ref(self)
+
+    def _waiter(self) -> Waiter:
+        # In a handler each wait is an entry of its journal, wherever the invocation came from.
+        execution = place.execution()
+        return self._source_here() if execution is None else execution
+
+    def _source_here(self) -> Source:
+        if self._source is None or place.in_step.get() is not None:
+            return cast("Source", place.caller())
+        return cast("Source", self._source)
+
+    def __eq__(self, other: object) -> bool:
+        return self._id == other._id if isinstance(other, Invocation) else NotImplemented
+
+    def __hash__(self) -> int:
+        # Not hash(str), which differs from process to process: a replay iterates over a set in the same order.
+        return zlib.crc32(self._id.encode())
+
+    def __repr__(self) -> str:
+        return f"<Invocation {self._id}>"
+
+    def __reduce__(self) -> tuple[type[Invocation[Any]], tuple[str]]:
+        return Invocation, (self._id,)
+
+
+class Accepted:
+    """The acknowledgement of one invocation: from then on it will be executed, whatever dies."""
+
+    __slots__ = ("_invocation",)
+
+    def __init__(self, invocation: Invocation[Any]) -> None:
+        self._invocation = invocation
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._invocation._waiter().wait_accepted(self._invocation)  # pyright: ignore[reportPrivateUsage]  # one file
+
+    def result(self, timeout: Duration | None = None) -> None:
+        """Block until the store has the request on disk.
+
+        Raises:
+            TimeoutError: it was not acknowledged in time; it may be yet.
+        """
+        _refuse_to_block("accepted().result()")
+        source = self._invocation._source_here()  # pyright: ignore[reportPrivateUsage]  # one file
+        if not source.accepted(self._invocation, None if timeout is None else seconds(timeout)):
+            raise TimeoutError(f"{self._invocation.id} was not acknowledged within {timeout}; it may be yet")
+
+
+@overload
+def get(refs: Invocation[R], *, timeout: Duration | None = None) -> R: ...
+@overload
+def get(refs: Sequence[Invocation[R]], *, timeout: Duration | None = None) -> list[R]: ...
+def get(refs: Invocation[Any] | Sequence[Invocation[Any]], *, timeout: Duration | None = None) -> Any:
+    """Return the result of one invocation, or the results of many in their order, as `ray.get` does.
+
+    Raises:
+        TimeoutError: some have not ended in time; it names them, and they go on.
+        UsageError: an event loop runs here: await them instead, many with `asyncio.gather`.
+    """
+    if isinstance(refs, Invocation):
+        return refs.result(timeout)
+    _refuse_to_block("get()")
+    invocations = _checked(refs)
+    if timeout is not None and invocations:
+        ended = _source_of(invocations).ready(invocations, len(set(invocations)), seconds(timeout))
+        still_open = [ref for ref in invocations if ref.id not in ended]
+        if still_open:
+            raise _too_late(still_open, timeout)
+    return [ref.result() for ref in invocations]
+
+
+def wait(
+    refs: Sequence[Invocation[R]], *, num_returns: int = 1, timeout: Duration | None = None
+) -> tuple[list[Invocation[R]], list[Invocation[R]]]:
+    """Block until `num_returns` have ended or the time is over; return those that have and the rest, as `ray.wait`.
+
+    The first list has at most `num_returns`; both keep the order given.
+
+    Raises:
+        UsageError: an event loop runs here, one is given twice, or there are fewer than `num_returns`.
+    """
+    _refuse_to_block("wait()")
+    invocations = _checked(refs)
+    if len(set(invocations)) != len(invocations):
+        raise UsageError("wait() takes each invocation once")
+    if not 1 <= num_returns <= len(invocations):
+        raise UsageError(f"wait(num_returns={num_returns}) of {len(invocations)} invocations")
+    ended = _source_of(invocations).ready(invocations, num_returns, None if timeout is None else seconds(timeout))
+    ready = [ref for ref in invocations if ref.id in ended][:num_returns]
+    taken = set(ready)
+    return ready, [ref for ref in invocations if ref not in taken]
+
+
+def _checked(refs: Sequence[Invocation[R]]) -> list[Invocation[R]]:
+    for ref in refs:
+        if not isinstance(ref, Invocation):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"an Invocation is wanted, as .remote() returns it, not {ref!r}")
+    return list(refs)
+
+
+def _source_of(invocations: Sequence[Invocation[Any]]) -> Source:
+    return invocations[0]._source_here()  # pyright: ignore[reportPrivateUsage]  # one file
+
+
+def _refuse_to_block(what: str) -> None:
+    # As Ray Serve does, in notebooks too: there one awaits.
+    if place.running_loop() is not None:
+        raise UsageError(f"{what} blocks, and an event loop runs here: await the invocation instead")
+
+
+def _refuse_in_a_handler(what: str) -> None:
+    if place.execution() is not None:
+        raise UsageError(f"{what} is not replayed, so it has no place in a handler: await the invocation instead")
+
+
+def _too_late(invocations: Sequence[Invocation[Any]], timeout: Duration) -> TimeoutError:
+    named = ", ".join(ref.id for ref in invocations[:NAMED_MAX])
+    rest = f" and {len(invocations) - NAMED_MAX} more" if len(invocations) > NAMED_MAX else ""
+    verb = "have" if len(invocations) > 1 else "has"
+    return TimeoutError(f"{named}{rest} {verb} not ended within {timeout}; waiting ended, the work goes on")

@@ -1,0 +1,122 @@
+"""Outcomes: what becomes of an error, and how results and failures cross the store.
+
+Why so: whether an error ends the invocation must not depend on where it is looked at, so it is decided here alone. What
+a replay could only raise again is terminal: all time in a handler is durable, so a time-out is; a mistake in the use of
+the API is.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from journal.codec import MISSING, decode, encode, pickled, unpickled
+from journal.entries import Failure, failure, outcome_of, success
+
+from .errors import OverloadedError, TerminalError, UsageError
+
+_HERE: Final = str(Path(__file__).parent)
+
+
+def terminal(error: BaseException) -> TerminalError | None:
+    """Return the terminal error that ends the invocation, or None if another attempt follows."""
+    match error:
+        case TerminalError():
+            return error
+        case BaseExceptionGroup():
+            return _terminal_leaf(error)
+        case TimeoutError():
+            return _caused(TerminalError(str(error) or "timed out", 408, _kind(error)), error)
+        case UsageError():
+            return _caused(TerminalError(str(error), 400, _kind(error)), error)
+        case _:
+            return None
+
+
+def _terminal_leaf(group: BaseExceptionGroup[Any]) -> TerminalError | None:
+    for leaf in group.exceptions:
+        found = _terminal_leaf(leaf) if isinstance(leaf, BaseExceptionGroup) else leaf
+        if isinstance(found, TerminalError):
+            found.__cause__ = group
+            return found
+    return None
+
+
+def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
+    error.__cause__ = cause
+    return error
+
+
+def _kind(error: BaseException) -> dict[str, str]:
+    return {"error": name_of(type(error))}
+
+
+def name_of(cls: type) -> str:
+    """Return `module:qualname`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def traced(error: BaseException) -> str:
+    """Return the traceback of an error without the frames of this package, which say nothing to its reader."""
+    found = traceback.TracebackException.from_exception(error)
+    kept = [frame for frame in found.stack if _HERE not in frame.filename]
+    found.stack = traceback.StackSummary.from_list(kept or list(found.stack))
+    return "".join(found.format()).rstrip()
+
+
+def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
+    """Return the terminal error of something whose retries are used up; it says what its last failure said."""
+    metadata = {**_kind(error), "attempts": str(attempts), "step": what}
+    return _caused(TerminalError(str(error) or type(error).__name__, 500, metadata), error)
+
+
+def encoded_value(value: Any, annotation: Any = MISSING) -> bytes:
+    """Return the outcome of a result.
+
+    Raises:
+        UsageError: the value cannot be stored.
+    """
+    return success(encode(value, annotation))
+
+
+def encoded_error(error: TerminalError) -> bytes:
+    """Return the outcome of a terminal error; one of a user's class is pickled as well."""
+    kind = type(error)
+    carried = b""
+    if not kind.__module__.startswith("actors."):
+        try:
+            carried = pickled(error)
+        except Exception:  # whatever a user's class does to pickle: code, message and metadata remain
+            carried = b""
+    return failure(Failure(error.code, str(error), error.metadata, name_of(kind), carried))
+
+
+def decoded(outcome: bytes, annotation: Any = MISSING) -> Any:
+    """Return the result of an outcome, or raise its failure, decoded anew each time.
+
+    Raises:
+        TerminalError: the invocation failed; of its own class where that is known here.
+        DecodeError: this process cannot read the result.
+    """
+    found = outcome_of(outcome)
+    if isinstance(found, bytes):
+        return decode(found, annotation)
+    raise error_of(found)
+
+
+def error_of(found: Failure) -> Exception:
+    """Return the error that a failure stands for."""
+    if found.type == "OverloadedError":
+        return OverloadedError(found.message)
+    if found.pickled:
+        try:
+            error = unpickled(found.pickled)
+        except Exception:  # its class is not here, or not as it was: documented to come as TerminalError then
+            error = None
+        if isinstance(error, TerminalError):
+            return error
+    module, _, name = found.type.partition(":")
+    kind = getattr(sys.modules.get(module), name, None) if module.startswith("actors.") else None
+    if not (isinstance(kind, type) and issubclass(kind, TerminalError)):
+        kind = TerminalError
+    return kind(found.message, found.code, dict(found.metadata))

@@ -1,0 +1,52 @@
+"""Outgoing: how a call or a send becomes a message, in a driver as in a handler."""
+
+from typing import Final
+
+from journal.codec import encode
+from journal.entries import Message
+from journal.names import derived_id, invocation_id
+
+from .errors import UsageError
+from .place import Request
+
+KEEP_MS: Final = 86_400_000
+"""How long the outcome of an invocation with an idempotency key is kept, whatever the count: a day."""
+
+
+def arguments_of(request: Request) -> bytes:
+    """Return the arguments, encoded.
+
+    Raises:
+        UsageError: one of them cannot be stored.
+    """
+    try:
+        return encode([list(request.args), request.kwargs])
+    except UsageError as error:
+        raise UsageError(f"an argument of {request.type_name}.{request.handler} cannot be sent: {error}") from error
+
+
+def started_id(request: Request, address: str, unique: str, shards: int) -> str:
+    """Return the id of what a request starts: its own, or the one that its idempotency key names."""
+    key = request.options.idempotency_key
+    if key is not None:
+        unique = derived_id(address, request.handler, key)
+    return invocation_id(unique, address, shards)
+
+
+def message_of(
+    request: Request, id_: str, address: str, arguments: bytes, caller: str, code: str, now_ms: int
+) -> Message:
+    """Return the message of a request."""
+    options = request.options
+    delay_ms = int(options.delay.total_seconds() * 1000)
+    return Message(
+        id_,
+        address,
+        request.handler,
+        arguments,
+        caller,
+        code,
+        now_ms + delay_ms if delay_ms else 0,
+        KEEP_MS if options.idempotency_key is not None else 0,
+        dict(options.headers) if options.headers else None,
+    )

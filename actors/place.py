@@ -1,0 +1,132 @@
+"""Where this code runs: in a handler, in a step, or in a driver.
+
+The running loop says it, not a context variable: a copied context leaks into threads and callbacks, a running loop
+cannot. Only steps, which run on loops and threads that are not ours, are marked by a variable, set in a fresh context.
+"""
+
+from __future__ import annotations
+
+# Private by name, public by intent ("for event loops"); `get_running_loop` raises where this one returns None.
+from asyncio import _get_running_loop as running_loop  # pyright: ignore[reportPrivateUsage]
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol, cast
+
+from .errors import UsageError
+from .loop import DeterministicLoop
+from .policy import Duration, seconds
+
+in_step: ContextVar[str | None] = ContextVar("in_step", default=None)
+"""The id of the step this code belongs to, or None."""
+
+NOT_IN_A_STEP = "a step may repeat: return the value and call from the handler"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """How one call or send differs from the usual."""
+
+    delay: timedelta = timedelta(0)
+    """It counts as sent when this has passed."""
+
+    idempotency_key: str | None = None
+    """The same key within retention is the same invocation."""
+
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the handler finds in `ctx.headers`."""
+
+    def changed(
+        self, delay: Duration | None, idempotency_key: str | None, headers: Mapping[str, str] | None
+    ) -> CallOptions:
+        """Return these options with others in the place of those that are given.
+
+        Raises:
+            UsageError: one of them is none of its kind.
+        """
+        if idempotency_key is not None and not _is_text(idempotency_key):
+            raise UsageError(f"an idempotency key is a str that is not empty, not {idempotency_key!r}")
+        for name, value in (headers or {}).items():
+            if not (_is_text(name) and isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+                raise UsageError(f"headers are text by text, not {name!r}: {value!r}")
+        return CallOptions(
+            delay=self.delay if delay is None else timedelta(seconds=seconds(delay)),
+            idempotency_key=self.idempotency_key if idempotency_key is None else idempotency_key,
+            headers=self.headers if headers is None else dict(headers),
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+EMPTY_OPTIONS = CallOptions()
+"""Shared by all calls without options: nobody may write to its headers."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One call or send, checked where the class is known, not yet accepted."""
+
+    type_name: str
+    key: str | None
+    """None for a service."""
+
+    handler: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    one_way: bool
+    options: CallOptions
+    declared: Any
+    """The declared `objects.Handler`, or None where the class is not known in this process."""
+
+    owner: type[Any] | None
+    """The class, or None."""
+
+
+class Caller(Protocol):
+    """What starts invocations: an execution, or a driver's client."""
+
+    def start(self, request: Request, /) -> Any:
+        """Return the `Invocation` of the request; it leaves in the order of these calls."""
+
+
+class _Driver:
+    """The client that `actors.init()` made for this process, if it did."""
+
+    __slots__ = ("client",)
+
+    def __init__(self) -> None:
+        self.client: Caller | None = None
+
+
+_driver = _Driver()
+
+
+def set_driver(client: Caller | None) -> None:
+    """Make this client the one that code outside handlers calls through; None takes it away."""
+    _driver.client = client
+
+
+def execution() -> Any:
+    """Return the execution whose handler runs here, or None."""
+    loop = running_loop()
+    return loop.owner if isinstance(loop, DeterministicLoop) else None
+
+
+def caller() -> Caller:
+    """Return what starts invocations here.
+
+    Raises:
+        UsageError: this is a step, or a process in which `actors.init()` was not called.
+    """
+    loop = running_loop()
+    if isinstance(loop, DeterministicLoop):
+        return cast("Caller", loop.owner)  # the loop knows the half of its execution that it needs
+    if in_step.get() is not None:
+        raise UsageError(NOT_IN_A_STEP)
+    client = _driver.client
+    if client is None:
+        raise UsageError("nothing is connected in this process: call actors.init() first")
+    return client

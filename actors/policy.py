@@ -1,0 +1,138 @@
+"""Policies: how invocations are treated, and durations as people write them.
+
+Every field of a `Policy` may be left unsaid (None); `resolve` takes each from the first that says it: handler, class,
+`init(policy=)`, built-in. With concrete defaults a class that sets only `retry` would undo `init(policy=...)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from .errors import UsageError
+
+Duration = timedelta | float | str
+"""A `timedelta`, a number of seconds, or text such as "10ms", "1.5s", "15m", "2h", "1d"."""
+
+DURATION_MAX = timedelta(days=36_525)
+"""A hundred years: beyond it, a mistake in the unit is likelier than a wish."""
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_TEXT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
+
+
+def seconds(duration: Duration) -> float:
+    """Return the duration in seconds.
+
+    Raises:
+        UsageError: it is no duration, negative, or longer than `DURATION_MAX`.
+    """
+    if isinstance(duration, timedelta):
+        value = duration.total_seconds()
+    elif isinstance(duration, str):
+        value = _seconds_of_text(duration)
+    elif isinstance(duration, bool) or not isinstance(duration, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+        raise UsageError(f"a duration is a timedelta, a number of seconds or text, not {duration!r}")
+    else:
+        value = float(duration)
+    if not (math.isfinite(value) and 0 <= value <= DURATION_MAX.total_seconds()):
+        raise UsageError(f"a duration is at least 0 and at most {DURATION_MAX.days} days, not {duration!r}")
+    return value
+
+
+def _seconds_of_text(text: str) -> float:
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is no duration: write a number and a unit, as in '10ms', '1.5s', '15m', '2h', '1d'")
+    number, unit = found.groups()
+    return float(number) * _UNITS[unit]
+
+
+def _checked(*durations: Duration | None) -> None:
+    for duration in durations:
+        if duration is not None:
+            seconds(duration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When something that failed is tried again, and when no more."""
+
+    initial: Duration = 0.05
+    """The wait after the first failure."""
+
+    factor: float = 2.0
+    """Each further wait is longer by this factor."""
+
+    max_interval: Duration = 10.0
+    """No wait is longer than this."""
+
+    max_attempts: int | None = None
+    """After so many attempts the failure becomes terminal; None means never."""
+
+    max_duration: Duration | None = None
+    """So long after the first attempt began the failure becomes terminal; None means never."""
+
+    def __post_init__(self) -> None:
+        _checked(self.initial, self.max_interval, self.max_duration)
+        if not (math.isfinite(self.factor) and self.factor >= 1):
+            raise UsageError(f"Retry(factor={self.factor!r}): waits do not shrink, so it is at least 1")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise UsageError(
+                f"Retry(max_attempts={self.max_attempts!r}): the first attempt counts, so it is at least 1"
+            )
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds between the failure of this attempt, counted from 1, and the next."""
+        assert attempt >= 1
+        longest = seconds(self.max_interval)
+        try:
+            return min(seconds(self.initial) * self.factor ** (attempt - 1), longest)
+        except OverflowError:
+            return longest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How invocations are treated; None means: not said here."""
+
+    retry: Retry | None = None
+    """How a failed attempt is followed by the next."""
+
+    idle_timeout: Duration | None = None
+    """An execution that waits longer leaves memory; 0 makes every wait suspend and replay."""
+
+    retention: Duration | None = None
+    """How long the outcome outlives the invocation."""
+
+    def __post_init__(self) -> None:
+        _checked(self.idle_timeout, self.retention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A policy in which everything is said."""
+
+    retry: Retry = Retry()
+    idle_timeout: timedelta = timedelta(seconds=60)
+    retention: timedelta = timedelta(days=1)
+
+
+def resolve(*policies: Policy | None) -> Settled:
+    """Return what holds: each field from the first policy that says it, else the built-in default."""
+    said = [policy for policy in policies if policy is not None]
+    built_in = Settled()
+    return Settled(
+        retry=next((policy.retry for policy in said if policy.retry is not None), built_in.retry),
+        idle_timeout=_first(built_in.idle_timeout, *(policy.idle_timeout for policy in said)),
+        retention=_first(built_in.retention, *(policy.retention for policy in said)),
+    )
+
+
+def _first(built_in: timedelta, *durations: Duration | None) -> timedelta:
+    for duration in durations:
+        if duration is not None:
+            return timedelta(seconds=seconds(duration))
+    return built_in

@@ -1,0 +1,157 @@
+"""State as users declare it: `items: dict[str, int] = state(default_factory=dict)`.
+
+Owns: the descriptor of a field, and what fields and handlers know of the classes that declare them. Does not own: what
+a field holds; that is an execution's, behind `Fields`.
+
+A pickle of a field carries its name and its resolved annotation: names that occur in annotations only do not travel
+with a class.
+"""
+
+# pyright: reportPrivateUsage=false
+# Names on users' classes are private to keep every other name free; state, handlers and objects share them.
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, overload
+
+from journal.codec import MISSING
+
+from .errors import UsageError
+from .policy import Policy
+
+T = TypeVar("T")
+
+
+class Fields(Protocol):
+    """What an execution holds of its object's state."""
+
+    def get(self, field: State[Any], /) -> Any: ...
+    def set(self, field: State[Any], value: Any, /) -> None: ...
+
+
+class State(Generic[T]):
+    """A durable field."""
+
+    __slots__ = ("_annotation", "_owner", "default", "factory", "name")
+
+    def __init__(self, default: Any, factory: Callable[[], T] | None) -> None:
+        self.name = ""
+        self.default = default
+        """MISSING where a factory makes it."""
+        self.factory = factory
+        self._owner: type | None = None
+        self._annotation: Any = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self.name:
+            self.name, self._owner = name, owner
+
+    @property
+    def annotation(self) -> Any:
+        """The resolved annotation, or MISSING."""
+        if self._owner is not None:
+            annotations = inspect.get_annotations(self._owner)
+            module = sys.modules.get(self._owner.__module__)
+            self._annotation = resolved(
+                annotations.get(self.name, MISSING), vars(module) if module else {}, vars(self._owner)
+            )
+            self._owner = None
+        return self._annotation
+
+    def made(self) -> T:
+        """Return the value of a field that was never set; a factory's is made anew."""
+        return self.default if self.factory is None else self.factory()
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        if instance is None:
+            return self
+        fields = cast("Addressed", instance)._fields
+        if fields is None:
+            raise UsageError(f"{instance!r}.{self.name} is state: it can be read only inside a handler")
+        return fields.get(self)
+
+    def __set__(self, instance: object, value: T) -> None:
+        fields = cast("Addressed", instance)._fields
+        if fields is None:
+            raise UsageError(f"{instance!r}.{self.name} is state: it can be written only inside a handler")
+        fields.set(self, value)
+
+    def __repr__(self) -> str:
+        return f"<state {self.name}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _restored_state, (self.name, self.default, self.factory, self.annotation)
+
+
+def _restored_state(name: str, default: Any, factory: Callable[[], Any] | None, annotation: Any) -> State[Any]:
+    restored = State[Any](default, factory)
+    restored.name = name
+    restored._annotation = annotation
+    return restored
+
+
+@overload
+def state(default: T, /) -> T: ...
+@overload  # without it, a bare `dict` makes the field "partially unknown" to strict checkers
+def state(*, default_factory: type[list[Any] | dict[Any, Any] | set[Any]]) -> Any: ...
+@overload
+def state(*, default_factory: Callable[[], T]) -> T: ...
+def state(default: Any = MISSING, /, *, default_factory: Callable[[], Any] | None = None) -> Any:
+    """Declare a durable field: `items: dict[str, int] = state(default_factory=dict)`.
+
+    What a handler assigned or changed in place is durable with the invocation's next commit.
+
+    Raises:
+        UsageError: the default could be changed in place, or there is not exactly one of the two.
+    """
+    if (default is MISSING) == (default_factory is None):
+        raise UsageError("state() takes a default or a default_factory")
+    if type(default).__hash__ is None:
+        raise UsageError(f"state({default!r}): every object would share one value; use state(default_factory=...)")
+    return State[Any](default, default_factory)
+
+
+def resolved(annotation: Any, names: Mapping[str, Any], local_names: Mapping[str, Any]) -> Any:
+    """Return the annotation with the names in it looked up, or MISSING."""
+    if annotation is MISSING:
+        return MISSING
+    holder = cast("Any", SimpleNamespace(__annotations__={"it": annotation}))
+    try:
+        return typing.get_type_hints(holder, dict(names), dict(local_names), include_extras=True)["it"]
+    except Exception:  # noqa: BLE001  # it evaluates the user's text, which may raise anything
+        return MISSING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the keywords of a class said."""
+
+    name: str
+    policy: Policy | None = None
+
+
+class Addressed:
+    """What fields and handlers know of the classes that declare them."""
+
+    __slots__ = ("_fields", "_key")
+
+    _options: ClassVar[Options]
+    _key: str | None
+    _fields: Fields | None
+    """None at an address."""
+
+
+class Unkeyed:
+    """Marks classes that are their own address, so that `Checkout.process` is a call and `Ticket.reserve` is not."""
+
+    __slots__ = ()

@@ -1,0 +1,118 @@
+"""Steps: running the action of a `ctx.run`, with its time-out and its retries in place.
+
+Owns the action between its start and its outcome. Does not own: when it may start (its host asks the lease first), nor
+the record of its outcome.
+
+Invariants:
+    1. The lease is looked at immediately before each attempt of an action; where it has lapsed the action is not begun.
+    2. The action runs in a fresh context in which `place.in_step` holds the step's id, so that nothing of the handler's
+       or the host's context leaks into it, and calls from it are refused.
+"""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, cast
+
+from journal.clock import boot_seconds
+
+from . import outcomes
+from .errors import TerminalError, UsageError
+from .execution import Step
+from .place import in_step
+from .policy import Retry, seconds
+
+logger = logging.getLogger("actors")
+
+
+class LeaseLapsed(BaseException):
+    """The host may not start this action any more; whoever owns the shard now will."""
+
+
+class StepRunner:
+    """Runs actions: sync ones on a thread pool, async ones on the host's loop, Ray functions on the cluster."""
+
+    def __init__(self, executor: Executor | None, default: Retry, payload_max: int) -> None:
+        self._executor, self._default, self._payload_max = executor, default, payload_max
+
+    async def run(
+        self, step: Step, step_id: str, may_start: Callable[[], bool], failed: Callable[[BaseException, int, float], None]
+    ) -> bytes:
+        """Return the outcome, encoded; `failed` is told of each attempt that another one follows.
+
+        Raises:
+            LeaseLapsed: the action, or its next attempt, may not be started here.
+        """
+        retry, attempt, began = step.retry or self._default, 0, boot_seconds()
+        while True:
+            attempt += 1
+            if not may_start():
+                raise LeaseLapsed
+            try:
+                async with asyncio.timeout(step.timeout_s):
+                    value = await self._attempt(step, step_id)
+                return self._encoded(step, value)
+            except Exception as error:
+                found = self._given_up(error, step, attempt, boot_seconds() - began, retry)
+                if found is not None:
+                    return outcomes.encoded_error(found)
+                delay = retry.delay(attempt)
+                failed(error, attempt, delay)
+            await asyncio.sleep(delay)
+
+    def _given_up(
+        self, error: Exception, step: Step, attempt: int, elapsed_s: float, retry: Retry
+    ) -> TerminalError | None:
+        if isinstance(error, TerminalError):
+            return error
+        if isinstance(error, UsageError):
+            return outcomes.terminal(error)
+        if isinstance(error, TimeoutError) and step.timeout_s is not None and not str(error):
+            error = TimeoutError(f"the step {step.name!r} took longer than {step.timeout_s:g} s")
+        spent = retry.max_attempts is not None and attempt >= retry.max_attempts
+        late = retry.max_duration is not None and elapsed_s >= seconds(retry.max_duration)
+        return outcomes.used_up(error, step.name, attempt) if spent or late else None
+
+    async def _attempt(self, step: Step, step_id: str) -> Any:
+        context = contextvars.Context()
+        context.run(in_step.set, step_id)
+        fn = step.fn
+        if hasattr(fn, "remote") and hasattr(fn, "bind"):
+            return await _unwrapped(fn.remote(*step.args, **step.kwargs))
+        call = functools.partial(fn, *step.args, **step.kwargs)
+        if inspect.iscoroutinefunction(fn) or self._executor is None:
+            value = context.run(call)
+        else:
+            value = await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call)
+        if inspect.isawaitable(value):
+            return await asyncio.get_running_loop().create_task(_awaited(value), context=context)
+        return value
+
+    def _encoded(self, step: Step, value: Any) -> bytes:
+        try:
+            data = outcomes.encoded_value(value)
+        except UsageError as error:
+            raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {error}") from error
+        if len(data) > self._payload_max:
+            raise UsageError(
+                f"the step {step.name!r} returned {len(data):,} bytes, the limit payload_max is {self._payload_max:,}: "
+                "keep large data elsewhere and return a reference"
+            )
+        return data
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+async def _unwrapped(reference: Awaitable[Any]) -> Any:
+    try:
+        return await reference
+    except Exception as error:
+        # Ray wraps what a task raised; the step fails with the error itself.
+        cause = cast("Any", error).__dict__.get("cause")
+        raise cause if isinstance(cause, Exception) else error from None

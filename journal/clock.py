@@ -1,0 +1,23 @@
+"""The clocks of the machine; the only module that reads them.
+
+Everything else is handed a time or one of these functions, so that tests can own time.
+"""
+
+import time
+
+
+def wall_ms() -> int:
+    """Return the time of day in milliseconds since 1970; may jump, so nothing is decided by it."""
+    return time.time_ns() // 1_000_000
+
+
+def boot_seconds() -> float:
+    """Return seconds that never go back and go on while the machine sleeps.
+
+    Leases are counted by it: on a laptop that was shut for an hour a lease has lapsed. Where the system has no
+    CLOCK_BOOTTIME (macOS) it is the monotonic clock, which may stand still during sleep.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

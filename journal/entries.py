@@ -1,0 +1,242 @@
+"""Entries: what messages, events, journal records and outcomes look like as bytes.
+
+Owns the layout of everything that crosses the store, and nothing of its meaning. Each is one line of JSON that a person
+can read in `redis-cli`, followed by the values in their encoded form: values may be pickles, which JSON cannot hold.
+
+Invariants:
+    1. What `pack` wrote, `unpack` returns, whatever bytes the values hold.
+    2. A record's lists stand in the order of delivery: events that came before, then the outcomes of steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+_dumps, _loads = orjson.dumps, orjson.loads
+
+
+def pack(header: object, values: Sequence[bytes] = ()) -> bytes:
+    """Return a line of JSON followed by the values; orjson writes no raw line feed, so the first one ends the line."""
+    return _dumps(header) + b"\n" + b"".join(values)
+
+
+def unpack(data: bytes) -> tuple[Any, bytes]:
+    """Return the header and the bytes after it."""
+    end = data.index(b"\n")
+    return _loads(data[:end]), data[end + 1 :]
+
+
+@dataclass(slots=True)
+class Message:
+    """A durable request to run one handler, as it lies in an inbox."""
+
+    id: str
+    target: str
+    """`Type/key`, or the name of a service."""
+    handler: str
+    arguments: bytes
+    """Positional and keyword arguments, encoded."""
+    caller: str = ""
+    """Whom to tell (see `teller_*`); empty for a send."""
+    code: str = ""
+    """Hash of the code that the sender has of the target's class; empty if it has none."""
+    due_ms: int = 0
+    """When it counts as sent, by the store's clock in ms; 0 is at once."""
+    keep_ms: int = 0
+    """How long its outcome is kept whatever the count; 0 leaves it to `done`."""
+    headers: dict[str, str] | None = None
+
+    def encoded(self) -> bytes:
+        """Return the bytes of the message."""
+        return pack(
+            [self.id, self.target, self.handler, self.caller, self.code, self.due_ms, self.keep_ms, self.headers],
+            (self.arguments,),
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Message":
+        """Return the message of these bytes."""
+        (id_, target, handler, caller, code, due_ms, keep_ms, headers), arguments = unpack(data)
+        return cls(id_, target, handler, arguments, caller, code, due_ms, keep_ms, headers)
+
+
+def teller_of_driver(writer: str) -> str:
+    """Return the name of a driver that waits."""
+    return "w:" + writer
+
+
+def teller_of_entry(invocation: str, index: int) -> str:
+    """Return the name of a journal entry that waits: a call of another invocation."""
+    return f"i:{invocation}:{index}"
+
+
+class EventKind(StrEnum):
+    """What comes to an open invocation."""
+
+    REPLY = "r"
+    """The outcome of a call; the index is the call's entry."""
+    TIMER = "t"
+    """A due timer; the index is its entry."""
+    ATTEMPT = "a"
+    """The back-off after a failed attempt is over."""
+    NOTICE = "n"
+    """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
+
+
+@dataclass(slots=True)
+class Event:
+    """One event of an invocation, as it lies in a shard's `events`."""
+
+    id: str
+    """Its stream id: its place in the order of delivery, and its time."""
+    invocation: str
+    kind: EventKind
+    index: int
+    payload: bytes
+
+    @property
+    def time_ms(self) -> int:
+        """When it was written, by the store's clock."""
+        return time_of(self.id)
+
+
+def time_of(stream_id: str) -> int:
+    """Return the time in a stream id, in ms by the store's clock."""
+    return int(stream_id.partition("-")[0])
+
+
+def order_of(stream_id: str) -> tuple[int, int]:
+    """Return what stream ids sort by."""
+    ms, _, sequence = stream_id.partition("-")
+    return int(ms), int(sequence or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An event as the journal keeps it, with the time at which the handler saw it."""
+
+    kind: EventKind
+    index: int
+    time_ms: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Record:
+    """What one commit adds to the journal of one invocation."""
+
+    events: list[Delivered] = field(default_factory=list[Delivered])
+    """Delivered since the last commit, in order, and before the outcomes in `steps`."""
+    first: int = 0
+    """Index of the first of `entries`."""
+    entries: list[str] = field(default_factory=list[str])
+    """What the handler asked for, `kind name`, in program order."""
+    olds: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
+    """Values that fields had before this invocation first overwrote them; None where there was none."""
+    reads: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
+    """Values that a shared handler has read."""
+    steps: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
+    """Outcomes of steps; delivered when this record is durable, at its own time."""
+    attempt: int = 0
+    """The attempt that follows, where this record ends one; else 0."""
+    error: str = ""
+    """Why that attempt ended, or why the invocation is paused."""
+
+    def encoded(self) -> bytes:
+        """Return the bytes of the record; what is empty is left out."""
+        header: dict[str, Any] = {}
+        values: list[bytes] = []
+        if self.events:
+            header["events"] = [[e.kind, e.index, e.time_ms, len(e.payload)] for e in self.events]
+            values += [e.payload for e in self.events]
+        if self.entries:
+            header["first"], header["entries"] = self.first, self.entries
+        for name, fields in (("olds", self.olds), ("reads", self.reads)):
+            if fields:
+                header[name] = [[key, -1 if value is None else len(value)] for key, value in fields.items()]
+                values += [value for value in fields.values() if value is not None]
+        if self.steps:
+            header["steps"] = [[index, len(outcome)] for index, outcome in self.steps]
+            values += [outcome for _, outcome in self.steps]
+        if self.attempt:
+            header["attempt"] = self.attempt
+        if self.error:
+            header["error"] = self.error
+        return pack(header, values)
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Record":
+        """Return the record of these bytes."""
+        header, rest = unpack(data)
+        reader = _Reader(rest)
+        return cls(
+            events=[Delivered(EventKind(k), i, t, reader.take(n)) for k, i, t, n in header.get("events", ())],
+            first=header.get("first", 0),
+            entries=header.get("entries", []),
+            olds={key: reader.take_or_none(n) for key, n in header.get("olds", ())},
+            reads={key: reader.take_or_none(n) for key, n in header.get("reads", ())},
+            steps=[(i, reader.take(n)) for i, n in header.get("steps", ())],
+            attempt=header.get("attempt", 0),
+            error=header.get("error", ""),
+        )
+
+
+class _Reader:
+    """Takes the values behind a header, one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def take(self, size: int) -> bytes:
+        start, self._at = self._at, self._at + size
+        return self._data[start : self._at]
+
+    def take_or_none(self, size: int) -> bytes | None:
+        return None if size < 0 else self.take(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A terminal error as the store keeps it."""
+
+    code: int
+    message: str
+    metadata: Mapping[str, str]
+    type: str
+    """`module:qualname` of the error's class."""
+    pickled: bytes = b""
+    """The error itself, where its class is not one of ours."""
+
+
+def success(value: bytes) -> bytes:
+    """Return the outcome that holds an encoded value."""
+    return b"V" + value
+
+
+def failure(error: Failure) -> bytes:
+    """Return the outcome that holds a terminal error."""
+    return b"E" + pack([error.code, error.message, dict(error.metadata), error.type], (error.pickled,))
+
+
+def outcome_of(data: bytes) -> bytes | Failure:
+    """Return the encoded value of a success, or the failure."""
+    if data[:1] == b"V":
+        return data[1:]
+    (code, message, metadata, type_), pickled = unpack(data[1:])
+    return Failure(code, message, metadata, type_, pickled)
+
+
+class ReplyKind(StrEnum):
+    """The first byte of what a driver's reply stream holds."""
+
+    VALUE = "V"
+    ERROR = "E"
+    NOTICE = "N"
+    """An attempt failed; the invocation goes on."""
+    UNKNOWN = "U"
+    """The store does not know this invocation."""
+    OVERLOADED = "O"
+    """Refused: the shard's inbox is full."""

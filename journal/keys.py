@@ -1,0 +1,83 @@
+"""Keys: every name in the store, spelled once, each with type, writer, reader and expiry.
+
+The scripts build the same names from the prefix that they are given; `TABLE` is what the README prints.
+"""
+
+from dataclasses import dataclass
+
+from .names import Shard
+
+TABLE: tuple[tuple[str, str, str], ...] = (
+    ("<ns>:meta", "hash", "format and number of shards; written once by the first program, read on connect; no expiry"),
+    ("<ns>:hosts", "hash", "incarnation → id, node, pid and a beat; written by hosts each second, removed when they end"),
+    ("<ns>:control", "stream", "wakes all hosts when leases or hosts change; at most about 100 entries"),
+    ("<ns>:code", "hash", "object type → hash of its current code; written by drivers, read by hosts; no expiry"),
+    ("<ns>:code:<hash>", "string", "code of user classes, by value; written once by drivers, read by hosts; no expiry"),
+    ("<ns>:writer:<id>", "string", "a driver's last number; written with each submit; expires after `session`"),
+    ("<ns>:replies:<id>", "stream", "a driver's replies; appended by commits, trimmed by its reader; expires with the writer"),
+    ("<ns>:<shard>:inbox", "stream", "messages of invocations that have not finished and never left memory"),
+    ("<ns>:<shard>:events", "stream", "what comes to open invocations: replies, due timers, notices"),
+    ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted by the commit that finishes or lays to sleep"),
+    ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that has left memory; until its end"),
+    ("<ns>:<shard>:held", "hash", "object → the invocation asleep that holds it, until its end"),
+    ("<ns>:<shard>:ids", "hash", "invocation → where it is and whom to tell; trimmed with `done`"),
+    ("<ns>:<shard>:state:<Type>/<key>", "hash", "field → encoded value; written by commits, no expiry"),
+    ("<ns>:<shard>:timers", "sorted set", "due time in ms → counter, invocation and entry to wake"),
+    ("<ns>:<shard>:done", "stream", "finished invocations and outcomes; bounded by count and `retention`"),
+    ("<ns>:<shard>:outcomes", "hash", "outcomes kept beyond `done`, of invocations with an idempotency key"),
+    ("<ns>:<shard>:forget", "sorted set", "until when each of `outcomes` is kept"),
+    ("<ns>:<shard>:head", "string", "epoch, incarnation, number and answer of the owner's last commit"),
+    ("<ns>:<shard>:lease", "string", "incarnation and a counter that its owner changes with each renewal"),
+)
+"""Key, type, and what it holds, who writes and reads it, when it goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of one namespace."""
+
+    namespace: str
+
+    @property
+    def meta(self) -> str:
+        return f"{self.namespace}:meta"
+
+    @property
+    def hosts(self) -> str:
+        return f"{self.namespace}:hosts"
+
+    @property
+    def control(self) -> str:
+        return f"{self.namespace}:control"
+
+    @property
+    def code(self) -> str:
+        return f"{self.namespace}:code"
+
+    def code_of(self, digest: str) -> str:
+        return f"{self.namespace}:code:{digest}"
+
+    def writer(self, writer: str) -> str:
+        return f"{self.namespace}:writer:{writer}"
+
+    def replies(self, writer: str) -> str:
+        return f"{self.namespace}:replies:{writer}"
+
+    def inbox(self, shard: Shard) -> str:
+        return f"{self.namespace}:{shard}:inbox"
+
+    def events(self, shard: Shard) -> str:
+        return f"{self.namespace}:{shard}:events"
+
+    def journal(self, shard: Shard) -> str:
+        return f"{self.namespace}:{shard}:journal"
+
+    def asleep(self, shard: Shard, invocation: str) -> str:
+        return f"{self.namespace}:{shard}:asleep:{invocation}"
+
+    def held(self, shard: Shard) -> str:
+        return f"{self.namespace}:{shard}:held"
+
+    def state(self, shard: Shard, target: str) -> str:
+        # The user's key comes last, so it may hold any character.
+        return f"{self.namespace}:{shard}:state:{target}"

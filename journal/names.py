@@ -1,0 +1,72 @@
+"""Names: what identifies things, as types, and the fixed hash that places an object on a shard.
+
+Invariants:
+    1. An invocation's id ends in its shard, so that whoever holds the id finds its streams without a directory.
+    2. `shard_of` never changes for a namespace: state lies where it says.
+"""
+
+import secrets
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NewType
+from zlib import crc32
+
+from .errors import UsageError
+
+Shard = NewType("Shard", int)
+"""A fixed slice of the key space; the unit of ownership and of order."""
+
+Epoch = NewType("Epoch", int)
+"""A number that grows with every grant of a shard's lease."""
+
+InvocationId = NewType("InvocationId", str)
+"""The stable id of one durable request: `<unique>-<shard>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectId:
+    """A virtual object's address: its type's name and its key; a service has no key."""
+
+    type: str
+    key: str | None
+
+    def __str__(self) -> str:
+        return self.type if self.key is None else f"{self.type}/{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ObjectId":
+        """Return the address that `str` wrote: a type's name has no slash, so the first one begins the key."""
+        name, slash, key = text.partition("/")
+        return cls(name, key if slash else None)
+
+
+def shard_of(address: str, shards: int) -> Shard:
+    """Return the shard of an object's address or of the unique part of a service's invocation id."""
+    return Shard(crc32(address.encode("utf-8", "surrogatepass")) % shards)
+
+
+def shard_in(invocation: str) -> Shard:
+    """Return the shard that an invocation's id names.
+
+    Raises:
+        UsageError: this is not an invocation's id.
+    """
+    try:
+        return Shard(int(invocation[invocation.rindex("-") + 1 :]))
+    except ValueError:
+        raise UsageError(f"{invocation!r} is not the id of an invocation: take it from `.id` of what started it") from None
+
+
+def new_id() -> str:
+    """Return an id never given before: of a writer, of a host's incarnation, of the unique part of an invocation."""
+    return secrets.token_hex(8)
+
+
+def derived_id(*parts: str) -> str:
+    """Return the id that these parts name, the same in every process."""
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def invocation_id(unique: str, address: str, shards: int) -> InvocationId:
+    """Return the id of an invocation of `address`: an object's shard, or for a service the hash of the id itself."""
+    return InvocationId(f"{unique}-{shard_of(address if '/' in address else unique, shards)}")

@@ -1,0 +1,74 @@
+-- Shared functions, placed before `submit` and `commit`: who waits for an invocation, and how it is told.
+-- KEYS: none (names are built from the namespace; one namespace lives in one primary)
+-- ARGV: none of its own
+-- Returns: nothing of its own
+-- Promise 3: replies and messages appear with what caused them. A message of a known invocation becomes an attachment.
+local call = redis.call
+
+-- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
+local function place_of(entry)
+  return string.match(entry, '^(%S+)(.*)$')
+end
+
+local function is_open(entry)
+  local first = string.byte(entry)
+  return first == 105 or first == 97 -- i, a
+end
+
+local function tell(ns, replies, teller, invocation, payload, kind)
+  if string.byte(teller) == 119 then -- w:<writer>
+    local writer = string.sub(teller, 3)
+    local list = replies[writer]
+    if not list then list = {}; replies[writer] = list end
+    list[#list + 1] = invocation
+    list[#list + 1] = payload
+    return
+  end
+  local waiting, index = string.match(teller, '^i:(.+):(%d+)$')
+  local prefix = ns .. ':' .. string.match(waiting, '%-(%d+)$')
+  local entry = call('HGET', prefix .. ':ids', waiting)
+  if entry and is_open(entry) then
+    call('XADD', prefix .. ':events', '*', 'i', waiting, 'k', kind, 'x', index, 'd', payload)
+  end
+end
+
+local function outcome_of(prefix, place, invocation)
+  if string.byte(place) == 111 then return call('HGET', prefix .. ':outcomes', invocation) end -- o
+  local id = string.sub(place, 2)
+  local found = call('XRANGE', prefix .. ':done', id, id)
+  return found[1] and found[1][2][4]
+end
+
+-- Attaches to a known invocation; false if it is not known.
+local function attach(ns, replies, prefix, invocation, teller)
+  local entry = call('HGET', prefix .. ':ids', invocation)
+  if not entry then return false end
+  if teller == '' then return true end
+  local place, tellers = place_of(entry)
+  if is_open(place) then
+    if not string.find(tellers .. ' ', ' ' .. teller .. ' ', 1, true) then
+      call('HSET', prefix .. ':ids', invocation, entry .. ' ' .. teller)
+    end
+  else
+    tell(ns, replies, teller, invocation, outcome_of(prefix, place, invocation) or 'U', 'r')
+  end
+  return true
+end
+
+local function accept(ns, replies, prefix, invocation, teller, data, limit, refusal)
+  if attach(ns, replies, prefix, invocation, teller) then return end
+  if call('XLEN', prefix .. ':inbox') >= limit and (teller ~= '' or refusal == 'O') then
+    if teller ~= '' then tell(ns, replies, teller, invocation, refusal, 'r') end
+    return
+  end
+  local id = call('XADD', prefix .. ':inbox', '*', 'm', data)
+  call('HSET', prefix .. ':ids', invocation, teller == '' and ('i' .. id) or ('i' .. id .. ' ' .. teller))
+end
+
+local function send_replies(ns, replies)
+  for writer, list in pairs(replies) do
+    for first = 1, #list, 1000 do
+      call('XADD', ns .. ':replies:' .. writer, 'NOMKSTREAM', '*', unpack(list, first, math.min(first + 999, #list)))
+    end
+  end
+end

@@ -1,0 +1,336 @@
+"""The store: the durable transitions that the runtime stands on, as a protocol and as values.
+
+Owns the contract between `actors` and whatever keeps the bytes. `RedisStore` and `MemoryStore` both keep it, under one
+contract suite. A transition is atomic: it happens as a whole or not at all, whoever dies meanwhile.
+
+Invariants:
+    1. Writes of a writer are numbered: the store applies last + 1, answers the last one again, and refuses the rest. A
+       write whose answer was lost is therefore sent again, unchanged.
+    2. A commit carries the epoch and the incarnation of its shard's owner; another one's is refused, as a whole part.
+    3. What one `Progress` brings appears together: records, state, timers, messages, replies.
+    4. Expected outcomes are values (`Fenced`, `Refused`); exceptions are faults (`UnavailableError`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from typing import Protocol
+
+from .entries import Event
+from .names import Epoch, Shard
+
+SHARDS = 16
+"""How many shards a new namespace gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a namespace bounds, and where."""
+
+    inbox_max: int = 100_000
+    """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that."""
+    done_max: int = 10_000
+    """Finished invocations that one shard remembers."""
+    retention: timedelta = timedelta(days=1)
+    """How long a finished invocation is remembered, if the count allows."""
+    session: timedelta = timedelta(days=1)
+    """How long a silent driver keeps its number and its replies."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A message for an inbox; a known invocation is attached to instead."""
+
+    shard: Shard
+    invocation: str
+    caller: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class Attach:
+    """A wish to be told the outcome of an invocation."""
+
+    shard: Shard
+    invocation: str
+
+
+class Settled(Enum):
+    """What became of a driver's numbered write."""
+
+    APPLIED = "applied"
+    REFUSED = "refused"
+    """The writer is unknown or its number is not the next one: open another and attach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One entry for a driver; the payload's first byte is a `ReplyKind`."""
+
+    id: str
+    invocation: str
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Finish:
+    """The end of an invocation."""
+
+    outcome: bytes
+    summary: bytes
+    keep_ms: int = 0
+
+
+@dataclass(slots=True)
+class Sleep:
+    """An invocation leaves memory; it holds its object unless it is shared, delayed, or of a service."""
+
+    holds: bool
+    paused: str = ""
+    """Why an operator is waited for; empty if it merely waits."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one commit does for one invocation."""
+
+    invocation: str
+    target: str
+    inbox_id: str
+    asleep: bool = False
+    """It has left memory once: its message lies in its hash."""
+    record: bytes = b""
+    events: list[str] = field(default_factory=list[str])
+    """Ids in `events` that the record (or the end) makes superfluous."""
+    writes: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    clears: list[str] = field(default_factory=list[str])
+    timers: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    """Due time in ms and member: `counter:invocation:what`, where what is an entry's index, `a` or `d`."""
+    untimers: list[str] = field(default_factory=list[str])
+    messages: list[Outgoing] = field(default_factory=list[Outgoing])
+    journal: list[str] = field(default_factory=list[str])
+    """With an end: ids of its records in the shard's `journal`, but for those that this part writes."""
+    end: Finish | Sleep | None = None
+    notice: bytes = b""
+    """Text for those who wait: an attempt has failed."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One shard's share of a commit."""
+
+    shard: Shard
+    epoch: Epoch
+    incarnation: str
+    number: int
+    progress: list[Progress]
+    stray: list[str] = field(default_factory=list[str])
+    """Ids in `events` of invocations that had finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The part is durable; `first` is the stream id of its first journal record, if it has one."""
+
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another host owns the shard, or this number is not the next: nothing was written."""
+
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """The store failed half way through the part: nobody may serve the shard until an operator has looked."""
+
+    reason: str
+
+
+Answer = Committed | Fenced | Damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is ours, with a new epoch; `number` is that of the last commit, `clean` that it was handed over."""
+
+    epoch: Epoch
+    number: int
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Somebody else has the lease; its value changes with each renewal."""
+
+    value: str
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a host has read a shard."""
+
+    inbox: str
+    events: str
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What a host's blocking read brought."""
+
+    messages: list[tuple[Shard, str, bytes]] = field(default_factory=list[tuple[Shard, str, bytes]])
+    """Shard, inbox id, message."""
+    events: list[tuple[Shard, Event]] = field(default_factory=list[tuple[Shard, Event]])
+    control: str = ""
+    """The last id of the control stream, if there was something new."""
+
+
+@dataclass(slots=True)
+class Dormant:
+    """An invocation that has left memory once, as its hash holds it."""
+
+    inbox_id: str
+    message: bytes
+    records: list[tuple[str, bytes]]
+    """Stream id (its time) and record, in order."""
+    paused: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An object's state, and the invocation asleep that holds it."""
+
+    fields: dict[str, bytes]
+    held_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Who is there: hosts by incarnation (with what they say of themselves), leases by shard."""
+
+    hosts: dict[str, bytes]
+    leases: list[str]
+
+
+class Store(Protocol):
+    """Every durable transition; each method is one round trip and raises `UnavailableError` if the store does not answer."""
+
+    async def aclose(self) -> None:
+        """Close the connections; the store goes on."""
+        ...
+
+    async def open_namespace(self, shards: int) -> int:
+        """Return the namespace's number of shards, writing it if it is new.
+
+        Raises:
+            SettingsError: the store would lose data (promise 10), or the namespace has another format.
+        """
+        ...
+
+    async def now_ms(self) -> int:
+        """Return the store's time."""
+        ...
+
+    # Drivers
+
+    async def open_writer(self) -> str:
+        """Return a new writer with number 0 and an empty reply stream; both expire when silent for `session`."""
+        ...
+
+    async def submit(self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str) -> Settled:
+        """Append messages and attach, in order, as one numbered write; trim the replies up to `seen`."""
+        ...
+
+    async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
+        """Return the replies after an id, waiting for the first one up to `block_ms`."""
+        ...
+
+    async def status(self, invocation: str) -> str:
+        """Return where an invocation is: `open`, `asleep`, `paused: why`, `succeeded`, `failed`, or `` if unknown."""
+        ...
+
+    # Hosts: ownership
+
+    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
+        """Take a lease that nobody has, or whose value is still `seen`; the epoch grows, and the past is fenced."""
+        ...
+
+    async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
+        """Renew leases and say what this host is; return the last commit's number of each that is still ours."""
+        ...
+
+    async def release(self, incarnation: str, owned: Mapping[Shard, Epoch], *, leaving: bool) -> None:
+        """Hand shards over: free their leases, mark them clean and wake the other hosts."""
+        ...
+
+    async def bury(self, incarnation: str) -> int:
+        """Free all leases of a host that is known to be dead, wake the others, and return how many there were."""
+        ...
+
+    async def look(self, shards: int) -> Look:
+        """Return hosts and leases."""
+        ...
+
+    # Hosts: reading
+
+    async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
+        """Return what is new after the cursors, at most `count` of each stream, waiting up to `block_ms`."""
+        ...
+
+    async def interrupt(self) -> None:
+        """End a blocking `arrivals` of this store object at once."""
+        ...
+
+    async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
+        """Return a page of a shard's messages."""
+        ...
+
+    async def events(self, shard: Shard, after: str, count: int) -> list[Event]:
+        """Return a page of a shard's events."""
+        ...
+
+    async def journal(self, shard: Shard, after: str, count: int) -> list[tuple[str, str, bytes]]:
+        """Return a page of a shard's journal: stream id, invocation, record."""
+        ...
+
+    async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
+        """Return messages by inbox id; None for one that is gone."""
+        ...
+
+    async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
+        """Return the state of objects, in one round trip."""
+        ...
+
+    async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
+        """Return invocations that have left memory once; None for one that has not."""
+        ...
+
+    # Hosts: writing
+
+    async def commit(self, parts: Sequence[Part]) -> list[Answer]:
+        """Apply each part whose owner and number are right, each as a whole, and answer for each."""
+        ...
+
+    async def move_due(self, shard: Shard, epoch: Epoch, incarnation: str, count: int) -> tuple[int, int]:
+        """Move up to `count` due timers into `events` or `inbox`; return how many, and the next due time (0: none).
+
+        Fenced but not numbered: repeated, it moves what is still there.
+        """
+        ...
+
+    # Code
+
+    async def put_code(self, digest: str, code: bytes, types: Sequence[str]) -> None:
+        """Keep code under its hash; it becomes current for its types if the hash is new."""
+        ...
+
+    async def code(self, digest: str) -> bytes | None:
+        """Return the code with this hash."""
+        ...
+
+    async def current_code(self, type_name: str) -> str:
+        """Return the hash of a type's current code, or `` if nobody has stored any."""
+        ...

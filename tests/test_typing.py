@@ -1,0 +1,85 @@
+"""What type checkers say of users' code: `typing/ok.py` is clean, each line of `typing/bad.py` marked E is an error."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "tests" / "typing" / name for name in ("ok.py", "bad.py")]
+
+Lines = dict[str, list[int]]
+
+
+def marked() -> Lines:
+    """Return the lines marked E, by file."""
+    return {
+        file.name: [
+            number for number, line in enumerate(file.read_text("utf-8").splitlines(), 1) if re.search(r"# E\b", line)
+        ]
+        for file in FILES
+    }
+
+
+def checked(module: str, *arguments: str, directory: Path) -> str:
+    """Return what a checker prints; it ends with 1 where it has found errors."""
+    path = os.pathsep.join(map(str, (ROOT, FILES[0].parent)))
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=directory,
+        env={**os.environ, "MYPYPATH": path},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def basedpyright(directory: Path) -> Lines:
+    settings = {
+        "include": [str(file) for file in FILES],
+        "extraPaths": [str(ROOT), str(FILES[0].parent)],
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+    }
+    config = directory / "pyrightconfig.json"
+    config.write_text(json.dumps(settings), "utf-8")
+    printed = checked(
+        "basedpyright", "-p", str(config), "--pythonpath", sys.executable, "--outputjson", directory=directory
+    )
+    found = json.loads(printed)["generalDiagnostics"]
+    return by_file((Path(one["file"]).name, one["range"]["start"]["line"] + 1) for one in found)
+
+
+def mypy(directory: Path) -> Lines:
+    # Silent: the six signatures of ctx.run are one too many for mypy's TypeVarTuple, which users never see.
+    options = ("--strict", "--python-version=3.11", "--config-file=", "--follow-imports=silent", "--hide-error-context")
+    printed = checked("mypy", *options, *map(str, FILES), directory=directory)
+    found = re.findall(r"(\w+\.py):(\d+): error:", printed)
+    return by_file((name, int(line)) for name, line in found)
+
+
+def by_file(found: Iterable[tuple[str, int]]) -> Lines:
+    lines: dict[str, set[int]] = {file.name: set() for file in FILES}
+    for name, line in found:
+        lines[name].add(line)
+    return {name: sorted(numbers) for name, numbers in lines.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", [basedpyright, mypy])
+def test_a_checker_refuses_the_marked_lines_and_no_others(checker: Callable[[Path], Lines], tmp_path: Path) -> None:
+    assert checker(tmp_path) == marked()
+
+
+def test_lines_are_marked() -> None:
+    lines = marked()
+
+    assert lines["ok.py"] == []
+    assert len(lines["bad.py"]) > 30

@@ -1,0 +1,82 @@
+# fmt: off
+"""Each line marked E is an error in both strict checkers, and no other line: `test_typing.py` runs them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ok import Cart, Work, acharge, charge, train
+
+from actors import Context, Retry, Service, VirtualObject, handler, state
+
+Cart["a"].add.remote()  # E a missing argument
+Cart["a"].add.remote("x", nonsense=1)  # E
+Cart["a"].add.remote(1)  # E
+Cart["a"].add.remote("x", 2)  # E it is keyword only
+Cart["a"].add.send(1)  # E
+Cart["a"].add.options(delay="1m").remote(1)  # E
+Cart["a"].add.options(dely="1m")  # E
+Cart["a"].apend.remote("x")  # E
+Cart[12].add.remote("x")  # E
+Cart.add.remote("x")  # E no key
+Work["a"].go.remote("x")  # E a service has no key
+Work.go.remote(3)  # E
+
+
+class Bad(VirtualObject):
+    n: int = state("x")  # E
+
+    @handler  # E no ctx
+    async def a(self, x: int) -> None: ...
+
+    @handler
+    async def b(self, ctx: Context) -> None:
+        self.n = "x"  # E
+        await ctx.run("a", charge, "c")  # E
+        await ctx.run("a", charge, "c", "d")  # E
+        await ctx.run("a", charge, "c", 1, nokey=3)  # E
+        await ctx.run("a", acharge, "c", "d")  # E
+        await ctx.run("a", train, "c")  # E
+        await ctx.run("a", charge, "c", "d", retry=Retry())  # E
+        await ctx.run("a", charge, "c", retry=Retry())  # E
+        await asyncio.wait([Cart["a"].add.remote("x")])  # E no Future
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.run("a", lambda: 1))  # E no coroutine
+            group.create_task(Cart["a"].add.remote("x"))  # E
+
+
+class Bad2(Service, nonsense=True):  # E
+    ...
+
+
+class Vip2(Cart):
+    @handler
+    async def add(self, ctx: Context, item: int) -> int: return 1  # E an incompatible override
+
+
+class Svc(Service):
+    @handler
+    async def a(self, ctx: Context) -> int:
+        self.plain(ctx, "x")  # E
+        return await self.a("x")  # E
+
+    @handler
+    def plain(self, ctx: Context, x: int) -> int:
+        return x
+
+
+async def answer(self: object, ctx: Context) -> int:
+    return 1
+
+
+class H(VirtualObject):
+    handle = handler(answer)  # E taken
+
+
+class H2(VirtualObject):
+    handle: int = state(0)  # E taken
+
+
+class Untyped(Service):
+    @handler
+    async def f(self, ctx, x): return x  # E unannotated

@@ -1,0 +1,351 @@
+"""Everything here type-checks under both strict checkers: `test_typing.py` runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable
+from decimal import Decimal
+from typing import Any, Generic, TypeVar, assert_type
+
+import ray
+
+import actors
+from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler, shared, state
+
+T = TypeVar("T")
+
+
+# --- Objects and services
+
+
+class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0)):
+    items: dict[str, int] = state(default_factory=dict)
+    status: str = state("OPEN")
+    holder: str | None = state(None)
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context, item: str, *, quantity: int = 1) -> int:
+        self.items[item] = self.items.get(item, 0) + quantity
+        self.holder = "x"
+        await self._two(ctx, item)
+        assert_type(await self.total(ctx), int)
+        assert_type(self.plain(ctx, 1), str)
+        self.add.options(delay="1m").send(item)
+        await ctx.sleep("1s")
+        return self.n
+
+    @handler(policy=Policy(retention="1m"))
+    async def total(self, ctx: Context) -> int:
+        return sum(self.items.values())
+
+    @handler
+    def plain(self, ctx: Context, x: int) -> str:
+        return str(x)
+
+    @shared
+    async def view(self, ctx: Context) -> dict[str, str | None]:
+        return {"a": self.status, "b": self.holder}
+
+    async def _two(self, ctx: Context, item: str) -> int:
+        return len(item)
+
+
+class Vip(Cart):
+    @handler
+    async def add(self, ctx: Context, item: str, *, quantity: int = 1, gift: bool = False) -> int:
+        return await super().add(ctx, item, quantity=quantity)
+
+
+class Work(Service):
+    @handler
+    async def go(self, ctx: Context, key: str) -> str:
+        got = await Cart[key].add.remote("x", quantity=2)
+        assert_type(got, int)
+        return await self.helper(ctx, key)
+
+    @handler
+    async def helper(self, ctx: Context, key: str) -> str:
+        return key
+
+    @handler
+    def sync(self, ctx: Context) -> None: ...
+
+
+def takes(target: Cart) -> Invocation[int]:
+    """A handle is typed as its class: it can be passed on."""
+    return target.add.remote("x")
+
+
+def calls() -> None:
+    assert_type(Cart["a"], Cart)
+    assert_type(Cart["a"].add.remote("x", quantity=2), Invocation[int])
+    assert_type(Cart["a"].add.send("x", quantity=2), Invocation[int])
+    assert_type(Cart["a"].total.remote(), Invocation[int])
+    assert_type(Cart["a"].plain.remote(1), Invocation[str])
+    assert_type(Cart["a"].view.options(delay=dt.timedelta(1)).remote(), Invocation[dict[str, str | None]])
+    assert_type(Vip["a"].add.remote("x", gift=True), Invocation[int])
+    assert_type(Work.go.remote("k"), Invocation[str])
+    assert_type(Work.sync.remote(), Invocation[None])
+    assert_type(Work.handle.remote("go", "k"), Invocation[Any])
+    assert_type(Cart["a"].handle.remote("add", "k"), Invocation[Any])
+    takes(Cart["a"])
+
+
+# --- Waiting
+
+
+def driver() -> None:
+    assert_type(actors.get([Cart["a"].add.remote("x"), Cart["b"].add.remote("y")], timeout=3), list[int])
+    assert_type(actors.get(Cart["a"].plain.remote(1)), str)
+    ready, rest = actors.wait([Cart["a"].add.remote("x")], num_returns=1)
+    assert_type(ready, list[Invocation[int]])
+    assert_type(rest, list[Invocation[int]])
+    mixed = actors.get([Cart["a"].add.remote("x"), Cart["b"].plain.remote(1)])
+    assert len(mixed) == 2
+    ref = Cart["a"].add.remote("x")
+    assert_type(ref.result(timeout=3), int)
+    assert_type(ref.accepted().result("3s"), None)
+    assert_type(ref.id, str)
+    assert_type(ray.get(ref.to_object_ref()), int)
+
+
+async def async_driver() -> None:
+    a = await asyncio.gather(*(Cart["a"].add.remote("x") for _ in range(3)))
+    assert_type(a, list[int])
+    b, c = await asyncio.gather(Cart["a"].add.remote("x"), Cart["a"].plain.remote(1))
+    assert_type(b, int)
+    assert_type(c, str)
+    async with asyncio.timeout(1):
+        await Cart["a"].add.remote("x")
+    await asyncio.wait_for(Cart["a"].add.remote("x"), 3)
+    await Cart["a"].add.remote("x").accepted()
+
+
+# --- Steps
+
+
+def charge(card: str, amount: int, key: str = "") -> str:
+    return card + key + str(amount)
+
+
+async def acharge(card: str, amount: int, *, key: str = "") -> bytes:
+    return charge(card, amount, key).encode()
+
+
+@ray.remote
+def train(n: int) -> float:
+    return float(n)
+
+
+@ray.remote(num_cpus=1)
+def train2(n: int, m: str) -> float:
+    return float(m) * n
+
+
+def ident(x: T) -> T:
+    return x
+
+
+def awaitable(x: int) -> Awaitable[str]:
+    return acharge_text(x)
+
+
+async def acharge_text(x: int) -> str:
+    return str(x)
+
+
+class Client:
+    def charge(self, a: int, *, b: str) -> bytes:
+        return b.encode() * a
+
+    async def acharge(self, a: int, *, b: str) -> bytes:
+        return b.encode() * a
+
+
+class Steps(Service):
+    @handler
+    async def functions(self, ctx: Context) -> None:
+        assert_type(await ctx.run("a", charge, "c", 100), str)
+        assert_type(await ctx.run("a", charge, "c", amount=100), str)
+        assert_type(await ctx.run("a", acharge, "c", 100, key="x"), bytes)
+        assert_type(await ctx.run("a", lambda: 3), int)
+        assert_type(await ctx.run("a", train, 3), float)
+        assert_type(await ctx.run("a", train2, 3, "x"), float)
+
+    @handler
+    async def options(self, ctx: Context) -> None:
+        assert_type(await ctx.run("a", charge, "c", 100, "k", retry=Retry(max_attempts=3)), str)
+        assert_type(await ctx.run("a", charge, "c", 100, retry=Retry(max_attempts=3)), str)
+        assert_type(await ctx.run("a", acharge, "c", 100, retry=Retry(max_attempts=3), timeout="3s"), bytes)
+        assert_type(await ctx.run("a", train, 3, retry=Retry()), float)
+
+    @handler
+    async def many(self, ctx: Context) -> None:
+        steps = [ctx.run("a", charge, "c", 100), ctx.run("b", charge, "c", 100)]
+        await asyncio.wait(steps)
+        assert_type(await asyncio.gather(*steps), list[str])
+
+    @handler
+    async def callables(self, ctx: Context) -> None:
+        c = Client()
+        assert_type(await ctx.run("a", ident, 3), int)
+        assert_type(await ctx.run("a", Decimal, "1.0"), Decimal)
+        assert_type(await ctx.run("a", os.urandom, 8), bytes)
+        assert_type(await ctx.run("a", c.charge, 3, b="x"), bytes)
+        assert_type(await ctx.run("a", c.acharge, 3, b="x"), bytes)
+        assert_type(await ctx.run("a", functools.partial(c.charge, 3, b="x"), retry=Retry()), bytes)
+        assert_type(await ctx.run("a", functools.partial(c.acharge, 3, b="x"), retry=Retry()), bytes)
+        assert_type(await ctx.run("a", lambda: c.acharge(3, b="x")), bytes)
+        assert_type(await ctx.run("a", lambda: c.acharge(3, b="x"), retry=Retry()), bytes)
+        assert_type(await ctx.run("a", lambda: c.charge(3, b="x"), timeout=3), bytes)
+        assert_type(await ctx.run("a", awaitable, 3), str)
+        assert_type(await ctx.run("a", sorted, [3, 1]), list[int])
+
+
+# --- Mixins, generics, abstract classes
+
+
+class Audited:
+    @handler
+    async def audit(self, ctx: Context, what: str) -> None:
+        self.audit.send(what)
+        await self.audit(ctx, what)
+
+    @shared
+    async def log(self, ctx: Context) -> list[str]:
+        return []
+
+
+class Account(Audited, VirtualObject):
+    @handler
+    async def pay(self, ctx: Context) -> None:
+        await self.audit(ctx, "pay")
+        await asyncio.create_task(self.audit(ctx, "pay"))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.audit(ctx, "x"))
+        refs = {Cart[k].add.remote("x"): k for k in "ab"}
+        done, _ = await asyncio.wait([asyncio.ensure_future(r) for r in refs])
+        assert_type([d.result() for d in done], list[int])
+
+
+class Box(VirtualObject, Generic[T]):
+    value: list[T] = state(default_factory=list)
+
+    @handler
+    async def put(self, ctx: Context, v: T) -> list[T]:
+        self.value.append(v)
+        return self.value
+
+
+class IntBox(Box[int]):
+    pass
+
+
+class Abstract(VirtualObject, ABC):
+    @handler
+    @abstractmethod
+    async def put(self, ctx: Context, v: int) -> int: ...
+    @abstractmethod
+    def helper(self) -> int: ...
+
+
+class Greeter(VirtualObject):
+    def hello(self) -> str:
+        return ""
+
+    @shared
+    async def greet(self, ctx: Context) -> str:
+        return self.hello()
+
+
+def bases() -> None:
+    assert_type(Account["a"].audit.remote("x"), Invocation[None])
+    assert_type(Account["a"].log.remote(), Invocation[list[str]])
+    assert_type(IntBox["a"].put.remote(3), Invocation[list[int]])
+    assert_type(Greeter["a"].greet.remote(), Invocation[str])
+
+
+# --- Names
+
+
+class Names(VirtualObject):
+    @handler
+    async def get(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def name(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def objects(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def state(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def key(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def remote(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def send(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def options(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def mro(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def register(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def self_(self, ctx: Context, self_: int, ctx_: int) -> int:
+        return 1
+
+    @handler
+    async def var(self, ctx: Context, /, *args: int, **kw: str) -> int:
+        return 1
+
+
+class ServiceNames(Service):
+    @handler
+    async def get(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def mro(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def register(self, ctx: Context) -> int:
+        return 1
+
+    @handler
+    async def remote(self, ctx: Context) -> int:
+        return 1
+
+
+def names() -> None:
+    assert_type(Names["a"].get.remote(), Invocation[int])
+    assert_type(Names["a"].mro.remote(), Invocation[int])
+    assert_type(Names["a"].remote.remote(), Invocation[int])
+    assert_type(Names["a"].var.remote(1, 2, x="y"), Invocation[int])
+    assert_type(ServiceNames.get.remote(), Invocation[int])
+    assert_type(ServiceNames.register.remote(), Invocation[int])
+    assert_type(ServiceNames.remote.remote(), Invocation[int])
