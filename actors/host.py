@@ -78,7 +78,7 @@ class Host:
         self._own_thread, self._stuck = own_thread, stuck or _log_stuck
         self._store = connect()
         self.incarnation = new_id()
-        self._leases = Leases(self.incarnation, now, self._about)
+        self._leases = Leases(self.incarnation, now, self._about, self._acknowledged)
         self._offset_ms = 0
         self._shards: dict[Shard, OwnedShard] = {}
         self._count = SHARDS
@@ -355,6 +355,9 @@ class Host:
         if mine and mine <= set(self._shards):
             self.recovered.set()
 
+    def _acknowledged(self) -> dict[Shard, int]:
+        return {owned.shard: owned.acknowledged for owned in list(self._shards.values())}
+
     def _about(self) -> bytes:
         shards = list(self._shards.values())  # of another thread, perhaps
         return orjson.dumps(
@@ -369,10 +372,9 @@ class Host:
 
     def _check_numbers(self) -> None:
         """Step down from a shard whose store has fallen behind: a fail-over lost its last writes."""
-        for shard, owned in list(self._shards.items()):
-            number = self._leases.number(shard)
-            if number is not None and number < owned.acknowledged and not owned.is_lost:
-                lost = owned.acknowledged - number
+        for shard, lost in self._leases.behind().items():
+            owned = self._shards.get(shard)
+            if owned is not None:
                 logger.error("shard %d: the store has lost its last %d commits; recovering from what it has", shard, lost)
                 self._lose(owned, "the store is behind")
 

@@ -39,12 +39,14 @@ class Leases:
     """The leases of one host."""
 
     def __init__(
-        self, incarnation: str, now: Callable[[], float], about: Callable[[], bytes], ttl: timedelta = LEASE_TTL
+        self, incarnation: str, now: Callable[[], float], about: Callable[[], bytes],
+        acknowledged: Callable[[], dict[Shard, int]], ttl: timedelta = LEASE_TTL
     ) -> None:
         self.incarnation, self._now, self._about, self._ttl = incarnation, now, about, ttl.total_seconds()
         self._epochs: dict[Shard, Epoch] = {}
         self._until: dict[Shard, float] = {}
-        self._numbers: dict[Shard, int] = {}
+        self._acknowledged = acknowledged
+        self._behind: dict[Shard, int] = {}
 
     def add(self, shard: Shard, epoch: Epoch, asked_at: float) -> None:
         """Note a grant that was asked for at that time."""
@@ -55,7 +57,7 @@ class Leases:
         """Forget a lease: it is released, or lost."""
         self._epochs.pop(shard, None)
         self._until.pop(shard, None)
-        self._numbers.pop(shard, None)
+        self._behind.pop(shard, None)
 
     def hold(self, shard: Shard) -> bool:
         """Whether the lease has not lapsed: looked at immediately before each action."""
@@ -65,9 +67,9 @@ class Leases:
         """Return the shards whose lease has lapsed, or was taken."""
         return [shard for shard in list(self._epochs) if not self.hold(shard)]
 
-    def number(self, shard: Shard) -> int | None:
-        """Return the number of the shard's last commit, as the last renewal found it."""
-        return self._numbers.get(shard)
+    def behind(self) -> dict[Shard, int]:
+        """Return the shards whose store lacks commits that it had acknowledged before, and how many: a fail-over."""
+        return dict(self._behind)
 
     @property
     def owned(self) -> dict[Shard, Epoch]:
@@ -78,6 +80,7 @@ class Leases:
         """Renew what has not lapsed; what the store refuses is lost at once."""
         asked_at = self._now()
         owned = {shard: epoch for shard, epoch in self.owned.items() if self.hold(shard)}
+        known = self._acknowledged()
         numbers = await store.renew(self.incarnation, owned, self._about())
         for shard, epoch in owned.items():
             if self._epochs.get(shard) != epoch:
@@ -86,7 +89,8 @@ class Leases:
                 self._until[shard] = 0.0
             elif self.hold(shard):
                 self._until[shard] = asked_at + self._ttl
-                self._numbers[shard] = numbers[shard]
+                if numbers[shard] < known.get(shard, 0):
+                    self._behind[shard] = known[shard] - numbers[shard]
 
 
 class RenewalThread:

@@ -128,7 +128,7 @@ class OwnedShard:
             self.receive(notice)
 
     def _delay(self, message: Message, inbox_id: str) -> None:
-        timer = (message.due_ms, self._member(message.id, "d", message.due_ms))
+        timer = (message.due_ms, self._member(message.id, "d"))
         self._asleep[message.id] = []
         progress = Progress(message.id, message.target, inbox_id, timers=[timer], end=Sleep(holds=False))
         self._stage(progress)
@@ -418,7 +418,7 @@ class OwnedShard:
         now_ms = self._services.surroundings.now_ms()
         for index, delay_s in execution.set_timers.items():
             due_ms = now_ms + int(delay_s * 1000)
-            run.timers[index] = self._member(run.id, str(index), due_ms)
+            run.timers[index] = self._member(run.id, str(index))
             progress.timers.append((due_ms, run.timers[index]))
         execution.set_timers = {}
         for index in execution.cleared:
@@ -427,12 +427,9 @@ class OwnedShard:
                 progress.untimers.append(member)
         execution.cleared = []
 
-    def _member(self, id_: str, what: str, due_ms: int) -> str:
+    def _member(self, id_: str, what: str) -> str:
         """Return the name of a timer: it sorts in the order of setting, of all owners of the shard."""
         self._timers_set += 1
-        if not self.next_due_ms or due_ms < self.next_due_ms:
-            self.next_due_ms = due_ms
-            self._services.wake_timers()
         return f"{self.epoch:012x}{self._timers_set:08x}:{id_}:{what}"
 
     def _stage(self, progress: Progress, run: InFlight | None = None, record: Record | None = None) -> int:
@@ -561,7 +558,7 @@ class OwnedShard:
         run.delivered = []
         progress = progress_of(run, {})
         due_ms = self._services.surroundings.now_ms() + int(delay_s * 1000)
-        progress.timers = [(due_ms, self._member(run.id, "a", due_ms))]
+        progress.timers = [(due_ms, self._member(run.id, "a"))]
         progress.untimers = list(run.timers.values())
         self._end_attempt(run, activation, progress, record, text, sleeps=_sleeps_at_once(run))
 
@@ -679,6 +676,7 @@ class OwnedShard:
         queue = self.queue
         queue.settled += len(items)
         self.acknowledged = max(self.acknowledged, number)
+        self._note_due(items)
         ids = _following(answer.first)
         ready: list[tuple[InFlight, Record | None, int]] = []
         for item in items:
@@ -698,6 +696,13 @@ class OwnedShard:
         for run in blocked:
             if run.execution is not None and not run.ended:
                 self._start_or_wait(run)
+
+    def _note_due(self, items: list[Staged]) -> None:
+        # Not before they are durable: a look at the store that comes between would not find them, and forget.
+        due_ms = min((due_ms for item in items for due_ms, _ in item.progress.timers), default=0)
+        if due_ms and (not self.next_due_ms or due_ms < self.next_due_ms):
+            self.next_due_ms = due_ms
+            self._services.wake_timers()
 
     def _start_or_wait(self, run: InFlight) -> None:
         if run.execution is not None and not run.settling and not run.pending:

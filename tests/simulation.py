@@ -1,0 +1,288 @@
+"""Simulation: drivers and hosts in one process, on the memory store and a virtual clock, with crashes at chosen store calls.
+
+A simulated crash cancels everything that the host does, at a store call that was or was not applied, and answers it
+nothing any more. What remains is what the store holds: the next host starts from that alone.
+"""
+
+import asyncio
+import random
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from actors import outcomes
+from actors.host import Host, Identity
+from actors.policy import Policy
+from journal.codec import encode
+from journal.entries import Message, Record, teller_of_driver
+from journal.memory import MemoryStore
+from journal.names import Shard, invocation_id, shard_in
+from journal.store import Attach, Outgoing, Settled
+
+START_S = 1_700_000_000.0
+SHARDS = 4
+"""Fewer than usual: taking over each one is a store call."""
+SUSPEND = Policy(idle_timeout=timedelta(0))
+"""Every wait leaves memory: the journal is all that a handler is resumed from."""
+STUCK_AFTER_S = 600.0
+"""Virtual seconds after which a schedule that has not ended never will."""
+
+
+class _Selector(selectors.SelectSelector):
+    """Never waits: where asyncio would, time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START_S
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(0)
+        if not found and timeout is None:
+            raise RuntimeError("nothing is left to happen")
+        if not found and timeout:
+            self.now += timeout
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only while everybody waits."""
+
+    def __init__(self) -> None:
+        self.selector = _Selector()
+        super().__init__(self.selector)
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        return self.selector.now
+
+    def now_ms(self) -> int:
+        return int(self.selector.now * 1000)
+
+
+@contextmanager
+def virtual_loop() -> Iterator[VirtualLoop]:
+    loop = VirtualLoop()
+    try:
+        yield loop
+    finally:
+        rest = asyncio.all_tasks(loop)
+        while rest := {task for task in rest if not task.done()}:
+            for task in rest:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(rest, timeout=1))
+        loop.close()
+
+
+@dataclass
+class Faults:
+    """When a host crashes: at its nth store call, before or after that call took effect."""
+
+    at: int = 0
+    applied: bool = True
+    calls: int = 0
+    crashed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FaultyStore:
+    """A store that stops answering a host at a chosen call, and for good."""
+
+    def __init__(self, store: MemoryStore, faults: Faults) -> None:
+        self._store, self._faults = store, faults
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        method: Callable[..., Awaitable[Any]] = getattr(self._store, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            faults = self._faults
+            if name == "aclose":
+                return None
+            faults.calls += 1
+            if faults.crashed.is_set():
+                await asyncio.Event().wait()
+            is_last = faults.calls == faults.at
+            if is_last and not faults.applied:
+                faults.crashed.set()
+                await asyncio.Event().wait()
+            answer = await method(*args, **kwargs)
+            if is_last:
+                faults.crashed.set()
+            if faults.crashed.is_set():
+                await asyncio.Event().wait()
+            return answer
+
+        return call
+
+
+class Driver:
+    """A program that starts invocations and takes each reply, once."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._number = 0
+        self._started = 0
+        self._seen = "0-0"
+        self._writer = ""
+        self._waiting: dict[str, asyncio.Future[bytes]] = {}
+        self.replies: dict[str, int] = {}
+        self.notices: list[str] = []
+
+    async def open(self) -> None:
+        self._shards = await self._store.open_namespace(SHARDS)
+        self._writer = await self._store.open_writer()
+        self._reader = asyncio.ensure_future(self._read())
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read(self) -> None:
+        while True:
+            for reply in await self._store.replies(self._writer, self._seen, 1_000):
+                self._seen = reply.id
+                if reply.payload[:1] == b"N":
+                    self.notices.append(reply.payload[1:].decode())
+                    continue
+                self.replies[reply.invocation] = self.replies.get(reply.invocation, 0) + 1
+                waiting = self._waiting[reply.invocation]
+                if not waiting.done():
+                    waiting.set_result(reply.payload)
+
+    async def start(self, target: str, handler: str, *args: Any, send: bool = False) -> str:
+        """Submit an invocation; return its id."""
+        self._started += 1
+        id_ = invocation_id(f"driver{self._started}", target, self._shards)
+        caller = "" if send else teller_of_driver(self._writer)
+        message = Message(id_, target, handler, encode([list(args), {}]), caller)
+        self._waiting[id_] = asyncio.get_running_loop().create_future()
+        self._number += 1
+        operation = Outgoing(shard_in(id_), id_, caller, message.encoded())
+        assert await self._store.submit(self._writer, self._number, [operation], self._seen) is Settled.APPLIED
+        return id_
+
+    async def result(self, id_: str) -> Any:
+        return outcomes.decoded(await self._waiting[id_])
+
+    async def call(self, target: str, handler: str, *args: Any) -> Any:
+        return await self.result(await self.start(target, handler, *args))
+
+    async def attach(self, id_: str) -> None:
+        self._waiting.setdefault(id_, asyncio.get_running_loop().create_future())
+        self._number += 1
+        await self._store.submit(self._writer, self._number, [Attach(shard_in(id_), id_)], self._seen)
+
+
+class World:
+    """A store, hosts that crash, and one driver."""
+
+    def __init__(self, loop: VirtualLoop, *, policy: Policy | None = None) -> None:
+        self.loop, self.policy = loop, policy
+        self.store = MemoryStore(loop.now_ms)
+        self.driver = Driver(self.store.connect())
+        self.violations: list[str] = []
+        self.crashes = 0
+        self.calls = 0
+
+    def recorded(self, step_id: str) -> bool:
+        """Whether the store holds the outcome of a step."""
+        id_, _, index = step_id.rpartition(":")
+        shard = self.store._world.shards[shard_in(id_)]  # pyright: ignore[reportPrivateUsage]  # looks from outside
+        records = [data for owner, data in shard.journal.entries.values() if owner == id_]
+        if id_ in shard.asleep:
+            records += [data for _, data in shard.asleep[id_].records]
+        return any(int(index) == done for data in records for done, _ in Record.parse(data).steps)
+
+    def acting(self, step_id: str) -> None:
+        """Called by every step: one that is recorded must not run again (promise 4)."""
+        if self.recorded(step_id):
+            self.violations.append(f"the recorded step {step_id} ran again")
+
+    def state(self, target: str) -> dict[str, Any]:
+        """Return an object's stored state, decoded."""
+        from journal.codec import decode
+
+        shards = self.store._world.shards  # pyright: ignore[reportPrivateUsage]  # looks from outside
+        found = [shard.state[target] for shard in shards if target in shard.state]
+        return {name: decode(value) for fields in found for name, value in fields.items()}
+
+    def leftovers(self) -> list[str]:
+        """Return what finished invocations have left behind in the store, beyond state and history."""
+        left: list[str] = []
+        for number, shard in enumerate(self.store._world.shards):  # pyright: ignore[reportPrivateUsage]
+            for name in ("inbox", "events", "journal"):
+                entries = getattr(shard, name).entries
+                left += [f"{number}:{name}:{entry}" for entry in entries.items()]
+            left += [f"{number}:asleep:{id_}" for id_ in shard.asleep]
+            left += [f"{number}:held:{pair}" for pair in shard.held.items()]
+        return left
+
+    def host(self, faults: Faults, name: str = "host") -> "asyncio.Task[None]":
+        host = Host(
+            lambda: FaultyStore(self.store.connect(), faults),  # pyright: ignore[reportArgumentType]  # by delegation
+            Identity(id=name),
+            live=True,
+            policy=self.policy,
+            now=self.loop.time,
+            wall=self.loop.now_ms,
+            own_thread=False,
+        )
+        return asyncio.ensure_future(host.run())
+
+    async def run(self, scenario: Callable[["World"], Awaitable[Any]], crashes: Iterator[Faults]) -> Any:
+        """Run a scenario while hosts crash, one after the other, as the iterator says; then without."""
+        await self.driver.open()
+        work = asyncio.ensure_future(scenario(self))
+        async with asyncio.timeout(STUCK_AFTER_S):
+            while not work.done():
+                faults = next(crashes, Faults())
+                serving = self.host(faults)
+                crashed = asyncio.ensure_future(faults.crashed.wait())
+                await asyncio.wait({work, crashed, serving}, return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()
+                crashed.cancel()
+                if work.done():
+                    await asyncio.sleep(5)  # what was sent without waiting ends
+                self.calls += faults.calls
+                self.crashes += faults.crashed.is_set()
+                serving.cancel()
+                await asyncio.gather(serving, crashed, return_exceptions=True)
+                if faults.crashed.is_set() and work.done():
+                    await self._run_dry()
+        await self.driver.close()
+        return work.result()
+
+    async def _run_dry(self) -> None:
+        serving = self.host(Faults())
+        await asyncio.sleep(10)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+def simulate(
+    scenario: Callable[[World], Awaitable[Any]], crashes: Iterator[Faults], *, policy: Policy | None = None
+) -> tuple[World, Any]:
+    """Return the world after a scenario, and what the scenario returned."""
+    with virtual_loop() as loop:
+        world = World(loop, policy=policy)
+        result = loop.run_until_complete(world.run(scenario, crashes))
+        return world, result
+
+
+def everywhere(calls: int) -> Iterator[Faults]:
+    """One crash, before and after each of so many store calls."""
+    for at in range(1, calls + 1):
+        for applied in (False, True):
+            yield Faults(at=at, applied=applied)
+
+
+def at_random(seed: int, calls: int) -> Iterator[Faults]:
+    """Up to three crashes at random calls."""
+    source = random.Random(seed)
+    for _ in range(source.randint(1, 3)):
+        yield Faults(at=source.randint(1, calls), applied=source.random() < 0.5)
+
+
+__all__ = ["SUSPEND", "Driver", "Faults", "Shard", "World", "at_random", "everywhere", "simulate", "virtual_loop"]

@@ -1,0 +1,278 @@
+"""A crash before and after every single store call: the same result, state and messages every time (promises 1 to 7).
+
+Each scenario runs once without a fault, to learn how many store calls it makes; then once for every call with a crash
+before it took effect, and once with a crash after; then with up to three crashes at seeded random calls. All of it a
+second time with every wait turned into suspend-and-replay.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, shared, state
+
+from simulation import SUSPEND, Faults, World, at_random, everywhere, simulate
+
+SEEDS = 150
+
+
+class Effects:
+    """What steps did outside, by their id; the world is told of each action."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.done: list[tuple[str, str]] = []
+
+    async def act(self, step_id: str, what: str, delay_s: float = 0.0) -> str:
+        assert self.world is not None
+        self.world.acting(step_id)
+        self.done.append((step_id, what))
+        await asyncio.sleep(delay_s)
+        return f"{what}!"
+
+
+effects = Effects()
+
+
+class Log(VirtualObject):
+    lines: list[str] = state(default_factory=list)
+
+    @handler
+    async def append(self, ctx: Context, line: str) -> int:
+        self.lines.append(line)
+        return len(self.lines)
+
+    @shared
+    async def read(self, ctx: Context) -> list[str]:
+        return self.lines
+
+
+class Account(VirtualObject):
+    balance: int = state(100)
+    history: list[str] = state(default_factory=list)
+
+    @handler
+    async def take(self, ctx: Context, amount: int) -> int:
+        if amount > self.balance:
+            raise TerminalError(f"only {self.balance} left", 409)
+        self.balance -= amount
+        self.history.append(f"-{amount}")
+        return self.balance
+
+    @handler
+    async def overwrite(self, ctx: Context) -> list[int]:
+        """Reads, writes and overwrites across waits: a replay must see what the first attempt found."""
+        seen = [self.balance]
+        self.balance += 1
+        await ctx.run("one", lambda: effects.act(ctx.step_id, "one"))
+        seen.append(self.balance)
+        self.balance *= 2
+        await asyncio.sleep(0.5)
+        seen.append(self.balance)
+        ctx.set("extra", self.balance)
+        await Log["overwrite"].append.remote(f"balance {self.balance}")
+        self.balance += 5
+        ctx.clear("extra")
+        await ctx.run("two", lambda: effects.act(ctx.step_id, "two"))
+        seen.append(self.balance)
+        return seen
+
+
+class Saga(Service):
+    @handler
+    async def whole(self, ctx: Context, key: str) -> dict[str, Any]:
+        """Three steps, a call to another object, a send, a sleep and state writes (of the objects called)."""
+        first = await ctx.run("first", lambda: effects.act(ctx.step_id, "first"))
+        left = await Account[key].take.remote(30)
+        Log[key].append.send(f"left {left}")
+        second = await ctx.run("second", lambda: effects.act(ctx.step_id, "second", 0.2))
+        await ctx.sleep("2s", name="pause")
+        try:
+            await Account[key].take.remote(1_000)
+        except TerminalError as error:
+            refused = f"{error} ({error.code})"
+        third = await ctx.run("third", lambda: effects.act(ctx.step_id, "third"))
+        Log[key].append.send("end")
+        return {"steps": [first, second, third], "left": left, "refused": refused, "random": ctx.random.random()}
+
+    @handler
+    async def race(self, ctx: Context, key: str) -> list[str]:
+        """Whoever wins must win in every replay: the winner leaks to a send, a call and the result."""
+        out: list[str] = []
+        for turn in range(3):
+            entrants = {
+                "step": asyncio.ensure_future(ctx.run("run", lambda: effects.act(ctx.step_id, "run", 0.3))),
+                "timer": asyncio.ensure_future(asyncio.sleep(0.3)),
+                "call": asyncio.ensure_future(Log[f"{key}-entrant"].append.remote(str(turn))),
+            }
+            done, _ = await asyncio.wait(entrants.values(), return_when=asyncio.FIRST_COMPLETED)
+            winner = ",".join(name for name, entrant in entrants.items() if entrant in done)
+            out.append(winner)
+            Log[key].append.send(winner)
+            await asyncio.wait(entrants.values())
+        return out
+
+    @handler
+    async def give_up(self, ctx: Context, key: str) -> list[str]:
+        """A step that is given up by `wait_for` stays given up; what comes after it is not confused with it."""
+        out: list[str] = []
+        for timeout_s, takes_s in ((0.1, 5.0), (5.0, 0.1), (0.2, 0.2)):
+            step = ctx.run("slow", lambda takes_s=takes_s: effects.act(ctx.step_id, f"slow {takes_s}", takes_s))
+            try:
+                out.append(await asyncio.wait_for(step, timeout_s))
+            except TimeoutError:
+                out.append("given up")
+            await Log[key].append.remote(out[-1])
+        return out
+
+    @handler
+    async def gathered(self, ctx: Context, key: str) -> list[Any]:
+        """Tasks, a group, a time-out around a call, and steps at once."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._part(ctx, key, number)) for number in range(3)]
+        results: list[Any] = [task.result() for task in tasks]
+        results += await asyncio.gather(
+            *(ctx.run(f"s{n}", lambda n=n: effects.act(ctx.step_id, f"s{n}", 0.1 * n)) for n in range(3))
+        )
+        async with asyncio.timeout(30):
+            results.append(await Log[key].append.remote("last"))
+        return results
+
+    async def _part(self, ctx: Context, key: str, number: int) -> str:
+        await asyncio.sleep(0.1 * (3 - number))
+        made = await ctx.run(f"part {number}", lambda: effects.act(ctx.step_id, f"part {number}"))
+        await Account[f"{key}{number}"].take.remote(number)
+        return made
+
+
+class Flaky(VirtualObject):
+    attempts: int = state(0)
+
+    @handler(policy=Policy(retry=Retry(initial=0.2)))
+    async def go(self, ctx: Context, failures: int) -> int:
+        """Fails until its attempt is high enough; state written by a failed attempt is discarded."""
+        self.attempts += 1
+        await ctx.run("noted", lambda: effects.act(ctx.step_id, "noted"))
+        if ctx.attempt <= failures:
+            self.attempts += 100
+            raise ConnectionError("not yet")
+        return self.attempts
+
+
+async def whole(world: World) -> Any:
+    results = await asyncio.gather(*(world.driver.call("Saga", "whole", key) for key in ("a", "b")))
+    return [(result["steps"], result["left"], result["refused"]) for result in results]
+
+
+def check_whole(world: World, result: Any) -> None:
+    assert result == [(["first!", "second!", "third!"], 70, "only 70 left (409)")] * 2
+    for key in ("a", "b"):
+        assert world.state(f"Account/{key}") == {"balance": 70, "history": ["-30"]}
+        assert world.state(f"Log/{key}") == {"lines": ["left 70", "end"]}
+
+
+async def overwrite(world: World) -> Any:
+    first = await world.driver.start("Account/o", "overwrite")
+    second = await world.driver.start("Account/o", "take", 7)
+    return [await world.driver.result(first), await world.driver.result(second)]
+
+
+def check_overwrite(world: World, result: Any) -> None:
+    assert result == [[100, 101, 202, 207], 200]
+    assert world.state("Account/o") == {"balance": 200, "history": ["-7"]}
+    assert world.state("Log/overwrite") == {"lines": ["balance 202"]}
+
+
+async def race(world: World) -> Any:
+    return await world.driver.call("Saga", "race", "r")
+
+
+def check_race(world: World, result: Any) -> None:
+    assert world.state("Log/r") == {"lines": result}
+    assert world.state("Log/r-entrant") == {"lines": ["0", "1", "2"]}
+
+
+async def give_up(world: World) -> Any:
+    return await world.driver.call("Saga", "give_up", "g")
+
+
+def check_give_up(world: World, result: Any) -> None:
+    assert world.state("Log/g") == {"lines": result}
+    assert result[0] == "given up"
+    assert result[1] in ("slow 0.1!", "given up")
+
+
+async def gathered(world: World) -> Any:
+    return await world.driver.call("Saga", "gathered", "t")
+
+
+def check_gathered(world: World, result: Any) -> None:
+    assert result == ["part 0!", "part 1!", "part 2!", "s0!", "s1!", "s2!", 1]
+    assert [world.state(f"Account/t{number}")["balance"] for number in range(1, 3)] == [99, 98]
+    assert world.state("Log/t") == {"lines": ["last"]}
+
+
+async def flaky(world: World) -> Any:
+    return [await world.driver.call("Flaky/f", "go", 2), await world.driver.call("Flaky/f", "go", 0)]
+
+
+def check_flaky(world: World, result: Any) -> None:
+    assert result == [1, 2]
+    assert world.state("Flaky/f") == {"attempts": 2}
+
+
+SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, Any], None]]] = {
+    "whole": (whole, check_whole),
+    "overwrite": (overwrite, check_overwrite),
+    "race": (race, check_race),
+    "give_up": (give_up, check_give_up),
+    "gathered": (gathered, check_gathered),
+    "flaky": (flaky, check_flaky),
+}
+
+
+def schedule(name: str, crashes: Any, policy: Policy | None) -> World:
+    """Run one schedule and check all that must hold after it."""
+    scenario, check = SCENARIOS[name]
+    effects.done.clear()
+
+    async def with_effects(world: World) -> Any:
+        effects.world = world
+        return await scenario(world)
+
+    world, result = simulate(with_effects, iter(crashes), policy=policy)
+    check(world, result)
+    assert world.violations == []
+    assert set(world.driver.replies.values()) <= {1}, "a reply came twice"
+    assert world.leftovers() == []
+    return world
+
+
+@pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_crash_at_any_store_call_changes_nothing(name: str, policy: Policy | None) -> None:
+    calls = schedule(name, [], policy).calls
+    for faults in everywhere(calls):
+        try:
+            schedule(name, [faults], policy)
+        except BaseException as error:
+            error.add_note(f"{name}: crash at call {faults.at}, applied: {faults.applied}")
+            raise
+
+
+@pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_several_crashes_change_nothing(name: str, policy: Policy | None) -> None:
+    calls = schedule(name, [], policy).calls
+    for seed in range(SEEDS):
+        try:
+            schedule(name, at_random(seed, calls), policy)
+        except BaseException as error:
+            error.add_note(f"{name}: seed {seed}")
+            raise
+
+
+def test_the_simulation_sees_a_crash() -> None:
+    assert schedule("whole", [Faults(at=60)], None).crashes == 1
