@@ -22,7 +22,7 @@ from journal.clock import wall_ms
 from journal.codec import MISSING
 from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import ObjectId, new_id, shard_in
-from journal.store import SHARDS, Attach, Outgoing, Reply, Settled, Store
+from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
 
 from . import outcomes
 from .code import bundle_of
@@ -340,6 +340,13 @@ class Client:
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
+        for id_ in settled.invocations if isinstance(settled, Overloaded) else ():
+            slot = self._slots.get(id_)
+            if slot is not None:
+                error = OverloadedError(
+                    f"{id_} was refused: the inbox of its shard is full (inbox_max): hosts do not keep up, try again later"
+                )
+                self._forget(slot, id_, error=error)
         accepting: list[Callable[[], None]] = []
         with self._lock:
             for operation in operations:
@@ -402,11 +409,6 @@ class Client:
             return
         elif kind == ReplyKind.UNKNOWN:
             self._ask_again(slot, id_)
-        elif kind == ReplyKind.OVERLOADED:
-            error = OverloadedError(
-                f"{id_} was refused: the inbox of its shard is full (inbox_max): hosts do not keep up, try again later"
-            )
-            self._forget(slot, id_, error=error)
         else:
             self._forget(slot, id_, outcome=reply.payload)
 

@@ -4,127 +4,218 @@ A driver stores the code of a class, by value, under the hash of its sources; me
 it for the first time loads it. A host in the driver's own process uses the classes that live there and never unpickles
 them: that would replace the methods of a live class by copies with other globals.
 
+By value goes every class, function and module that the class reaches and that a developer may edit: what lies neither in
+the standard library nor among installed packages, which hosts have.
+
 Invariants:
-    1. One hash is one set of classes in a process: all types of a module, and all that they refer to, travel together.
-    2. The hash depends on sources and on Python's minor version, not on the pickle, which differs in every process.
+    1. One hash is one set of classes in a process: all that a class refers to travels together, and is loaded once.
+    2. The hash depends on the sources that were reached and on Python's minor version, not on the pickle, which differs
+       in every process; only where there is no source (a prompt, a function's variables) it is made from the pickle.
 """
 
+import asyncio
 import hashlib
-
 import inspect
 import io
+import json
 import logging
 import sys
-
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, cast
+from pathlib import Path
+from threading import RLock
+from types import FunctionType, ModuleType
+from typing import Any, Final, cast
 
 import cloudpickle
-
+from journal.clock import boot_seconds
 from journal.store import Store
 
 from .errors import TerminalError, UsageError
 from .objects import Declaration, Durable, declaration, find_type, type_name
+from .values import Name, Scope, adopt, living, name_of, note_sent, scope_of
 
 logger = logging.getLogger("actors")
+
+CURRENT_FOR: Final = 1.0
+"""Seconds for which a host takes the code of a call by name for current before it asks the store again."""
+
+_PYTHON: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_OURS: Final = ("actors", "journal")
+_INSTALLED: Final = tuple(
+    {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_lock: Final = RLock()
+"""What goes by value is registered with cloudpickle for the whole process, so one bundle is made at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The code of the types of one module."""
+    """The code of a class and of all that it reaches."""
 
     digest: str
     data: bytes
     types: tuple[str, ...]
-
-
-class _Pickler(cloudpickle.Pickler):
-    """Pickles classes of ours by value and notes which they are."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.noted: dict[str, type[Durable]] = {}
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, type) and issubclass(obj, Durable) and "_options" in obj.__dict__:
-            self.noted.setdefault(type_name(obj), obj)
-        return cast("Any", super()).reducer_override(obj)
+    """All types in it."""
 
 
 def bundle_of(cls: type[Durable]) -> Bundle:
-    """Return the code of a class's module: its types, and by value all that they use of the same package."""
-    package = cls.__module__.partition(".")[0]
-    modules = [m for name, m in list(sys.modules.items()) if _belongs(name, m, package)]
-    for module in modules:
-        if module.__name__ != "__main__":  # that one goes by value anyway
-            cloudpickle.register_pickle_by_value(module)
+    """Return the code of a class, by value.
+
+    Raises:
+        UsageError: something that its handlers refer to cannot be sent; it says what.
+    """
+    with _lock:
+        found = _Reached({cls}, {cls.__module__} if _travels(cls.__module__) else set())
+        while True:
+            data, seen = _dumped(cls, found)
+            if seen == found:
+                break
+            found = seen
+    for each in found.classes:
+        note_sent(each)
+    types = {type_name(each): name_of(each) for each in found.classes if _is_type(each)}
+    header = json.dumps({"python": _PYTHON, "types": types}).encode()
+    return Bundle(_digest(cls, found, data), header + b"\n" + data, tuple(sorted(types)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    classes: set[type]
+    modules: set[str]
+    """Names of those that go by value."""
+
+
+def _is_type(cls: type) -> bool:
+    return issubclass(cls, Durable) and "_options" in vars(cls)
+
+
+def _travels(name: str | None) -> bool:
+    """Whether a module goes by value: its source is a file of the user's own, or it is the program itself."""
+    module = sys.modules.get(name or "")
+    if name == "__main__":
+        return True
+    if not isinstance(module, ModuleType) or module.__name__.partition(".")[0] in _OURS:
+        return False
+    path = getattr(module, "__file__", None)
+    if not isinstance(path, str) or not path.endswith(".py"):
+        return False
+    resolved = Path(path).resolve()
+    return "site-packages" not in resolved.parts and not str(resolved).startswith(_INSTALLED)
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Notes the user's classes and modules that it meets."""
+
+    def __init__(self, file: io.BytesIO, seen: _Reached) -> None:
+        super().__init__(file)
+        self._seen = seen
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ModuleType):
+            if _travels(obj.__name__):
+                self._seen.modules.add(obj.__name__)
+        elif isinstance(obj, type | FunctionType):
+            name = obj.__module__
+            if _travels(name):
+                self._seen.modules.add(name)
+                if isinstance(obj, type):
+                    self._seen.classes.add(obj)
+        return cast("Any", super()).reducer_override(obj)
+
+
+def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
+    file, seen = io.BytesIO(), _Reached({cls}, set(reached.modules))
+    ordered = sorted(reached.classes, key=name_of)
     try:
-        types = {type_name(cls): cls}
-        data, types = _pickled(types)
-        data, types = _pickled(types)  # once more, now that all types it refers to are known
+        with _by_value(reached.modules):
+            _Pickler(file, seen).dump(ordered)
+    except Exception as error:  # a user's globals may hold anything
+        raise UsageError(_unsendable(cls, seen.modules, error)) from error
+    return file.getvalue(), _Reached(seen.classes | reached.classes, seen.modules)
+
+
+@contextmanager
+def _by_value(names: set[str]) -> Iterator[None]:
+    modules = [sys.modules[name] for name in names if name != "__main__"]  # that one goes by value anyway
+    modules = [module for module in modules if module.__name__ not in cloudpickle.list_registry_pickle_by_value()]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
     finally:
         for module in modules:
-            if module.__name__ != "__main__":
-                cloudpickle.unregister_pickle_by_value(module)
-    return Bundle(_digest(cls, modules, data), data, tuple(sorted(types)))
+            cloudpickle.unregister_pickle_by_value(module)
 
 
-def _belongs(name: str, module: ModuleType | None, package: str) -> bool:
-    if name == package or name.startswith(package + "."):
-        path = getattr(module, "__file__", None) or ""
-        return isinstance(module, ModuleType) and "site-packages" not in path
-    return False
+def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:
+    culprits: list[str] = []
+    for name in sorted(modules | {cls.__module__}):
+        for key, value in list(vars(sys.modules[name]).items()):
+            if key.startswith("__") or isinstance(value, type | FunctionType | ModuleType):
+                continue
+            try:
+                cloudpickle.dumps(value)
+            except Exception:  # noqa: BLE001 - that is the question
+                culprits.append(f"{name}.{key} ({type(value).__name__})")
+    named = f" It may be {', '.join(culprits[:5])}." if culprits else ""
+    return (
+        f"the code of {type_name(cls)} cannot be sent to hosts: {error}.{named} What its handlers refer to and no pickle "
+        "can hold (a socket, a lock, an open file, a client) is made inside a step, or by a function that a step calls"
+    )
 
 
-def _pickled(types: dict[str, type[Durable]]) -> tuple[bytes, dict[str, type[Durable]]]:
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    try:
-        pickler.dump(types)
-    except Exception as error:  # a user's globals may hold anything
-        names = ", ".join(sorted(types))
-        raise UsageError(
-            f"the code of {names} cannot be sent to hosts: {error}. Something that its handlers refer to (a socket, a "
-            "lock, an open file, a client) is made when the module is imported: make it in a step, or in a function"
-        ) from error
-    return file.getvalue(), {**types, **pickler.noted}
-
-
-def _digest(cls: type[Durable], modules: list[ModuleType], data: bytes) -> str:
+def _digest(cls: type[Durable], reached: _Reached, data: bytes) -> str:
     digest = hashlib.blake2b(digest_size=10)
-    digest.update(f"{sys.version_info[:2]}\0{cls.__module__}\0".encode())
-    sources = 0
-    for module in sorted(modules, key=lambda m: m.__name__):
+    digest.update(f"{_PYTHON}\0{cls.__module__}\0{type_name(cls)}\0".encode())
+    has_sources = True
+    for name in sorted(reached.modules | {cls.__module__}):
         try:
-            digest.update(inspect.getsource(module).encode())
-            sources += 1
-        except (OSError, TypeError):  # no source: a notebook, a prompt, a namespace package
-            continue
-    if not sources or "<locals>" in cls.__qualname__:
-        digest.update(data)  # what the source does not tell: a prompt's classes, a function's variables
+            source = inspect.getsource(sys.modules[name])
+        except (OSError, TypeError):  # a notebook, a prompt
+            has_sources = False
+        else:
+            digest.update(f"{name}\0{source}\0".encode())
+    if not has_sources or any("<locals>" in each.__qualname__ for each in reached.classes):
+        digest.update(_without_trackers(data, reached))
     return digest.hexdigest()
+
+
+def _without_trackers(data: bytes, reached: _Reached) -> bytes:
+    """Return a pickle without the random numbers by which cloudpickle knows a class again."""
+    trackers = cast("Mapping[type, str]", cast("Any", cloudpickle.cloudpickle)._DYNAMIC_CLASS_TRACKER_BY_CLASS)
+    for number, cls in enumerate(sorted(reached.classes, key=name_of)):
+        tracker = trackers.get(cls)
+        if tracker is not None:
+            data = data.replace(tracker.encode(), b"%d" % number)
+    return data
 
 
 class CodeBook:
     """The classes that this host knows, by type and by the hash of their code."""
 
-    def __init__(self, store: Store, *, live: bool) -> None:
-        self._store, self._live = store, live
+    def __init__(self, store: Store, *, live: bool, now: Callable[[], float] = boot_seconds) -> None:
+        self._store, self._live, self._now = store, live, now
         self._known: dict[tuple[str, str], Declaration] = {}
-        self._digests: dict[type[Any], str] = {}
+        self._current: dict[str, tuple[Declaration, float]] = {}
+        self._lock = asyncio.Lock()
 
     def code_of(self, cls: type[Any] | None) -> str:
         """Return the hash that a class came with; empty for a live one."""
-        return "" if cls is None else self._digests.get(cls, "")
+        return "" if cls is None else scope_of(cls).digest
 
     def find(self, type_: str, digest: str) -> Declaration | None:
         """Return a class that is here; None if it must be fetched."""
-        if self._live and not digest:
+        if digest:
+            return self._known.get((type_, digest))
+        if self._live:
             cls = find_type(type_)
             if cls is not None:
                 return declaration(cls)
-        return self._known.get((type_, digest))
+        found, until = self._current.get(type_, (None, 0.0))
+        return found if self._now() < until else None
 
     async def fetch(self, type_: str, digest: str) -> Declaration:
         """Return a class from the store, or by import where the store has no code of it.
@@ -133,23 +224,56 @@ class CodeBook:
             TerminalError: nobody has stored such a type (404).
             Exception: whatever the code raises as it is loaded.
         """
-        wanted = digest or await self._store.current_code(type_)
-        data = await self._store.code(wanted) if wanted else None
+        async with self._lock:  # else two who ask at once make two classes
+            if digest:
+                found = self._known.get((type_, digest)) or await self._fetched(type_, digest)
+            else:
+                wanted = await self._store.current_code(type_)
+                found = self._known.get((type_, wanted)) or await self._fetched(type_, wanted)
+                self._current[type_] = found, self._now() + CURRENT_FOR
+            return found
+
+    async def _fetched(self, type_: str, digest: str) -> Declaration:
+        data = await self._store.code(digest) if digest else None
         if data is None:
+            cls = find_type(type_)
+            if cls is not None and not scope_of(cls).digest:  # of a package that is installed here
+                return declaration(cls)
             raise TerminalError(
                 f"no class {type_!r} is known to the hosts: a program that has it must use it once "
                 f"({type_}[...].<handler>.remote(...)), so that its code is stored",
                 404,
             )
-        found: Declaration | None = None
-        for name, cls in self._loaded(data).items():
-            self._digests[cls] = wanted
-            self._known[name, wanted] = declaration(cls)
-            if name == type_:
-                found = self._known[name, digest] = self._known[name, wanted]
+        for name, cls in _loaded(digest, data).items():
+            self._known[name, digest] = declaration(cls)
+        found = self._known.get((type_, digest))
         if found is None:
-            raise TerminalError(f"the code {wanted} has no class {type_!r}", 404)
+            raise TerminalError(f"the code {digest} has no class {type_!r}", 404)
         return found
 
-    def _loaded(self, data: bytes) -> dict[str, type[Durable]]:
-        return cloudpickle.loads(data)
+
+def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
+    """Return the types of a bundle, made anew in this process."""
+    head, _, body = data.partition(b"\n")
+    header = json.loads(head)
+    if header["python"] != _PYTHON:
+        logger.warning("the code %s is of Python %s: importing its classes by path", digest, header["python"])
+        return {name: _imported(name, *place) for name, place in header["types"].items()}
+    classes: list[type] = cloudpickle.loads(body)
+    names: dict[Name, type] = {name_of(cls): cls for cls in classes}
+    scope = Scope(digest, names)
+    for cls in classes:
+        if scope_of(cls).digest or living(*name_of(cls)) is not cls:
+            adopt(cls, scope)
+    return {type_name(cast("type[Durable]", cls)): cast("type[Durable]", cls) for cls in classes if _is_type(cls)}
+
+
+def _imported(type_: str, module: str, qualname: str) -> type[Durable]:
+    found = living(module, qualname)
+    if not (isinstance(found, type) and issubclass(found, Durable)):
+        raise TerminalError(
+            f"the class {type_!r} was sent by another Python than {_PYTHON}, and {module}.{qualname} cannot be imported "
+            "here: use one minor version everywhere, or install the package on the hosts",
+            500,
+        )
+    return found

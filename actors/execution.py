@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from journal.codec import MISSING, decode
+from journal.codec import MISSING
 from journal.entries import Delivered, EventKind, Message, teller_of_entry
 from journal.names import ObjectId, derived_id, shard_in
 from journal.store import Outgoing
@@ -33,6 +33,7 @@ from .outgoing import arguments_of, message_of, started_id
 from .place import NOT_IN_A_STEP, Request, in_step
 from .policy import Retry
 from .replay import Entries, Happening, Phase, advance
+from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
 NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -93,6 +94,7 @@ class Execution:
     ) -> None:
         self._surroundings, self._declared, self._handler, self._message = surroundings, declared, handler, message
         self._target = ObjectId.parse(message.target)
+        self._scope = scope_of(declared.cls)
         self._attempt = attempt
         self._now_ms = started_ms
         self._loop = DeterministicLoop(self, started_ms / 1000)
@@ -143,12 +145,12 @@ class Execution:
 
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
-        self.view = StateView(fields, self._loop, refusal)
+        self.view = StateView(fields, self._loop, refusal, self._scope)
         self._root = self._loop.start(self._run())
         self._drain()
 
     async def _run(self) -> Any:
-        args, kwargs = decode(self._message.arguments)
+        args, kwargs = decode(self._message.arguments, scope=self._scope)
         me = instance(self._declared.cls, self._target.key, self)
         try:
             self._handler.check(args, kwargs)
@@ -195,7 +197,7 @@ class Execution:
         self._set_time(time_ms)
         if not step.future.done():
             try:
-                step.future.set_result(outcomes.decoded(outcome))
+                step.future.set_result(outcomes.decoded(outcome, scope=self._scope))
             except Exception as error:  # the step's own failure, or one of reading its result
                 step.future.set_exception(error)
         self._drain()
@@ -498,7 +500,7 @@ class Execution:
             call.waits.append(future)
             yield from future
         assert call.outcome is not None
-        return outcomes.decoded(call.outcome, call.returns)
+        return outcomes.decoded(call.outcome, call.returns, self._scope)
 
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
         """Return at once: what a handler starts is durable with its own next commit."""

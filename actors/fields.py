@@ -13,10 +13,11 @@ from asyncio import _get_running_loop as running_loop  # pyright: ignore[reportP
 from collections.abc import Mapping
 from typing import Any, Final
 
-from journal.codec import MISSING, decode, encode
+from journal.codec import MISSING
 
 from .errors import UsageError
 from .state import State
+from .values import LIVE, Scope, decode, encode
 
 IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
 _UNSET: Final = object()
@@ -25,10 +26,12 @@ _UNSET: Final = object()
 class StateView:
     """The fields of one object for one execution."""
 
-    __slots__ = ("_annotations", "_base", "_before", "_cleared", "_loop", "_reads", "_refusal", "_values")
+    __slots__ = ("_annotations", "_base", "_before", "_cleared", "_loop", "_reads", "_refusal", "_scope", "_values")
 
-    def __init__(self, base: Mapping[str, bytes], loop: AbstractEventLoop, refusal: str = "") -> None:
-        self._base, self._loop, self._refusal = base, loop, refusal
+    def __init__(
+        self, base: Mapping[str, bytes], loop: AbstractEventLoop, refusal: str = "", scope: Scope = LIVE
+    ) -> None:
+        self._base, self._loop, self._refusal, self._scope = base, loop, refusal, scope
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
         self._annotations: dict[str, Any] = {}
@@ -95,7 +98,7 @@ class StateView:
         if field is not None:
             annotation = self._annotations[name] = field.annotation
         if data is not None:
-            value = decode(data, annotation)
+            value = decode(data, annotation, self._scope)
         elif field is None:
             return MISSING
         else:

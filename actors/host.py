@@ -176,7 +176,16 @@ class Host:
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=0.1)
+        if self._is_leaving:
+            await self._sign_off()
         await self._store.aclose()
+
+    async def _sign_off(self) -> None:
+        # Again, now that nothing renews: a renewal that was under way has put this host back on the list.
+        try:
+            await self._store.release(self.incarnation, {}, leaving=True)
+        except UnavailableError as error:
+            logger.warning("host %s: %s; it is taken off the list by another", self._identity.id, error)
 
     async def leave(self, patience_s: float = 30.0) -> None:
         """Hand all shards over: let steps end and be recorded, then release the leases."""

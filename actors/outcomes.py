@@ -10,10 +10,11 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from journal.codec import MISSING, decode, encode, pickled, unpickled
+from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
 
 from .errors import OverloadedError, TerminalError, UsageError
+from .values import LIVE, Scope, decode, encode, pickled, unpickled
 
 _HERE: Final = str(Path(__file__).parent)
 
@@ -91,8 +92,8 @@ def encoded_error(error: TerminalError) -> bytes:
     return failure(Failure(error.code, str(error), error.metadata, name_of(kind), carried))
 
 
-def decoded(outcome: bytes, annotation: Any = MISSING) -> Any:
-    """Return the result of an outcome, or raise its failure, decoded anew each time.
+def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
+    """Return the result of an outcome, or raise its failure, decoded anew each time with the classes of this scope.
 
     Raises:
         TerminalError: the invocation failed; of its own class where that is known here.
@@ -100,17 +101,17 @@ def decoded(outcome: bytes, annotation: Any = MISSING) -> Any:
     """
     found = outcome_of(outcome)
     if isinstance(found, bytes):
-        return decode(found, annotation)
-    raise error_of(found)
+        return decode(found, annotation, scope)
+    raise error_of(found, scope)
 
 
-def error_of(found: Failure) -> Exception:
+def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
     """Return the error that a failure stands for."""
     if found.type == "OverloadedError":
         return OverloadedError(found.message)
     if found.pickled:
         try:
-            error = unpickled(found.pickled)
+            error = unpickled(found.pickled, scope)
         except Exception:  # its class is not here, or not as it was: documented to come as TerminalError then
             error = None
         if isinstance(error, TerminalError):

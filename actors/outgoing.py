@@ -2,12 +2,12 @@
 
 from typing import Final
 
-from journal.codec import encode
 from journal.entries import Message
 from journal.names import derived_id, invocation_id
 
 from .errors import UsageError
 from .place import Request
+from .values import encode
 
 KEEP_MS: Final = 86_400_000
 """How long the outcome of an invocation with an idempotency key is kept, whatever the count: a day."""

@@ -613,13 +613,14 @@ class OwnedShard:
             return  # the journal that the next attempt replays is not all acknowledged: see `settled`
         self._settle_back_off(run)
         activation = self.activations[run.message.target]
-        if not run.backing_off:
-            if run.handler is None:  # its class could not be loaded
-                activation.sharing.discard(run)
-                activation.arrivals.append(run)
-                self._sort(activation)
-            else:
-                self._begin(run, activation)
+        if run.backing_off or not (run is activation.current or run in activation.sharing):
+            return  # too early, or it has not had its turn yet and begins with it
+        if run.handler is None:  # its class could not be loaded
+            activation.sharing.discard(run)
+            activation.arrivals.append(run)
+            self._sort(activation)
+        else:
+            self._begin(run, activation)
 
     # Sleep
 

@@ -8,6 +8,7 @@ Invariants:
     2. A record's lists stand in the order of delivery: events that came before, then the outcomes of steps.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,18 +16,24 @@ from typing import Any
 
 import orjson
 
-_dumps, _loads = orjson.dumps, orjson.loads
-
 
 def pack(header: object, values: Sequence[bytes] = ()) -> bytes:
-    """Return a line of JSON followed by the values; orjson writes no raw line feed, so the first one ends the line."""
-    return _dumps(header) + b"\n" + b"".join(values)
+    """Return a line of JSON followed by the values; JSON holds no raw line feed, so the first one ends the line."""
+    try:
+        line = orjson.dumps(header)
+    except TypeError:  # lone surrogates, as in the name of a file that is no valid UTF-8: orjson refuses them
+        line = json.dumps(header).encode()
+    return line + b"\n" + b"".join(values)
 
 
 def unpack(data: bytes) -> tuple[Any, bytes]:
     """Return the header and the bytes after it."""
     end = data.index(b"\n")
-    return _loads(data[:end]), data[end + 1 :]
+    try:
+        header = orjson.loads(data[:end])
+    except orjson.JSONDecodeError:  # lone surrogates, see `pack`
+        header = json.loads(data[:end])
+    return header, data[end + 1 :]
 
 
 @dataclass(slots=True)
@@ -238,5 +245,3 @@ class ReplyKind(StrEnum):
     """An attempt failed; the invocation goes on."""
     UNKNOWN = "U"
     """The store does not know this invocation."""
-    OVERLOADED = "O"
-    """Refused: the shard's inbox is full."""

@@ -9,16 +9,20 @@ from .names import Shard
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("<ns>:meta", "hash", "format and number of shards; written once by the first program, read on connect; no expiry"),
-    ("<ns>:hosts", "hash", "incarnation → id, node, pid and a beat; written by hosts each second, removed when they end"),
+    ("<ns>:hosts", "hash", "incarnation → id, node, pid and a beat; written by hosts each second until they end"),
     ("<ns>:control", "stream", "wakes all hosts when leases or hosts change; at most about 100 entries"),
     ("<ns>:code", "hash", "object type → hash of its current code; written by drivers, read by hosts; no expiry"),
     ("<ns>:code:<hash>", "string", "code of user classes, by value; written once by drivers, read by hosts; no expiry"),
-    ("<ns>:writer:<id>", "string", "a driver's last number; written with each submit; expires after `session`"),
-    ("<ns>:replies:<id>", "stream", "a driver's replies; appended by commits, trimmed by its reader; expires with the writer"),
+    ("<ns>:writer:<id>", "string", "a driver's last number and its answer; set by submits; expires after `session`"),
+    (
+        "<ns>:replies:<id>",
+        "stream",
+        "a driver's replies; added by commits, trimmed by submits; expires with the writer",
+    ),
     ("<ns>:<shard>:inbox", "stream", "messages of invocations that have not finished and never left memory"),
     ("<ns>:<shard>:events", "stream", "what comes to open invocations: replies, due timers, notices"),
-    ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted by the commit that finishes or lays to sleep"),
-    ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that has left memory; until its end"),
+    ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted when one ends or is laid to sleep"),
+    ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that left memory; to its end"),
     ("<ns>:<shard>:held", "hash", "object → the invocation asleep that holds it, until its end"),
     ("<ns>:<shard>:ids", "hash", "invocation → where it is and whom to tell; trimmed with `done`"),
     ("<ns>:<shard>:state:<Type>/<key>", "hash", "field → encoded value; written by commits, no expiry"),
@@ -34,7 +38,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of one namespace."""
+    """The names of one namespace; those that only the scripts use are in `TABLE` alone."""
 
     namespace: str
 
@@ -64,20 +68,38 @@ class Keys:
         return f"{self.namespace}:replies:{writer}"
 
     def inbox(self, shard: Shard) -> str:
-        return f"{self.namespace}:{shard}:inbox"
+        return self._of(shard, "inbox")
 
     def events(self, shard: Shard) -> str:
-        return f"{self.namespace}:{shard}:events"
+        return self._of(shard, "events")
 
     def journal(self, shard: Shard) -> str:
-        return f"{self.namespace}:{shard}:journal"
+        return self._of(shard, "journal")
 
     def asleep(self, shard: Shard, invocation: str) -> str:
-        return f"{self.namespace}:{shard}:asleep:{invocation}"
+        return self._of(shard, f"asleep:{invocation}")
 
     def held(self, shard: Shard) -> str:
-        return f"{self.namespace}:{shard}:held"
+        return self._of(shard, "held")
+
+    def ids(self, shard: Shard) -> str:
+        return self._of(shard, "ids")
 
     def state(self, shard: Shard, target: str) -> str:
         # The user's key comes last, so it may hold any character.
-        return f"{self.namespace}:{shard}:state:{target}"
+        return self._of(shard, f"state:{target}")
+
+    def done(self, shard: Shard) -> str:
+        return self._of(shard, "done")
+
+    def outcomes(self, shard: Shard) -> str:
+        return self._of(shard, "outcomes")
+
+    def head(self, shard: Shard) -> str:
+        return self._of(shard, "head")
+
+    def lease(self, shard: Shard) -> str:
+        return self._of(shard, "lease")
+
+    def _of(self, shard: Shard, name: str) -> str:
+        return f"{self.namespace}:{shard}:{name}"

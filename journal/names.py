@@ -23,6 +23,9 @@ InvocationId = NewType("InvocationId", str)
 """The stable id of one durable request: `<unique>-<shard>`."""
 
 
+_SHARD_DIGITS = 5
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectId:
     """A virtual object's address: its type's name and its key; a service has no key."""
@@ -51,10 +54,10 @@ def shard_in(invocation: str) -> Shard:
     Raises:
         UsageError: this is not an invocation's id.
     """
-    try:
-        return Shard(int(invocation[invocation.rindex("-") + 1 :]))
-    except ValueError:
-        raise UsageError(f"{invocation!r} is not the id of an invocation: take it from `.id` of what started it") from None
+    unique, _, shard = invocation.rpartition("-")
+    if not (unique and shard.isascii() and shard.isdecimal() and len(shard) <= _SHARD_DIGITS):
+        raise UsageError(f"{invocation!r} is not the id of an invocation: take it from `.id` of what started it")
+    return Shard(int(shard))
 
 
 def new_id() -> str:

@@ -9,61 +9,75 @@ Invariants:
     3. `open_namespace` refuses a store whose settings could lose what it has acknowledged (promise 10).
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Literal, Never, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
-import orjson
 from redis import asyncio as redis
 from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .entries import Event, EventKind, Failure, failure
+from .entries import Event
 from .errors import DamagedError, SettingsError, UnavailableError
 from .keys import Keys
 from .names import Epoch, Shard, new_id, shard_in
+from .settings import WANTED, check_settings, check_version, refusal
 from .store import (
     Answer,
     Arrivals,
     Attach,
-    Committed,
     Cursor,
-    Damaged,
     Dormant,
-    Fenced,
-    Finish,
     Granted,
     Held,
     Limits,
     Loaded,
     Look,
     Outgoing,
+    Overloaded,
     Part,
-    Progress,
     Reply,
     Settled,
+)
+from .wire import (
+    commit_arguments,
+    parse_answer,
+    parse_dormant,
+    parse_event,
+    parse_replies,
+    submit_arguments,
+    text_of,
 )
 
 Durability = Literal["disk", "relaxed"]
 """`disk`: every acknowledged write is synced; `relaxed`: whatever the server is set to, said aloud."""
 
-FORMAT = 1
-ANSWER_MAX = 10.0
+FORMAT: Final = 1
+ANSWER_MAX: Final = 10.0
 """Seconds after which a command that is not answered counts as lost."""
 
-_PRELUDED = ("submit", "commit")
-_FULL = failure(
-    Failure(503, "the inbox of the called object's shard is full: its hosts do not keep up", {}, "OverloadedError")
-)
+BLOCK_MAX_MS: Final = 5_000
+"""How long a read blocks at most: well before it counts as lost."""
+
+_PRELUDED: Final = ("submit", "commit")
+"""Scripts that begin with `tell.lua`."""
+
+_REFUSED_WHEN_FULL: Final = ("submit",)
+"""Scripts that a store without memory refuses; what is there goes on, and makes room."""
+
+_TAKES_NO_WRITES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ")
+"""Errors that pass; the server finds them before a script that says its flags begins."""
+
 T = TypeVar("T")
 
 
 def _script(name: str) -> str:
-    folder = files(__package__) / "scripts"
-    text = (folder / f"{name}.lua").read_text()
-    return (folder / "tell.lua").read_text() + text if name in _PRELUDED else text
+    folder = files("journal") / "scripts"
+    text = (folder / f"{name}.lua").read_text("utf-8")
+    prelude = (folder / "tell.lua").read_text("utf-8") if name in _PRELUDED else ""
+    flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
+    return f"{flags}\n{prelude}{text}"
 
 
 class RedisStore:
@@ -78,6 +92,7 @@ class RedisStore:
         self._redis = self._client(single=False)
         self._reader = self._client(single=True)
         self._reader_id: int | None = None
+        self._interrupted = False
         self._shas: dict[str, str] = {}
         self._beats = 0
 
@@ -90,6 +105,7 @@ class RedisStore:
             socket_timeout=ANSWER_MAX,
             socket_connect_timeout=ANSWER_MAX,
             single_connection_client=single,
+            encoding_errors="surrogatepass",  # a user's text may hold what is no valid UTF-8
         )
 
     async def aclose(self) -> None:
@@ -99,7 +115,7 @@ class RedisStore:
     # Sending
 
     async def _do(self, *command: Any) -> Any:
-        return await _answered(self._redis.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
+        return await _sent(self._redis, *command)
 
     async def _run(self, name: str, *arguments: Any) -> Any:
         sha = self._shas.get(name)
@@ -108,13 +124,17 @@ class RedisStore:
         try:
             return await self._do("EVALSHA", sha, 0, self._keys.namespace, *arguments)
         except exceptions.NoScriptError:  # a restarted server has forgotten it, and ran nothing
-            del self._shas[name]
+            self._shas.pop(name, None)
             return await self._run(name, *arguments)
+        except exceptions.ResponseError as error:
+            raise DamagedError(f"{name} failed in namespace {self._keys.namespace!r}: {error}") from error
 
     # Namespace
 
     async def open_namespace(self, shards: int) -> int:
-        await self._check_settings()
+        await self._check_version()
+        if self._durability != "relaxed":
+            await self._check_settings()
         key = self._keys.meta
         await self._do("HSETNX", key, "format", FORMAT)
         await self._do("HSETNX", key, "shards", shards)
@@ -126,31 +146,23 @@ class RedisStore:
             )
         return int(kept)
 
-    async def _check_settings(self) -> None:
-        if self._durability == "relaxed":
+    async def _check_version(self) -> None:
+        try:
+            info = await self._do("INFO", "server")
+        except exceptions.ResponseError:  # who may not ask finds out when the scripts are loaded
             return
+        check_version(str(info["redis_version"]))
+
+    async def _check_settings(self) -> None:
         found: dict[str, str] = {}
         try:
-            for name in ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy"):
+            for name in WANTED:
                 answer = await self._do("CONFIG", "GET", name)
-                found[name] = answer[1].decode() if answer else "(hidden)"
+                found |= {name: answer[1].decode()} if answer else {}
             role = (await self._do("ROLE"))[0].decode()
         except exceptions.ResponseError as error:
-            raise SettingsError(_refusal(f"its settings may not be read ({error})")) from error
-        if found["appendonly"] != "yes":
-            raise SettingsError(_refusal("it has no append-only file", "appendonly yes"))
-        if found["appendfsync"] != "always":
-            raise SettingsError(
-                _refusal(f"it runs with appendfsync {found['appendfsync']}, which loses the last second", "appendfsync always")
-            )
-        if found["no-appendfsync-on-rewrite"] != "no":
-            raise SettingsError(_refusal("it does not sync while it rewrites", "no-appendfsync-on-rewrite no"))
-        if found["maxmemory-policy"] != "noeviction":
-            raise SettingsError(
-                _refusal(f"its eviction policy {found['maxmemory-policy']} may drop keys", "maxmemory-policy noeviction")
-            )
-        if role != "master":
-            raise SettingsError(_refusal(f"it is a {role}: connect to its primary"))
+            raise refusal(f"its settings may not be read ({error})") from error
+        check_settings(found, role)
 
     async def now_ms(self) -> int:
         seconds, micros = await self._do("TIME")
@@ -161,33 +173,30 @@ class RedisStore:
     async def open_writer(self) -> str:
         writer = new_id()
         replies = self._keys.replies(writer)
-        await self._do("SET", self._keys.writer(writer), 0, "PX", self._session_ms)
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(self._keys.writer(writer), 0, px=self._session_ms)
         # An empty stream: replies are appended only where it exists, so who is gone gets nothing.
-        await self._do("XGROUP", "CREATE", replies, "none", "0", "MKSTREAM")
-        await self._do("XGROUP", "DESTROY", replies, "none")
-        await self._do("PEXPIRE", replies, self._session_ms)
+        pipe.xgroup_create(replies, "none", "0", mkstream=True)
+        pipe.xgroup_destroy(replies, "none")
+        pipe.pexpire(replies, self._session_ms)
+        await _answered(pipe.execute())
         return writer
 
-    async def submit(self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str) -> Settled:
-        arguments: list[Any] = [writer, number, self._session_ms, seen, self._limits.inbox_max]
-        for operation in operations:
-            if isinstance(operation, Outgoing):
-                arguments += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
-            else:
-                arguments += ("a", operation.shard, operation.invocation)
-        return Settled.APPLIED if await self._run("submit", *arguments) == 1 else Settled.REFUSED
+    async def submit(
+        self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
+    ) -> Settled | Overloaded:
+        head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
+        refused = await self._run("submit", *head, *submit_arguments(operations))
+        if refused is None:
+            return Settled.REFUSED
+        return Overloaded(tuple(text_of(invocation) for invocation in refused)) if refused else Settled.APPLIED
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
-        found = await self._blocking("XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", self._keys.replies(writer), after)
-        out: list[Reply] = []
-        for id_, fields in found[0][1] if found else ():
-            key = id_.decode()
-            out += [Reply(key, fields[i].decode(), fields[i + 1]) for i in range(0, len(fields), 2)]
-        return out
+        return parse_replies(await self._blocking(1000, block_ms, (self._keys.replies(writer), after)))
 
     async def status(self, invocation: str) -> str:
         shard = shard_in(invocation)
-        entry = await self._do("HGET", f"{self._keys.namespace}:{shard}:ids", invocation)
+        entry = await self._do("HGET", self._keys.ids(shard), invocation)
         if entry is None:
             return ""
         place = entry.split(b" ", 1)[0].decode()
@@ -195,11 +204,11 @@ class RedisStore:
             return "open"
         if place[0] == "a":
             paused = await self._do("HGET", self._keys.asleep(shard, invocation), "paused")
-            return f"paused: {paused.decode()}" if paused else "asleep"
+            return f"paused: {text_of(paused)}" if paused else "asleep"
         if place[0] == "o":
-            outcome = await self._do("HGET", f"{self._keys.namespace}:{shard}:outcomes", invocation)
+            outcome = await self._do("HGET", self._keys.outcomes(shard), invocation)
         else:
-            found = await self._do("XRANGE", f"{self._keys.namespace}:{shard}:done", place[1:], place[1:])
+            found = await self._do("XRANGE", self._keys.done(shard), place[1:], place[1:])
             outcome = found[0][1][3] if found else None
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
 
@@ -210,7 +219,9 @@ class RedisStore:
         if answer[0] == b"g":
             return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1)
         if answer[0] == b"d":
-            raise DamagedError(f"shard {shard}: {answer[1].decode()}; nobody serves it until its head is mended")
+            raise DamagedError(
+                f"shard {shard}: {answer[1].decode('utf-8', 'replace')}; nobody serves it until its head is mended"
+            )
         return Held(answer[1].decode())
 
     async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
@@ -224,50 +235,54 @@ class RedisStore:
         await self._run("release", incarnation, int(leaving), *pairs)
 
     async def bury(self, incarnation: str) -> int:
-        shards = await self._do("HGET", self._keys.meta, "shards")
-        return await self._run("bury", incarnation, int(shards))
+        return int(await self._run("bury", incarnation))
 
     async def look(self, shards: int) -> Look:
         pipe = self._redis.pipeline(transaction=False)
         pipe.hgetall(self._keys.hosts)
-        pipe.mget([f"{self._keys.namespace}:{shard}:lease" for shard in range(shards)])
+        pipe.mget([self._keys.lease(Shard(shard)) for shard in range(shards)])
         hosts, leases = await _answered(pipe.execute())
-        return Look({k.decode(): v for k, v in hosts.items()}, [(v or b"").decode() for v in leases])
+        return Look({k.decode(): v for k, v in hosts.items()}, [text_of(lease) for lease in leases])
 
     # Hosts: reading
 
-    async def _blocking(self, *command: Any) -> Any:
+    async def _blocking(self, count: int, block_ms: int, *streams: tuple[str, str]) -> Any:
+        if self._interrupted:
+            block_ms, self._interrupted = 0, False
+        wait = ("BLOCK", min(block_ms, BLOCK_MAX_MS)) if block_ms > 0 else ()  # BLOCK 0 would be for ever
+        names, after = zip(*streams, strict=True)
         try:
             if self._reader_id is None:
-                self._reader_id = await _answered(self._reader.execute_command("CLIENT", "ID"))  # pyright: ignore[reportUnknownMemberType]
+                self._reader_id = await _sent(self._reader, "CLIENT", "ID")
                 self._reader.response_callbacks.pop("XREAD", None)  # raw lists: half the time of dicts
-            return await _answered(self._reader.execute_command(*command))  # pyright: ignore[reportUnknownMemberType]
+            return await _sent(self._reader, "XREAD", "COUNT", count, *wait, "STREAMS", *names, *after)
         except BaseException:
             self._reader_id = None  # the next connection has another
             raise
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
-        keys, names, after = self._keys, [self._keys.control], [control]
+        keys, arrivals = self._keys, Arrivals()
+        places: dict[bytes, tuple[Shard, bool]] = {}
+        streams = [(keys.control, control)]
         for shard, cursor in cursors.items():
-            names += (keys.inbox(shard), keys.events(shard))
-            after += (cursor.inbox, cursor.events)
-        found = await self._blocking("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *names, *after)
-        arrivals = Arrivals()
-        for stream, entries in found or ():
-            *_, middle, kind = stream.decode().rsplit(":", 2)
-            if kind == "inbox":
-                shard = Shard(int(middle))
-                arrivals.messages += [(shard, id_.decode(), fields[1]) for id_, fields in entries]
-            elif kind == "events":
-                shard = Shard(int(middle))
-                arrivals.events += [(shard, _event(entry)) for entry in entries]
-            else:
+            inbox, events = keys.inbox(shard), keys.events(shard)
+            streams += ((inbox, cursor.inbox), (events, cursor.events))
+            places[inbox.encode("utf-8", "surrogatepass")] = (shard, True)
+            places[events.encode("utf-8", "surrogatepass")] = (shard, False)
+        for stream, entries in await self._blocking(count, block_ms, *streams) or ():
+            if stream not in places:
                 arrivals.control = entries[-1][0].decode()
+                continue
+            shard, is_inbox = places[stream]
+            if is_inbox:
+                arrivals.messages += [(shard, id_.decode(), fields[1]) for id_, fields in entries]
+            else:
+                arrivals.events += [(shard, parse_event(entry)) for entry in entries]
         return arrivals
 
     async def interrupt(self) -> None:
-        if self._reader_id is not None:
-            await self._do("CLIENT", "UNBLOCK", self._reader_id)
+        if self._reader_id is None or not await self._do("CLIENT", "UNBLOCK", self._reader_id):
+            self._interrupted = True
 
     async def _page(self, key: str, after: str, count: int) -> list[Any]:
         return await _raw(self._redis, "XRANGE", key, f"({after}" if after else "-", "+", "COUNT", count)
@@ -276,7 +291,7 @@ class RedisStore:
         return [(id_.decode(), fields[1]) for id_, fields in await self._page(self._keys.inbox(shard), after, count)]
 
     async def events(self, shard: Shard, after: str, count: int) -> list[Event]:
-        return [_event(entry) for entry in await self._page(self._keys.events(shard), after, count)]
+        return [parse_event(entry) for entry in await self._page(self._keys.events(shard), after, count)]
 
     async def journal(self, shard: Shard, after: str, count: int) -> list[tuple[str, str, bytes]]:
         page = await self._page(self._keys.journal(shard), after, count)
@@ -296,7 +311,7 @@ class RedisStore:
             pipe.hget(self._keys.held(shard), target)
         found = await _answered(pipe.execute())
         return [
-            Loaded({k.decode("utf-8", "surrogatepass"): v for k, v in found[i].items()}, (found[i + 1] or b"").decode())
+            Loaded({text_of(name): value for name, value in found[i].items()}, text_of(found[i + 1]))
             for i in range(0, len(found), 2)
         ]
 
@@ -304,28 +319,13 @@ class RedisStore:
         pipe = self._redis.pipeline(transaction=False)
         for shard, invocation in invocations:
             pipe.hgetall(self._keys.asleep(shard, invocation))
-        return [_dormant(fields) for fields in await _answered(pipe.execute())]
+        return [parse_dormant(fields) for fields in await _answered(pipe.execute())]
 
     # Hosts: writing
 
     async def commit(self, parts: Sequence[Part]) -> list[Answer]:
-        limits = self._limits
-        arguments: list[Any] = [
-            limits.inbox_max * 10,
-            limits.done_max,
-            int(limits.retention.total_seconds() * 1000),
-            _FULL,
-            len(parts),
-        ]
-        for part in parts:
-            flat: list[Any] = []
-            for progress in part.progress:
-                _flatten(progress, flat)
-            if part.stray:
-                flat += ("", "", "", 2, len(part.stray), *part.stray)
-            arguments += (part.shard, f"{part.epoch} {part.incarnation}", part.number, len(flat))
-            arguments += flat
-        return [_answer(answer.decode()) for answer in await self._run("commit", *arguments)]
+        answers = await self._run("commit", *commit_arguments(parts, self._limits))
+        return [parse_answer(answer) for answer in answers]
 
     async def move_due(self, shard: Shard, epoch: Epoch, incarnation: str, count: int) -> tuple[int, int]:
         moved, following = await self._run("move_due", shard, f"{epoch} {incarnation}", count)
@@ -334,15 +334,13 @@ class RedisStore:
     # Code
 
     async def put_code(self, digest: str, code: bytes, types: Sequence[str]) -> None:
-        if await self._do("SET", self._keys.code_of(digest), code, "NX") is not None:
-            pairs = [part for name in types for part in (name, digest)]
-            await self._do("HSET", self._keys.code, *pairs)
+        await self._run("put_code", digest, code, *types)
 
     async def code(self, digest: str) -> bytes | None:
         return await self._do("GET", self._keys.code_of(digest))
 
     async def current_code(self, type_name: str) -> str:
-        return (await self._do("HGET", self._keys.code, type_name) or b"").decode()
+        return text_of(await self._do("HGET", self._keys.code, type_name))
 
 
 async def _answered(command: Awaitable[T]) -> T:
@@ -352,6 +350,15 @@ async def _answered(command: Awaitable[T]) -> T:
         raise UnavailableError(f"the store does not answer: {error}") from error
     except (exceptions.ReadOnlyError, exceptions.OutOfMemoryError) as error:
         raise UnavailableError(f"the store takes no writes: {error}") from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith(_TAKES_NO_WRITES):
+            raise UnavailableError(f"the store takes no writes: {error}") from error
+        raise
+
+
+async def _sent(client: redis.Redis, *command: Any) -> Any:
+    sent = client.execute_command(*command)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return await _answered(cast("Awaitable[Any]", sent))
 
 
 async def _raw(client: redis.Redis, *command: Any) -> Any:
@@ -359,92 +366,9 @@ async def _raw(client: redis.Redis, *command: Any) -> Any:
     connection = await _answered(client.connection_pool.get_connection())
     try:
         await _answered(connection.send_command(*command))
-        return await _answered(connection.read_response())
+        return await _answered(cast("Awaitable[Any]", connection.read_response()))
     except BaseException:
         await connection.disconnect()
         raise
     finally:
         await client.connection_pool.release(connection)
-
-
-def _refusal(why: str, remedy: str = "") -> str:
-    setting = f"Set `{remedy}` on the server" if remedy else "Use a server of your own"
-    return (
-        f"this Redis could lose what it has acknowledged: {why}. {setting}, or say "
-        'actors.init(durability="relaxed") if losing data is acceptable.'
-    )
-
-
-def _event(entry: Any) -> Event:
-    id_, (_, invocation, _, kind, _, index, _, payload) = entry
-    return Event(id_.decode(), invocation.decode(), EventKind(kind.decode()), int(index), payload)
-
-
-def _dormant(fields: dict[bytes, bytes]) -> Dormant | None:
-    if not fields:
-        return None
-    records = sorted((_order(key[1:]), key[1:].decode(), value) for key, value in fields.items() if key[:1] == b"j")
-    return Dormant(
-        fields[b"id"].decode(), fields[b"m"], [(id_, value) for _, id_, value in records], fields.get(b"paused", b"").decode()
-    )
-
-
-def _order(stream_id: bytes) -> tuple[int, int]:
-    ms, _, sequence = stream_id.partition(b"-")
-    return int(ms), int(sequence)
-
-
-def _answer(text: str) -> Answer:
-    match text[0]:
-        case "c":
-            return Committed(text[1:])
-        case "f":
-            return Fenced(text[1:])
-        case _:
-            return Damaged(text[1:])
-
-
-def _flatten(progress: Progress, out: list[Any]) -> None:
-    """Append a progress as `commit.lua` reads it: a section for each flag that is set, in order."""
-    flags = 2048 if progress.asleep else 0
-    sections: list[Any] = []
-    if progress.record:
-        flags |= 1
-        sections.append(progress.record)
-    if progress.events:
-        flags |= 2
-        sections += (len(progress.events), *progress.events)
-    if progress.writes:
-        flags |= 4
-        sections.append(2 * len(progress.writes))
-        for pair in progress.writes.items():
-            sections += pair
-    if progress.clears:
-        flags |= 8
-        sections += (len(progress.clears), *progress.clears)
-    if progress.timers:
-        flags |= 16
-        sections.append(2 * len(progress.timers))
-        for timer in progress.timers:
-            sections += timer
-    if progress.untimers:
-        flags |= 32
-        sections += (len(progress.untimers), *progress.untimers)
-    if progress.messages:
-        flags |= 64
-        sections.append(len(progress.messages))
-        for m in progress.messages:
-            sections += (m.shard, m.invocation, m.caller, m.data)
-    if progress.notice:
-        flags |= 512
-        sections.append(progress.notice)
-    if progress.journal:
-        flags |= 1024
-        sections += (len(progress.journal), *progress.journal)
-    if isinstance(progress.end, Finish):
-        flags |= 128
-        sections += (progress.end.outcome, progress.end.summary, progress.end.keep_ms)
-    elif progress.end is not None:
-        flags |= 256
-        sections += (int(progress.end.holds), progress.end.paused)
-    out += (progress.invocation, progress.target, progress.inbox_id, flags, *sections)

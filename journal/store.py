@@ -17,11 +17,16 @@ from datetime import timedelta
 from enum import Enum
 from typing import Protocol
 
-from .entries import Event
+from .entries import Event, Failure, failure
 from .names import Epoch, Shard
 
 SHARDS = 16
 """How many shards a new namespace gets."""
+
+INBOX_FULL = failure(
+    Failure(503, "the inbox of the called object's shard is full: its hosts do not keep up", {}, "OverloadedError")
+)
+"""The outcome of a handler's call that finds no room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,13 @@ class Settled(Enum):
     APPLIED = "applied"
     REFUSED = "refused"
     """The writer is unknown or its number is not the next one: open another and attach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overloaded:
+    """The write was applied but for these messages: the inboxes of their shards are full."""
+
+    invocations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +228,12 @@ class Look:
 
 
 class Store(Protocol):
-    """Every durable transition; each method is one round trip and raises `UnavailableError` if the store does not answer."""
+    """Every durable transition, each in one round trip or a few.
+
+    Raises, from any method:
+        UnavailableError: the store does not answer, or takes no writes now; whether a write took effect is unknown.
+        DamagedError: a script failed, because what lies in the store is not what ought to lie there.
+    """
 
     async def aclose(self) -> None:
         """Close the connections; the store goes on."""
@@ -240,8 +257,13 @@ class Store(Protocol):
         """Return a new writer with number 0 and an empty reply stream; both expire when silent for `session`."""
         ...
 
-    async def submit(self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str) -> Settled:
-        """Append messages and attach, in order, as one numbered write; trim the replies up to `seen`."""
+    async def submit(
+        self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
+    ) -> Settled | Overloaded:
+        """Append messages and attach, in order, as one numbered write; trim the replies before `seen`.
+
+        The number of the last write again gets its answer again, changes nothing, and prolongs the writer's life.
+        """
         ...
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
@@ -255,7 +277,11 @@ class Store(Protocol):
     # Hosts: ownership
 
     async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
-        """Take a lease that nobody has, or whose value is still `seen`; the epoch grows, and the past is fenced."""
+        """Take a lease that nobody has, or whose value is still `seen`; the epoch grows, and the past is fenced.
+
+        Raises:
+            DamagedError: a commit failed half way; nobody gets the shard until its head is mended.
+        """
         ...
 
     async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
@@ -281,7 +307,7 @@ class Store(Protocol):
         ...
 
     async def interrupt(self) -> None:
-        """End a blocking `arrivals` of this store object at once."""
+        """End a blocking read of this store object at once, or the next one if none is under way."""
         ...
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:

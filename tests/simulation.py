@@ -27,6 +27,7 @@ SHARDS = 4
 """Fewer than usual: taking over each one is a store call."""
 SUSPEND = Policy(idle_timeout=timedelta(0))
 """Every wait leaves memory: the journal is all that a handler is resumed from."""
+LATENCY_S = 0.05
 STUCK_AFTER_S = 600.0
 """Virtual seconds after which a schedule that has not ended never will."""
 
@@ -82,6 +83,8 @@ class Faults:
 
     at: int = 0
     applied: bool = True
+    latency: random.Random | None = None
+    """With it, calls and answers take up to `LATENCY_S` each."""
     calls: int = 0
     crashed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -106,14 +109,20 @@ class FaultyStore:
             if is_last and not faults.applied:
                 faults.crashed.set()
                 await asyncio.Event().wait()
+            await self._travel()
             answer = await method(*args, **kwargs)
             if is_last:
                 faults.crashed.set()
+            await self._travel()
             if faults.crashed.is_set():
                 await asyncio.Event().wait()
             return answer
 
         return call
+
+    async def _travel(self) -> None:
+        if self._faults.latency is not None:
+            await asyncio.sleep(self._faults.latency.random() * LATENCY_S)
 
 
 class Driver:
@@ -279,10 +288,12 @@ def everywhere(calls: int) -> Iterator[Faults]:
 
 
 def at_random(seed: int, calls: int) -> Iterator[Faults]:
-    """Up to three crashes at random calls."""
+    """Up to three crashes at random calls, on a network that takes its time; then the same network for good."""
     source = random.Random(seed)
     for _ in range(source.randint(1, 3)):
-        yield Faults(at=source.randint(1, calls), applied=source.random() < 0.5)
+        yield Faults(at=source.randint(calls // 4, calls), applied=source.random() < 0.5, latency=source)
+    while True:
+        yield Faults(latency=source)
 
 
 __all__ = ["SUSPEND", "Driver", "Faults", "Shard", "World", "at_random", "everywhere", "simulate", "virtual_loop"]

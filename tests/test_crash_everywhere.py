@@ -33,6 +33,14 @@ class Effects:
         return f"{what}!"
 
 
+    async def leak(self, target: str, field: str, seen: int) -> int:
+        assert self.world is not None
+        stored = self.world.state(target).get(field, 0)
+        if stored < seen:
+            self.world.violations.append(f"{target} leaked {field}={seen} before it was durable ({stored})")
+        return seen
+
+
 effects = Effects()
 
 
@@ -147,6 +155,28 @@ class Saga(Service):
         return made
 
 
+class Till(VirtualObject):
+    total: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context, amount: int) -> int:
+        """Never waits: the next invocation starts before this one's commit is acknowledged."""
+        self.total += amount
+        return self.total
+
+    @handler
+    async def tell(self, ctx: Context) -> int:
+        """Its step must not start before the state that it saw is durable (promise 5)."""
+        await ctx.run("tell", effects.leak, f"Till/{ctx.key}", "total", self.total)
+        return self.total
+
+    @shared
+    async def told(self, ctx: Context) -> int:
+        told = await ctx.run("told", effects.leak, f"Till/{ctx.key}", "total", self.total)
+        await asyncio.sleep(0.3)
+        return self.total - told
+
+
 class Flaky(VirtualObject):
     attempts: int = state(0)
 
@@ -223,6 +253,22 @@ def check_flaky(world: World, result: Any) -> None:
     assert world.state("Flaky/f") == {"attempts": 2}
 
 
+async def ahead(world: World) -> Any:
+    """Work ahead of the disk: what is not durable yet is seen, but does not leave."""
+    ids: list[str] = []
+    for turn in range(6):
+        ids.append(await world.driver.start("Till/t", "add", 1))
+        ids.append(await world.driver.start("Till/t", "told" if turn % 2 else "tell"))
+    return [await world.driver.result(id_) for id_ in ids]
+
+
+def check_ahead(world: World, result: Any) -> None:
+    assert result[0::2] == [1, 2, 3, 4, 5, 6]
+    assert result[1::4] == [1, 3, 5]
+    assert result[3::4] == [0, 0, 0], "a shared handler saw the state move"
+    assert world.state("Till/t") == {"total": 6}
+
+
 SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, Any], None]]] = {
     "whole": (whole, check_whole),
     "overwrite": (overwrite, check_overwrite),
@@ -230,6 +276,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "give_up": (give_up, check_give_up),
     "gathered": (gathered, check_gathered),
     "flaky": (flaky, check_flaky),
+    "ahead": (ahead, check_ahead),
 }
 
 

@@ -20,7 +20,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ORDER: dict[str, tuple[str, ...]] = {
-    "journal": ("errors", "clock", "names", "codec", "entries", "keys", "store", "memory", "redis", "guard", "server"),
+    "journal": (
+        "errors",
+        "clock",
+        "names",
+        "codec",
+        "entries",
+        "keys",
+        "store",
+        "world",
+        "memory",
+        "wire",
+        "settings",
+        "redis",
+        "guard",
+        "server",
+    ),
     "actors": (
         "errors",
         "policy",

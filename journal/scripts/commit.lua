@@ -9,7 +9,8 @@
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
 -- Returns: for each part: `c<first journal id>`, `f<head>` (refused) or `d<reason>` (damaged)
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
-local ns, inbox_limit, done_max, retention, refusal = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local ns, inbox_limit, done_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local retention, refusal = tonumber(ARGV[4]), ARGV[5]
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local floor = math.floor
@@ -23,6 +24,22 @@ local function sliced(command, key, at, count)
   end
 end
 
+-- Ids of one commit follow each other, also where the clock goes on while a script runs (Redis before 7.2).
+local function record(key, last, invocation, data)
+  local id = '*'
+  if last then
+    local ms, sequence = string.match(last, '^(%d+)-(%d+)$')
+    id = ms .. '-' .. string.format('%.0f', tonumber(sequence) + 1)
+  end
+  return call('XADD', key, id, 'i', invocation, 'd', data)
+end
+
+local function send(replies, prefix, invocation, teller, data)
+  if not accept(ns, replies, prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
+    tell(ns, replies, teller, invocation, refusal, 'r')
+  end
+end
+
 local function lay_to_sleep(prefix, invocation, target, inbox_id, asleep, holds, paused, journal)
   local key = prefix .. ':asleep:' .. invocation
   if not asleep then
@@ -32,6 +49,8 @@ local function lay_to_sleep(prefix, invocation, target, inbox_id, asleep, holds,
     local _, tellers = place_of(call('HGET', prefix .. ':ids', invocation))
     call('HSET', prefix .. ':ids', invocation, 'a' .. inbox_id .. tellers)
     if holds then call('HSET', prefix .. ':held', target, invocation) end
+  elseif call('EXISTS', key) == 0 then
+    error(invocation .. ' is not asleep')
   end
   for _, id in ipairs(journal) do
     local found = call('XRANGE', prefix .. ':journal', id, id)
@@ -87,14 +106,15 @@ local function trim(prefix, added)
 end
 
 local function apply(prefix, at, stop)
-  local replies, first, finished, written = {}, '', 0, {}
+  local replies, first, last, finished, written = {}, '', nil, 0, {}
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local asleep, journal = section(flags, 2048), {}
     at = at + 4
     if section(flags, 1) then
-      local added = call('XADD', prefix .. ':journal', '*', 'i', invocation, 'd', ARGV[at])
+      local added = record(prefix .. ':journal', last, invocation, ARGV[at])
       if first == '' then first = added end
+      last = added
       written[invocation] = written[invocation] or {}
       table.insert(written[invocation], added)
       at = at + 1
@@ -117,7 +137,7 @@ local function apply(prefix, at, stop)
     if section(flags, 64) then
       local n = tonumber(ARGV[at]); at = at + 1
       for _ = 1, n do
-        accept(ns, replies, ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], inbox_limit, refusal)
+        send(replies, ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
         at = at + 4
       end
     end

@@ -55,14 +55,13 @@ local function attach(ns, replies, prefix, invocation, teller)
   return true
 end
 
-local function accept(ns, replies, prefix, invocation, teller, data, limit, refusal)
-  if attach(ns, replies, prefix, invocation, teller) then return end
-  if call('XLEN', prefix .. ':inbox') >= limit and (teller ~= '' or refusal == 'O') then
-    if teller ~= '' then tell(ns, replies, teller, invocation, refusal, 'r') end
-    return
-  end
+-- Puts a message into its inbox, or attaches to what is known; false if there is no room. No limit: nobody to be told.
+local function accept(ns, replies, prefix, invocation, teller, data, limit)
+  if attach(ns, replies, prefix, invocation, teller) then return true end
+  if limit and call('XLEN', prefix .. ':inbox') >= limit then return false end
   local id = call('XADD', prefix .. ':inbox', '*', 'm', data)
   call('HSET', prefix .. ':ids', invocation, teller == '' and ('i' .. id) or ('i' .. id .. ' ' .. teller))
+  return true
 end
 
 local function send_replies(ns, replies)

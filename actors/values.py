@@ -1,0 +1,156 @@
+"""Values: how arguments, results and state become bytes, with users' classes by name.
+
+By value, each process would make a class of its own, and `isinstance` would fail where a value comes home. So a class
+that pickle cannot import by itself goes as module and qualified name, and is looked up where it is read: in the `Scope`
+of the code that an invocation runs with, else among what lives in this process.
+
+Invariants:
+    1. Writing needs no scope: a class knows the name under which it was sent.
+    2. A class that nobody could find by name (a function's) carries its code along, used where the name is unknown.
+"""
+
+import io
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import cloudpickle
+from journal import codec
+from journal.codec import MISSING
+
+Name = tuple[str, str]
+"""Module and qualified name."""
+
+_PROTOCOL: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The classes of one version of a program's code, by name."""
+
+    digest: str = ""
+    names: Mapping[Name, type] = field(default_factory=dict[Name, type])
+
+
+LIVE: Final = Scope()
+"""What lives in this process."""
+
+_scopes: Final[WeakKeyDictionary[type, Scope]] = WeakKeyDictionary()
+_sent: Final[WeakValueDictionary[Name, type]] = WeakValueDictionary()
+
+
+def name_of(cls: type) -> Name:
+    """Return the name of a class."""
+    return cls.__module__, cls.__qualname__
+
+
+def scope_of(cls: type) -> Scope:
+    """Return the scope that a class was loaded with, `LIVE` for one that lives here."""
+    return _scopes.get(cls, LIVE)
+
+
+def adopt(cls: type, scope: Scope) -> None:
+    """Note that a class was loaded as part of a scope."""
+    _scopes[cls] = scope
+
+
+def note_sent(cls: type) -> None:
+    """Note that the code of a class of this process was sent: values that come back find it by name."""
+    _sent[name_of(cls)] = cls
+
+
+def living(module: str, qualname: str) -> Any:
+    """Return what has this name in this process, None if there is nothing."""
+    try:
+        found: Any = sys.modules.get(module) or import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except Exception:  # importing runs code of users; what cannot be imported is not here
+        return _sent.get((module, qualname))
+    return found
+
+
+def encode(value: Any, annotation: Any = MISSING) -> bytes:
+    """Return the bytes from which `decode` makes an equal value of the same types.
+
+    Raises:
+        UsageError: the value, or something in it, cannot be stored.
+    """
+    return codec.encode(value, annotation, dumps=pickled)
+
+
+def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
+    """Return the value that `encode` was given, with the classes of this scope.
+
+    Raises:
+        DecodeError: this process lacks what the value needs.
+    """
+    return codec.decode(data, annotation, loads=partial(unpickled, scope=scope))
+
+
+def pickled(value: Any) -> bytes:
+    """Return the pickle of a value, with users' classes by name."""
+    file = io.BytesIO()
+    _Pickler(file, _PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def unpickled(data: bytes, scope: Scope = LIVE) -> Any:
+    """Return the value of a pickle, with the classes of this scope."""
+    return _Unpickler(io.BytesIO(data), scope).load()
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Writes classes that cannot be imported as calls of `_named`."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type):
+            reduced = _reduced(obj)
+            if reduced is not None:
+                return _named, reduced
+        return cast("Any", super()).reducer_override(obj)
+
+
+def _reduced(cls: type) -> tuple[Any, ...] | None:
+    """Return the arguments of `_named` for a class, None for one that pickle knows how to import."""
+    name = name_of(cls)
+    if cls in _scopes:
+        return name
+    if name[0] == "builtins":
+        return None
+    if living(*name) is cls:
+        return name if name[0] == "__main__" or "<locals>" in name[1] else None
+    _sent.setdefault(name, cls)
+    return *name, cloudpickle.dumps(cls, _PROTOCOL)
+
+
+def _named(module: str, qualname: str, code: bytes = b"") -> type:
+    """Return a class by its name; while a value is read, the method of its unpickler stands for this function."""
+    raise pickle.UnpicklingError("a value of Perdure's is read by actors.values alone")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Looks classes up in a scope first."""
+
+    def __init__(self, file: io.BytesIO, scope: Scope) -> None:
+        super().__init__(file)
+        self._names = scope.names
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if module_name == __name__ and global_name == _named.__name__:
+            return cast("Callable[..., Any]", self._named)
+        found = self._names.get((module_name, global_name))
+        return super().find_class(module_name, global_name) if found is None else found
+
+    def _named(self, module: str, qualname: str, code: bytes = b"") -> Any:
+        found = self._names.get((module, qualname)) or living(module, qualname)
+        if found is None and code:
+            found = cloudpickle.loads(code)
+        if found is None:
+            raise AttributeError(f"there is no class {qualname} in {module} here")
+        return found

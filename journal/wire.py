@@ -1,0 +1,136 @@
+"""Wire: transitions as arguments of the scripts, and what the server answers as values.
+
+Owns the Python side of what the heads of `scripts/*.lua` say; pure, so that it needs no server.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .entries import Event, EventKind, order_of
+from .store import (
+    INBOX_FULL,
+    Answer,
+    Attach,
+    Committed,
+    Damaged,
+    Dormant,
+    Fenced,
+    Finish,
+    Limits,
+    Outgoing,
+    Part,
+    Progress,
+    Reply,
+)
+
+
+def submit_arguments(operations: Sequence[Outgoing | Attach]) -> list[Any]:
+    """Return what `submit.lua` reads for each operation."""
+    out: list[Any] = []
+    for operation in operations:
+        if isinstance(operation, Outgoing):
+            out += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
+        else:
+            out += ("a", operation.shard, operation.invocation)
+    return out
+
+
+def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
+    """Return what `commit.lua` reads."""
+    retention_ms = int(limits.retention.total_seconds() * 1000)
+    out: list[Any] = [limits.inbox_max * 10, limits.done_max, retention_ms, INBOX_FULL, len(parts)]
+    for part in parts:
+        flat: list[Any] = []
+        for progress in part.progress:
+            _flatten(progress, flat)
+        if part.stray:
+            _flatten(Progress("", "", "", events=part.stray), flat)
+        out += (part.shard, f"{part.epoch} {part.incarnation}", part.number, len(flat), *flat)
+    return out
+
+
+def _flatten(progress: Progress, out: list[Any]) -> None:
+    """Append a progress as `commit.lua` reads it: a section for each flag that is set, in order."""
+    flags = 2048 if progress.asleep else 0
+    sections: list[Any] = []
+    if progress.record:
+        flags |= 1
+        sections.append(progress.record)
+    if progress.events:
+        flags |= 2
+        sections += (len(progress.events), *progress.events)
+    if progress.writes:
+        flags |= 4
+        sections.append(2 * len(progress.writes))
+        for pair in progress.writes.items():
+            sections += pair
+    if progress.clears:
+        flags |= 8
+        sections += (len(progress.clears), *progress.clears)
+    if progress.timers:
+        flags |= 16
+        sections.append(2 * len(progress.timers))
+        for timer in progress.timers:
+            sections += timer
+    if progress.untimers:
+        flags |= 32
+        sections += (len(progress.untimers), *progress.untimers)
+    if progress.messages:
+        flags |= 64
+        sections.append(len(progress.messages))
+        for m in progress.messages:
+            sections += (m.shard, m.invocation, m.caller, m.data)
+    if progress.notice:
+        flags |= 512
+        sections.append(progress.notice)
+    if progress.journal:
+        flags |= 1024
+        sections += (len(progress.journal), *progress.journal)
+    if isinstance(progress.end, Finish):
+        flags |= 128
+        sections += (progress.end.outcome, progress.end.summary, progress.end.keep_ms)
+    elif progress.end is not None:
+        flags |= 256
+        sections += (int(progress.end.holds), progress.end.paused)
+    out += (progress.invocation, progress.target, progress.inbox_id, flags, *sections)
+
+
+def parse_answer(data: bytes) -> Answer:
+    """Return what became of a part."""
+    text = data.decode("utf-8", "replace")
+    match text[0]:
+        case "c":
+            return Committed(text[1:])
+        case "f":
+            return Fenced(text[1:])
+        case _:
+            return Damaged(text[1:])
+
+
+def parse_replies(found: Any) -> list[Reply]:
+    """Return the replies in what XREAD of one reply stream brought: pairs of invocation and payload."""
+    out: list[Reply] = []
+    for id_, fields in found[0][1] if found else ():
+        key = id_.decode()
+        out += [Reply(key, text_of(fields[i]), fields[i + 1]) for i in range(0, len(fields), 2)]
+    return out
+
+
+def parse_event(entry: Any) -> Event:
+    """Return an entry of `events`."""
+    id_, (_, invocation, _, kind, _, index, _, payload) = entry
+    return Event(id_.decode(), invocation.decode(), EventKind(kind.decode()), int(index), payload)
+
+
+def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:
+    """Return an invocation asleep as its hash holds it."""
+    if not fields:
+        return None
+    records = [(key[1:].decode(), value) for key, value in fields.items() if key[:1] == b"j"]
+    records.sort(key=lambda record: order_of(record[0]))
+    return Dormant(fields[b"id"].decode(), fields[b"m"], records, text_of(fields.get(b"paused")))
+
+
+def text_of(data: bytes | None) -> str:
+    """Return text that the store holds, empty if it holds none; a user's text may be no valid UTF-8."""
+    return (data or b"").decode("utf-8", "surrogatepass")

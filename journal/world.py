@@ -1,0 +1,346 @@
+"""World: what a server would hold, in this process, and what the scripts do to it.
+
+Owns the data behind every `MemoryStore` of one namespace, and a faithful copy of the scripts in plain Python: the same
+places, the same order of effects, the same answers. Whatever differs is a bug in one of the two; the contract suite and
+a random comparison (tests/test_store*.py) look for it.
+
+Invariants:
+    1. A transition happens at one instant: `now` is read once, as a script reads its server's time once.
+    2. Ids of a stream only grow; those of one commit's records follow each other.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Generic, TypeVar
+
+from .entries import EventKind, order_of
+from .names import shard_in
+from .store import (
+    INBOX_FULL,
+    Answer,
+    Committed,
+    Damaged,
+    Dormant,
+    Fenced,
+    Finish,
+    Limits,
+    Outgoing,
+    Part,
+    Progress,
+    Sleep,
+)
+
+T = TypeVar("T")
+
+
+class Stream(Generic[T]):
+    """Entries by id, in order; an id is never given twice."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, T] = {}
+        self._last: tuple[int, int] = (0, 0)
+
+    def add(self, now: int, entry: T) -> str:
+        """Append an entry and return its id."""
+        ms, sequence = self._last
+        self._last = (now, 0) if now > ms else (ms, sequence + 1)
+        self.entries[self.last] = entry
+        return self.last
+
+    def after(self, id_: str, count: int) -> list[tuple[str, T]]:
+        """Return up to `count` entries after an id; `` is before the first."""
+        floor: tuple[int, int] = order_of(id_) if id_ else (-1, 0)
+        if floor >= self._last:
+            return []
+        return list(islice(((key, entry) for key, entry in self.entries.items() if order_of(key) > floor), count))
+
+    @property
+    def last(self) -> str:
+        """The id given last."""
+        return f"{self._last[0]}-{self._last[1]}"
+
+    def discard(self, ids: Iterable[str]) -> None:
+        """Remove entries, if they are there."""
+        for id_ in ids:
+            self.entries.pop(id_, None)
+
+
+@dataclass(slots=True)
+class Head:
+    """A shard's epoch, its owner's incarnation, and the number and answer of its last commit."""
+
+    epoch: int = 0
+    incarnation: str = "-"
+    number: int = 0
+    answer: str = ""
+    damage: str = ""
+    """Why nobody may own the shard any more; empty if all is well."""
+
+    def __str__(self) -> str:
+        head = f"{self.epoch} {self.incarnation} {self.number} {self.answer}"
+        return f"damaged {self.damage} ({head})" if self.damage else head
+
+    def is_of(self, epoch: int, incarnation: str) -> bool:
+        """Whether this is the owner."""
+        return not self.damage and (self.epoch, self.incarnation) == (epoch, incarnation)
+
+
+@dataclass(slots=True)
+class Place:
+    """An entry of `ids`: in the inbox (`i`), asleep (`a`), finished (`d`), or finished and kept (`o`)."""
+
+    kind: str
+    id: str
+    tellers: list[str]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the invocation has not finished."""
+        return self.kind in "ia"
+
+
+class ShardData:
+    """What lies in the store for one shard."""
+
+    def __init__(self) -> None:
+        self.inbox: Stream[bytes] = Stream()
+        self.events: Stream[tuple[str, EventKind, int, bytes]] = Stream()
+        self.journal: Stream[tuple[str, bytes]] = Stream()
+        self.done: Stream[tuple[str, bytes]] = Stream()
+        self.asleep: dict[str, Dormant] = {}
+        self.held: dict[str, str] = {}
+        self.ids: dict[str, Place] = {}
+        self.state: dict[str, dict[str, bytes]] = {}
+        self.timers: dict[str, int] = {}
+        self.outcomes: dict[str, bytes] = {}
+        self.forget: dict[str, int] = {}
+        self.head = Head()
+        self.lease = ""
+
+    def outcome(self, invocation: str, place: Place) -> bytes | None:
+        """Return the outcome of a finished invocation, if it is still there."""
+        if place.kind == "o":
+            return self.outcomes.get(invocation)
+        entry = self.done.entries.get(place.id)
+        return entry and entry[1]
+
+
+@dataclass(slots=True)
+class WriterData:
+    """A driver's last number with its answer, and its replies, until it has been silent for too long."""
+
+    until: int
+    number: int = 0
+    overloaded: tuple[str, ...] = ()
+    replies: Stream[tuple[str, bytes]] = field(default_factory=Stream[tuple[str, bytes]])
+
+
+class World:
+    """One namespace, shared by every connection to it."""
+
+    def __init__(self, clock: Callable[[], int], limits: Limits) -> None:
+        self.clock, self.limits = clock, limits
+        self.now = 0
+        self.shards: list[ShardData] = []
+        self.writers: dict[str, WriterData] = {}
+        self.hosts: dict[str, bytes] = {}
+        self.control: Stream[str] = Stream()
+        self.code: dict[str, bytes] = {}
+        self.current: dict[str, str] = {}
+        self.changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Let every blocking read look again."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def tick(self) -> int:
+        """Begin a transition: read the time, once."""
+        self.now = self.clock()
+        return self.now
+
+    def shard(self, number: int) -> ShardData:
+        """Return a shard; one that does not exist is empty, as it is on a server."""
+        return self.shards[number] if number < len(self.shards) else ShardData()
+
+    def writer(self, writer: str) -> WriterData | None:
+        """Return a driver that has not been silent for too long."""
+        known = self.writers.get(writer)
+        if known is not None and known.until <= self.now:
+            known = self.writers.pop(writer) and None
+        return known
+
+    # What `tell.lua` does
+
+    def tell(self, teller: str, invocation: str, payload: bytes, kind: EventKind) -> None:
+        """Tell a driver, or an open invocation, about an invocation that it waits for."""
+        if teller.startswith("w:"):
+            writer = self.writer(teller[2:])
+            if writer is not None:
+                writer.replies.add(self.now, (invocation, payload))
+            return
+        waiting, _, index = teller[2:].rpartition(":")
+        shard = self.shard(shard_in(waiting))
+        place = shard.ids.get(waiting)
+        if place is not None and place.is_open:
+            shard.events.add(self.now, (waiting, kind, int(index), payload))
+
+    def attach(self, shard: ShardData, invocation: str, teller: str) -> bool:
+        """Add a teller to a known invocation, or tell it the outcome; return whether it is known."""
+        place = shard.ids.get(invocation)
+        if place is None:
+            return False
+        if not teller:
+            return True
+        if place.is_open:
+            if teller not in place.tellers:
+                place.tellers.append(teller)
+        else:
+            self.tell(teller, invocation, shard.outcome(invocation, place) or b"U", EventKind.REPLY)
+        return True
+
+    def accept(self, message: Outgoing, limit: int) -> bool:
+        """Put a message into its inbox, or attach to what is known; return False if there is no room."""
+        shard = self.shard(message.shard)
+        if self.attach(shard, message.invocation, message.caller):
+            return True
+        if len(shard.inbox.entries) >= limit:
+            return False
+        id_ = shard.inbox.add(self.now, message.data)
+        shard.ids[message.invocation] = Place("i", id_, [message.caller] if message.caller else [])
+        return True
+
+    # What `commit.lua` does
+
+    def commit(self, part: Part) -> Answer:
+        """Apply a part if its owner and number are right."""
+        shard = self.shard(part.shard)
+        head = shard.head
+        if not head.is_of(part.epoch, part.incarnation) or part.number not in (head.number, head.number + 1):
+            return Fenced(str(head))
+        if part.number == head.number:
+            return Committed(head.answer)
+        try:
+            first = self._apply_part(shard, part)
+        except LookupError as error:
+            head.damage = repr(error)
+            return Damaged(head.damage)
+        head.number, head.answer = part.number, first
+        return Committed(first)
+
+    def _apply_part(self, shard: ShardData, part: Part) -> str:
+        first, written = "", dict[str, list[str]]()
+        for progress in part.progress:
+            added = self._apply(shard, progress, written)
+            first = first or added
+        shard.events.discard(part.stray)
+        self._trim(shard, sum(isinstance(progress.end, Finish) for progress in part.progress))
+        return first
+
+    def _apply(self, shard: ShardData, progress: Progress, written: dict[str, list[str]]) -> str:
+        added = ""
+        if progress.record:
+            added = shard.journal.add(self.now, (progress.invocation, progress.record))
+            written.setdefault(progress.invocation, []).append(added)
+        shard.events.discard(progress.events)
+        if progress.writes or progress.clears:
+            fields = shard.state.setdefault(progress.target, {})
+            fields.update(progress.writes)
+            for name in progress.clears:
+                fields.pop(name, None)
+        for due_ms, member in progress.timers:
+            shard.timers[member] = due_ms
+        for member in progress.untimers:
+            shard.timers.pop(member, None)
+        for message in progress.messages:
+            self._send(message)
+        if progress.notice:
+            self._notify(shard, progress.invocation, progress.notice)
+        if progress.end is not None:
+            journal = [*progress.journal, *written.pop(progress.invocation, [])]
+            if isinstance(progress.end, Finish):
+                self._finish(shard, progress, progress.end, journal)
+            else:
+                self._lay_to_sleep(shard, progress, progress.end, journal)
+        return added
+
+    def _send(self, message: Outgoing) -> None:
+        # A send has nobody who could be told that there is no room, so only calls are refused.
+        limit = self.limits.inbox_max * 10
+        if not message.caller:
+            self.accept(message, 1 << 62)
+        elif not self.accept(message, limit):
+            self.tell(message.caller, message.invocation, INBOX_FULL, EventKind.REPLY)
+
+    def _notify(self, shard: ShardData, invocation: str, notice: bytes) -> None:
+        place = shard.ids.get(invocation)
+        for teller in place.tellers if place and place.is_open else ():
+            self.tell(teller, invocation, (b"N" if teller.startswith("w:") else b"") + notice, EventKind.NOTICE)
+
+    def _finish(self, shard: ShardData, progress: Progress, end: Finish, journal: Sequence[str]) -> None:
+        invocation = progress.invocation
+        for teller in shard.ids[invocation].tellers:
+            self.tell(teller, invocation, end.outcome, EventKind.REPLY)
+        if progress.asleep:
+            shard.asleep.pop(invocation, None)
+            if shard.held.get(progress.target) == invocation:
+                del shard.held[progress.target]
+        else:
+            shard.inbox.discard([progress.inbox_id])
+        shard.journal.discard(journal)
+        id_ = shard.done.add(self.now, (invocation, b"" if end.keep_ms else end.outcome))
+        shard.ids[invocation] = Place("o" if end.keep_ms else "d", id_, [])
+        if end.keep_ms:
+            shard.outcomes[invocation] = end.outcome
+            shard.forget[invocation] = self.now + end.keep_ms
+
+    def _lay_to_sleep(self, shard: ShardData, progress: Progress, end: Sleep, journal: Sequence[str]) -> None:
+        invocation = progress.invocation
+        if not progress.asleep:
+            message = shard.inbox.entries.pop(progress.inbox_id)
+            shard.asleep[invocation] = Dormant(progress.inbox_id, message, [], "")
+            shard.ids[invocation].kind = "a"
+            if end.holds:
+                shard.held[progress.target] = invocation
+        dormant = shard.asleep[invocation]
+        records = dict(dormant.records) | {id_: shard.journal.entries.pop(id_)[1] for id_ in journal}
+        dormant.records = sorted(records.items(), key=lambda record: order_of(record[0]))
+        dormant.paused = end.paused or dormant.paused
+
+    def _trim(self, shard: ShardData, added: int) -> None:
+        old = self.now - int(self.limits.retention.total_seconds() * 1000)
+        for id_, (invocation, _) in list(islice(shard.done.entries.items(), 2 * added)):
+            if len(shard.done.entries) <= self.limits.done_max and order_of(id_)[0] > old:
+                break
+            del shard.done.entries[id_]
+            place = shard.ids.get(invocation)
+            if place is not None and place.kind == "d" and place.id == id_:
+                del shard.ids[invocation]
+        due = sorted((until, invocation) for invocation, until in shard.forget.items() if until <= self.now)
+        for _, invocation in due[: 2 * added]:
+            del shard.outcomes[invocation], shard.ids[invocation], shard.forget[invocation]
+
+    # What `move_due.lua` does
+
+    def move_due(self, shard: ShardData, count: int) -> tuple[int, int]:
+        """Move due timers; return how many, and when the next one is due."""
+        due = sorted((due_ms, member) for member, due_ms in shard.timers.items() if due_ms <= self.now)[:count]
+        for _, member in due:
+            del shard.timers[member]
+            self._wake(shard, member)
+        return len(due), min(shard.timers.values(), default=0)
+
+    def _wake(self, shard: ShardData, member: str) -> None:
+        _, _, rest = member.partition(":")
+        invocation, _, what = rest.rpartition(":")
+        place = shard.ids.get(invocation)
+        if place is None or not place.is_open:
+            return
+        if what == "d":
+            if place.kind == "a":
+                place.kind, place.id = "i", shard.inbox.add(self.now, shard.asleep.pop(invocation).message)
+            return
+        kind = EventKind.ATTEMPT if what == "a" else EventKind.TIMER
+        shard.events.add(self.now, (invocation, kind, 0 if what == "a" else int(what), b""))

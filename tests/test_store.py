@@ -1,0 +1,1153 @@
+"""The contract of `Store`, one suite for all who keep it: MemoryStore, and RedisStore on Valkey and on Redis 7.
+
+What a sentence here says holds for each of them; numbers of promises are those of the design.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+import pytest_asyncio
+from store_bench import SHARDS, TARGET, Driver, Engine, Owner, data_of, memory_engine, message, redis_engine
+
+from journal.entries import order_of, teller_of_entry
+from journal.errors import DamagedError
+from journal.names import Epoch, Shard
+from journal.store import (
+    INBOX_FULL,
+    Committed,
+    Cursor,
+    Damaged,
+    Fenced,
+    Finish,
+    Granted,
+    Held,
+    Loaded,
+    Outgoing,
+    Overloaded,
+    Progress,
+    Settled,
+    Sleep,
+    Store,
+)
+
+A, B, C = "a1-0", "b2-0", "c3-0"
+FAR = "f9-1"
+"""An invocation of another shard."""
+
+ODD = 'Ti:cket/a/b:c d\n"é漢😀{x}*\r\0|'
+"""A target whose key holds what keys of the store, lines and words are made of."""
+
+
+@pytest_asyncio.fixture(params=["memory", "valkey", "redis7"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    name: str = request.param
+    engine = memory_engine() if name == "memory" else redis_engine(request.getfixturevalue(f"{name}_url"))
+    yield engine
+    await engine.aclose()
+
+
+@pytest_asyncio.fixture
+async def store(engine: Engine) -> Store:
+    return await engine.open()
+
+
+# ---------------------------------------------------------------------------------------------------------- namespace
+
+
+async def test_the_number_of_shards_is_chosen_once(engine: Engine) -> None:
+    store = await engine.open()
+
+    assert await store.open_namespace(SHARDS + 3) == SHARDS
+    assert await (await engine.open()).open_namespace(1) == SHARDS
+
+
+# ------------------------------------------------------------------------------------------------- drivers and numbers
+
+
+async def test_a_submitted_message_lies_in_its_inbox_as_it_was_given(store: Store) -> None:
+    # Promise 1.
+    driver = await Driver.open(store)
+
+    assert await driver.call(A) is Settled.APPLIED
+    assert await driver.send(FAR) is Settled.APPLIED
+
+    assert [data for _, data in await store.inbox(Shard(0), "", 10)] == [data_of(A)]
+    assert [data for _, data in await store.inbox(Shard(1), "", 10)] == [data_of(FAR)]
+    assert await driver.told() == []
+
+
+async def test_a_numbered_write_has_its_effect_once(store: Store) -> None:
+    # Promises 1 and 2: the answer was lost, the same is sent again.
+    driver = await Driver.open(store)
+    await driver.call(A)
+
+    again = await store.submit(driver.writer, 1, [message(B, driver.teller)], "")
+
+    assert again is Settled.APPLIED
+    assert [data for _, data in await store.inbox(Shard(0), "", 10)] == [data_of(A)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 99])
+async def test_a_number_that_is_not_the_next_is_refused(store: Store, number: int) -> None:
+    driver = await Driver.open(store)
+    await driver.send(A)
+    await driver.send(B)
+
+    settled = await store.submit(driver.writer, number, [message(C)], "")
+
+    assert settled is Settled.REFUSED
+    assert await store.status(C) == ""
+
+
+async def test_an_unknown_writer_is_refused(store: Store) -> None:
+    assert await store.submit("nobody", 1, [message(A)], "") is Settled.REFUSED
+    assert await store.status(A) == ""
+
+
+async def test_a_new_writer_may_ask_for_its_number_before_it_has_written(store: Store) -> None:
+    driver = await Driver.open(store)
+
+    assert await store.submit(driver.writer, 0, [], "") is Settled.APPLIED
+
+
+async def test_a_silent_writer_is_forgotten_and_a_repeated_number_keeps_it(engine: Engine) -> None:
+    store = await engine.open(session=timedelta(milliseconds=300))
+    driver, silent = await Driver.open(store), await Driver.open(store)
+
+    for _ in range(3):
+        await engine.elapse(store, 150)
+        assert await store.submit(driver.writer, 0, [], "") is Settled.APPLIED
+
+    assert await silent.send(A) is Settled.REFUSED
+    assert await store.status(A) == ""
+
+
+async def test_messages_of_one_writer_keep_their_order(store: Store) -> None:
+    # Promise 2, calls and sends mixed, within one write and over several.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(60)]
+
+    for first in range(0, 60, 20):
+        await driver.submit(*(message(id_, driver.teller if first % 3 else "") for id_ in ids[first : first + 20]))
+
+    assert await owner.inbox() == ids
+
+
+async def test_two_writers_never_have_the_same_name(store: Store) -> None:
+    assert len({await store.open_writer() for _ in range(20)}) == 20
+
+
+# ------------------------------------------------------------------------------------------------- idempotence, attach
+
+
+async def test_a_known_invocation_is_attached_to_and_not_accepted_again(store: Store) -> None:
+    one, other, owner = await Driver.open(store), await Driver.open(store), await Owner.acquire(store)
+    await one.call(A)
+
+    await other.call(A)
+
+    assert await owner.inbox() == [A]
+    await owner.finish(A, b"Vonce")
+    assert await one.told() == [(A, b"Vonce")]
+    assert await other.told() == [(A, b"Vonce")]
+
+
+async def test_who_asks_twice_is_told_once(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, A)
+    await driver.attach(A, A)
+
+    await owner.finish(A)
+
+    assert await driver.told() == [(A, b"Vdone")]
+
+
+async def test_a_send_tells_nobody_until_somebody_attaches(store: Store) -> None:
+    driver, late, owner = await Driver.open(store), await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    await late.attach(A)
+
+    await owner.finish(A)
+
+    assert await driver.told() == []
+    assert await late.told() == [(A, b"Vdone")]
+
+
+async def test_attaching_to_a_finished_invocation_tells_its_outcome_at_once(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B)
+    await owner.finish(A, b"Vvalue\0\n")
+    await owner.finish(B, b"E[]", keep_ms=60_000)
+
+    await driver.attach(B, A)
+
+    assert await driver.told() == [(B, b"E[]"), (A, b"Vvalue\0\n")]
+
+
+async def test_a_message_of_a_finished_invocation_is_answered_with_its_outcome(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    await owner.finish(A, keep_ms=60_000)
+
+    await driver.call(A)
+
+    assert await driver.told() == [(A, b"Vdone")]
+    assert await owner.inbox() == []
+
+
+async def test_attaching_to_an_invocation_asleep_tells_its_outcome_later(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    await owner.sleep(A)
+
+    await driver.attach(A)
+    assert await driver.told() == []
+    await owner.finish(A, asleep=True)
+
+    assert await driver.told() == [(A, b"Vdone")]
+
+
+@pytest.mark.parametrize("unknown", ["x-0", "x-99999", "tom's \n:id é-1"])
+async def test_attaching_to_the_unknown_says_so(store: Store, unknown: str) -> None:
+    driver = await Driver.open(store)
+
+    await driver.attach(unknown)
+
+    assert await driver.told() == [(unknown, b"U")]
+    assert await store.status(unknown) == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+
+async def test_a_full_inbox_refuses_drivers_and_says_which_messages(engine: Engine) -> None:
+    # Promise 9; and promise 1: a send that was refused must not count as accepted.
+    store = await engine.open(inbox_max=2)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+
+    settled = await driver.submit(
+        message("s1-0"), message(A, driver.teller), message("s2-0"), message(B, driver.teller)
+    )
+
+    assert settled == Overloaded(("s2-0", B))
+    assert await store.submit(driver.writer, 1, [], "") == settled, "the last one again gets its answer again"
+    assert await owner.inbox() == ["s1-0", A]
+    assert await driver.told() == []
+    assert await store.status(B) == ""
+
+
+async def test_a_full_inbox_still_attaches_and_takes_other_shards_and_empties(engine: Engine) -> None:
+    store = await engine.open(inbox_max=1)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+
+    assert await driver.call(A, FAR) is Settled.APPLIED
+    await owner.finish(A)
+    assert await driver.call(B) is Settled.APPLIED
+
+    assert await driver.told() == [(A, b"Vdone")]
+
+
+async def test_calls_of_handlers_may_fill_an_inbox_to_ten_times_its_limit(engine: Engine) -> None:
+    store = await engine.open(inbox_max=2)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    calls = [message(f"call{n}-1", teller_of_entry(A, n)) for n in range(21)]
+
+    answer = await owner.commit(await owner.progress(A, messages=[*calls, message("send-1")]))
+
+    assert isinstance(answer, Committed), "a full inbox never refuses a commit"
+    assert len(await store.inbox(Shard(1), "", 100)) == 21, "a send of a handler has nobody who could be told"
+    assert await owner.events() == [(A, "r", 20, INBOX_FULL)]
+    assert await store.status("call20-1") == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- replies
+
+
+async def test_who_is_gone_gets_no_reply(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.submit(message(A, "w:gone"), message(B, driver.teller))
+
+    await owner.finish(A)
+    await owner.finish(B)
+
+    assert await store.replies("gone", "0-0", 0) == []
+    assert await driver.told() == [(B, b"Vdone")]
+
+
+async def test_replies_that_were_seen_are_trimmed_with_the_next_write(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B, C)
+    for invocation in (A, B):
+        await owner.finish(invocation)
+    assert [invocation for invocation, _ in await driver.told()] == [A, B]
+
+    await driver.submit()
+    await owner.finish(C)
+
+    kept = await store.replies(driver.writer, "0-0", 0)
+    assert [reply.invocation for reply in kept] == [B, C], "the last one seen stays"
+    assert await driver.told() == [(C, b"Vdone")]
+
+
+async def test_replies_come_in_the_order_of_the_ends(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(30)]
+    await driver.call(*ids)
+    await owner.inbox()
+
+    for invocation in reversed(ids):
+        await owner.finish(invocation)
+
+    assert [invocation for invocation, _ in await driver.told()] == ids[::-1]
+
+
+async def test_reading_replies_waits_for_the_first_one(engine: Engine) -> None:
+    store, other = await engine.open(), await engine.open()
+    driver, owner = await Driver.open(store), await Owner.acquire(other)
+    await driver.call(A)
+    await owner.inbox()
+
+    reading = asyncio.ensure_future(store.replies(driver.writer, "0-0", 20_000))
+    await owner.finish(A)
+
+    async with asyncio.timeout(10):
+        assert [reply.payload for reply in await reading] == [b"Vdone"]
+
+
+# --------------------------------------------------------------------------------------------------------------- leases
+
+
+async def test_a_free_shard_is_granted_clean(store: Store) -> None:
+    owner = await Owner.acquire(store)
+
+    assert (owner.number, owner.clean) == (0, True)
+    assert owner.epoch >= await store.now_ms() - 60_000, "an epoch is never smaller than the time, whatever was lost"
+
+
+async def test_a_held_shard_is_refused_with_the_value_to_watch(store: Store) -> None:
+    owner = await Owner.acquire(store, incarnation="one")
+
+    first = await store.acquire(Shard(0), "two", "")
+    await store.renew("one", owner.owned, b"")
+    second = await store.acquire(Shard(0), "two", "")
+
+    assert isinstance(first, Held)
+    assert isinstance(second, Held)
+    assert first != second, "each renewal changes it"
+
+
+async def test_a_lease_that_was_renewed_meanwhile_is_not_taken(store: Store) -> None:
+    owner = await Owner.acquire(store, incarnation="one")
+    held = await store.acquire(Shard(0), "two", "")
+    assert isinstance(held, Held)
+    await store.renew("one", owner.owned, b"")
+
+    assert isinstance(await store.acquire(Shard(0), "two", held.value), Held)
+    assert await store.renew("one", owner.owned, b"") == {0: 0}
+
+
+async def test_a_lease_that_stood_still_is_taken_and_the_past_cannot_write(store: Store) -> None:
+    # Promise 6.
+    driver, past = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await past.commit(await past.progress(A, record=b"one"))
+    held = await store.acquire(Shard(0), "two", "")
+    assert isinstance(held, Held)
+
+    owner = await Owner.acquire(store, seen=held.value, incarnation="two")
+
+    assert owner.epoch > past.epoch
+    assert (owner.number, owner.clean) == (1, False)
+    assert await store.renew(past.incarnation, past.owned, b"") == {}
+    assert isinstance(await past.finish(A), Fenced)
+    past.number = 1
+    assert isinstance((await store.commit([past.part()]))[0], Fenced), "its last number again is refused too"
+    assert await past.move_due() == (-1, 0)
+    await store.release(past.incarnation, past.owned, leaving=False)
+    assert await store.renew("two", owner.owned, b"") == {0: 1}, "and what it releases is not its own"
+    assert await owner.journal() == [(A, b"one")]
+    assert await driver.told() == []
+
+
+async def test_the_same_incarnation_with_an_older_epoch_is_the_past(store: Store) -> None:
+    # Promise 6.
+    past = await Owner.acquire(store, incarnation="one")
+    held = await store.acquire(Shard(0), "one", "")
+    assert isinstance(held, Held)
+
+    owner = await Owner.acquire(store, seen=held.value, incarnation="one")
+
+    assert owner.epoch > past.epoch
+    assert isinstance(await past.commit(), Fenced)
+    assert await store.renew("one", past.owned, b"") == {}
+
+
+async def test_epochs_grow_within_one_millisecond(store: Store) -> None:
+    epochs: list[Epoch] = []
+    for _ in range(20):
+        owner = await Owner.acquire(store)
+        epochs.append(owner.epoch)
+        await store.release(owner.incarnation, owner.owned, leaving=False)
+
+    assert epochs == sorted(set(epochs))
+
+
+async def test_a_released_shard_is_free_and_clean_and_its_last_owner_is_the_past(store: Store) -> None:
+    past = await Owner.acquire(store)
+    await past.commit()
+    await store.release(past.incarnation, past.owned, leaving=False)
+
+    assert isinstance(await past.commit(), Fenced)
+    assert await store.renew(past.incarnation, past.owned, b"") == {}
+    owner = await Owner.acquire(store)
+    assert (owner.number, owner.clean) == (1, True)
+
+
+async def test_releasing_again_takes_nothing_from_the_next_owner(store: Store) -> None:
+    past = await Owner.acquire(store)
+    await store.release(past.incarnation, past.owned, leaving=False)
+    owner = await Owner.acquire(store)
+
+    await store.release(past.incarnation, past.owned, leaving=True)
+
+    assert await store.renew(owner.incarnation, owner.owned, b"") == {0: 0}
+    assert isinstance(await store.acquire(Shard(0), "else", ""), Held)
+
+
+async def test_burying_frees_the_leases_of_the_dead_alone_and_they_are_not_clean(store: Store) -> None:
+    dead, living = (
+        await Owner.acquire(store, 0, incarnation="dead"),
+        await Owner.acquire(store, 1, incarnation="deadly"),
+    )
+    other = await store.acquire(Shard(2), "dead", "")
+    assert isinstance(other, Granted)
+    await store.renew("dead", {**dead.owned, Shard(2): other.epoch}, b"about")
+
+    assert await store.bury("dead") == 2
+    assert await store.bury("dead") == 0
+
+    look = await store.look(SHARDS)
+    assert look.hosts == {}
+    assert [bool(lease) for lease in look.leases] == [False, True, False, False]
+    assert await store.renew("deadly", living.owned, b"") == {1: 0}
+    assert not (await Owner.acquire(store, 0)).clean
+    assert isinstance(await dead.commit(), Fenced)
+
+
+async def test_hosts_and_leases_can_be_seen(store: Store) -> None:
+    owner = await Owner.acquire(store, 1, incarnation="one")
+    held = await store.acquire(Shard(1), "x", "")
+    assert isinstance(held, Held)
+
+    await store.renew("one", {}, b"about \xff")
+
+    look = await store.look(SHARDS)
+    assert look.hosts == {"one": b"1 about \xff"}
+    assert look.leases == ["", held.value, "", ""]
+    await store.release("one", owner.owned, leaving=True)
+    assert (await store.look(SHARDS)).hosts == {}
+
+
+async def test_renewal_tells_the_numbers_of_what_is_still_owned(store: Store) -> None:
+    owner, lost = await Owner.acquire(store, 0, incarnation="one"), await Owner.acquire(store, 1, incarnation="one")
+    await owner.commit()
+    await store.release("one", lost.owned, leaving=False)
+
+    numbers = await store.renew("one", {Shard(0): owner.epoch, Shard(1): lost.epoch, Shard(3): Epoch(1)}, b"")
+
+    assert numbers == {0: 1}
+
+
+# -------------------------------------------------------------------------------------------------------------- commits
+
+
+async def test_a_commit_appears_as_a_whole(store: Store) -> None:
+    # Promise 3.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    progress = await owner.progress(
+        A,
+        record=b"record\0",
+        writes={"status": b"J1", "": b"", "holder": b"\xff\xfe"},
+        timers=[(1, f"01:{A}:3")],
+        messages=[message(FAR, teller_of_entry(A, 0)), message(B)],
+    )
+
+    await owner.committed(progress)
+
+    assert await owner.journal() == [(A, b"record\0")]
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({"status": b"J1", "": b"", "holder": b"\xff\xfe"}, "")]
+    assert [data for _, data in await store.inbox(Shard(1), "", 10)] == [data_of(FAR)]
+    assert await owner.inbox() == [A, B]
+    assert await owner.move_due() == (1, 0)
+
+
+async def test_a_repeated_commit_gets_its_answer_and_has_no_effect(store: Store) -> None:
+    # Promise 3.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    first = await owner.committed(await owner.progress(A, record=b"once", messages=[message(B)]))
+
+    again = await store.commit([owner.part(await owner.progress(A, record=b"twice", messages=[message(C)]))])
+
+    assert again == [Committed(first)]
+    assert first
+    assert await owner.journal() == [(A, b"once")]
+    assert await owner.inbox() == [A, B]
+
+
+@pytest.mark.parametrize("gap", [-2, -1, 1, 50])
+async def test_a_commit_with_a_wrong_number_is_refused(store: Store, gap: int) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    for _ in range(3):
+        await owner.commit()
+    owner.number += gap
+
+    answer = await owner.finish(A) if gap > 0 else (await store.commit([owner.part(Progress(A, TARGET, ""))]))[0]
+
+    assert isinstance(answer, Fenced)
+    assert await store.status(A) == "open"
+
+
+async def test_each_part_stands_alone(store: Store) -> None:
+    # Promise 6: of one call one part is applied, one repeated, one refused, one of a shard that nobody owns.
+    driver = await Driver.open(store)
+    applied, repeated, refused = [await Owner.acquire(store, shard, incarnation="one") for shard in range(3)]
+    await driver.call(*(f"x-{shard}" for shard in range(3)))
+    first = await repeated.committed(await repeated.progress("x-1", record=b"r"))
+    await store.release("one", refused.owned, leaving=False)
+    applied.number += 1
+    refused.number += 1
+    nobody = Owner(store, Shard(3), "one", applied.epoch, 1, True)
+
+    answers = await store.commit(
+        [
+            refused.part(await refused.progress("x-2", record=b"no")),
+            repeated.part(),
+            nobody.part(),
+            applied.part(await applied.progress("x-0", record=b"yes")),
+        ]
+    )
+
+    assert isinstance(answers[0], Fenced)
+    assert answers[0].head.startswith(f"{refused.epoch} - 0"), "the refusal says who owns it now"
+    assert answers[1] == Committed(first)
+    assert isinstance(answers[2], Fenced)
+    assert isinstance(answers[3], Committed)
+    assert await applied.journal() == [("x-0", b"yes")]
+    assert await refused.journal() == []
+
+
+async def test_a_commit_of_nothing_is_a_commit(store: Store) -> None:
+    owner = await Owner.acquire(store)
+
+    assert await owner.commit() == Committed("")
+    assert await store.commit([]) == []
+    assert await store.renew(owner.incarnation, owner.owned, b"") == {0: 1}
+
+
+async def test_writes_and_clears_change_the_fields_they_name(store: Store) -> None:
+    owner = await Owner.acquire(store)
+
+    await owner.commit(Progress(A, TARGET, "", writes={"a": b"1", "b": b"2", "c": b"3"}))
+    await owner.commit(Progress(A, TARGET, "", writes={"b": b"", "d": b"4"}, clears=["a", "none"]))
+    await owner.commit(Progress(A, "Ticket/B", "", writes={"x": b"1"}), Progress(A, "Ticket/B", "", clears=["x"]))
+
+    loaded = await store.load([(Shard(0), TARGET), (Shard(0), "Ticket/B"), (Shard(1), TARGET)])
+    assert loaded == [Loaded({"b": b"", "c": b"3", "d": b"4"}, ""), Loaded({}, ""), Loaded({}, "")]
+
+
+async def test_any_character_may_stand_in_keys_fields_and_reasons(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+
+    await owner.sleep(A, target=ODD, writes={ODD: b"1", "\ud800": b"2"}, paused=ODD + "\ud800")
+
+    state, other = await store.load([(Shard(0), ODD), (Shard(0), ODD + " ")])
+    assert state == Loaded({ODD: b"1", "\ud800": b"2"}, A)
+    assert other == Loaded({}, "")
+    assert await store.status(A) == f"paused: {ODD}\ud800"
+    await owner.finish(A, target=ODD, asleep=True)
+    assert (await store.load([(Shard(0), ODD)]))[0].held_by == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- journal
+
+
+async def test_the_records_of_a_commit_follow_each_other(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    one, other = await owner.progress(A, record=b"r"), await owner.progress(B, record=b"s")
+
+    first = await owner.committed(Progress(C, TARGET, "", writes={"x": b"1"}), one, other, one)
+
+    page = await store.journal(Shard(0), "", 10)
+    ms, sequence = order_of(first)
+    assert [order_of(id_) for id_, _, _ in page] == [(ms, sequence + n) for n in range(3)]
+    assert [record for _, _, record in page] == [b"r", b"s", b"r"]
+    second = await owner.committed(one)
+    assert order_of(second) > order_of(page[-1][0])
+
+
+async def test_records_go_with_the_end_of_their_invocation(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    first = await owner.committed(await owner.progress(A, record=b"1"), await owner.progress(B, record=b"other"))
+
+    # Two of its records were written before, or stand in the very part that ends it.
+    await owner.commit(
+        await owner.progress(A, record=b"2"),
+        await owner.progress(A, record=b"3", journal=[first], end=Finish(b"Vdone", b"s")),
+    )
+
+    assert await owner.journal() == [(B, b"other")]
+
+
+# --------------------------------------------------------------------------------------------------------------- finish
+
+
+async def test_the_end_empties_what_the_invocation_had(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+
+    await owner.finish(A)
+
+    assert await owner.inbox() == [B]
+    assert await store.messages(Shard(0), [owner.inbox_ids[A], owner.inbox_ids[B]]) == [None, data_of(B)]
+    assert await store.status(A) == "succeeded"
+
+
+async def test_the_end_tells_calls_and_drivers(store: Store) -> None:
+    # Promise 3: the caller lives in another shard.
+    driver, owner, other = await Driver.open(store), await Owner.acquire(store), await Owner.acquire(store, 1)
+    await driver.send(A)
+    await owner.commit(await owner.progress(A, messages=[message(FAR, teller_of_entry(A, 7))]))
+    await driver.attach(FAR)
+
+    await other.finish(FAR, b"Vreply\0")
+
+    assert await owner.events() == [(A, "r", 7, b"Vreply\0")]
+    assert await driver.told() == [(FAR, b"Vreply\0")]
+
+
+async def test_a_reply_to_an_invocation_that_has_ended_is_dropped(store: Store) -> None:
+    driver, owner, other = await Driver.open(store), await Owner.acquire(store), await Owner.acquire(store, 1)
+    await driver.send(A)
+    await owner.commit(await owner.progress(A, messages=[message(FAR, teller_of_entry(A, 0))]))
+    await owner.finish(A)
+
+    assert isinstance(await other.finish(FAR), Committed)
+
+    assert await owner.events() == []
+
+
+async def test_the_end_of_one_asleep_frees_its_object(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.sleep(A, record=b"r")
+    first = await owner.committed(await owner.progress(A, asleep=True, record=b"after"))
+
+    await owner.finish(A, asleep=True, journal=[first])
+
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({}, "")]
+    assert await store.dormant([(Shard(0), A)]) == [None]
+    assert await owner.journal() == []
+    assert await driver.told() == [(A, b"Vdone")]
+
+
+async def test_the_end_of_one_that_does_not_hold_its_object_leaves_the_holder(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    await owner.sleep(A, holds=True)
+    await owner.sleep(B, holds=False)
+
+    await owner.finish(B, asleep=True)
+
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({}, A)]
+
+
+async def test_the_end_removes_its_events(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.commit(await owner.progress(A, timers=[(1, f"1:{A}:0"), (2, f"2:{A}:1")]))
+    await owner.move_due()
+
+    await owner.finish(A, events=await owner.event_ids())
+
+    assert await owner.events() == []
+
+
+async def test_events_of_finished_invocations_are_deleted_as_strays(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.commit(await owner.progress(A, timers=[(1, f"1:{A}:0")]))
+    await owner.move_due()
+    await owner.finish(A)
+
+    await owner.commit(stray=[*await owner.event_ids(), "1-1"])
+
+    assert await owner.events() == []
+
+
+async def test_status_says_where_an_invocation_is(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B, C, "d4-0", "e5-0")
+    await owner.sleep(B)
+    await owner.sleep(C, paused="diverged at 3")
+    await owner.finish("d4-0", b"V")
+    await owner.finish("e5-0", b"E[404]", keep_ms=60_000)
+
+    found = [await store.status(id_) for id_ in (A, B, C, "d4-0", "e5-0", "f6-0")]
+
+    assert found == ["open", "asleep", "paused: diverged at 3", "succeeded", "failed", ""]
+
+
+# ------------------------------------------------------------------------------------------------------------- trimming
+
+
+async def test_the_finished_are_forgotten_beyond_their_count(engine: Engine) -> None:
+    # Promise 9.
+    store = await engine.open(done_max=3)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(8)]
+    await driver.send(*ids)
+
+    for invocation in ids:
+        await owner.finish(invocation)
+
+    known = [id_ for id_ in ids if await store.status(id_)]
+    assert known == ids[-3:]
+
+
+async def test_the_finished_are_forgotten_with_age_two_for_each_that_is_added(engine: Engine) -> None:
+    # Promise 9; at most two for each, so that no commit pays for all.
+    store = await engine.open(retention=timedelta(milliseconds=200))
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(7)]
+    await driver.send(*ids)
+    await owner.commit(*[await owner.progress(id_, end=Finish(b"V", b"s")) for id_ in ids[:5]])
+    assert [id_ for id_ in ids if await store.status(id_) == "succeeded"] == ids[:5]
+    await engine.elapse(store, 250)
+
+    await owner.finish(ids[5])
+    after_one = [id_ for id_ in ids if await store.status(id_) == "succeeded"]
+    await owner.finish(ids[6])
+
+    assert after_one == ids[2:6]
+    assert [id_ for id_ in ids if await store.status(id_) == "succeeded"] == ids[4:]
+
+
+async def test_a_kept_outcome_outlives_the_count_and_not_its_time(engine: Engine) -> None:
+    store = await engine.open(done_max=1)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B, C, "d4-0")
+    await owner.finish(A, b"Vkept", keep_ms=300)
+    await owner.finish(B, keep_ms=60_000)
+    await owner.finish(C)
+    await driver.attach(A)
+    assert await driver.told() == [(A, b"Vkept")]
+    await engine.elapse(store, 350)
+
+    await owner.finish("d4-0")
+
+    assert [await store.status(id_) for id_ in (A, B, C)] == ["", "succeeded", ""]
+    assert await driver.send(A) is Settled.APPLIED, "what is forgotten may happen again"
+    assert await store.status(A) == "open"
+
+
+async def test_what_is_forgotten_and_happens_again_is_kept_again(engine: Engine) -> None:
+    store = await engine.open()
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    await owner.finish(A, b"Vfirst", keep_ms=1)
+    await engine.elapse(store, 5)
+    await driver.send(B)
+    await owner.finish(B)
+    await driver.send(A)
+    await owner.inbox()
+
+    await owner.finish(A, b"Vsecond", keep_ms=60_000)
+    await driver.attach(A)
+
+    assert await driver.told() == [(A, b"Vsecond")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sleep
+
+
+async def test_sleep_moves_message_and_records_out_of_the_streams(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    first = await owner.committed(await owner.progress(A, record=b"1"), await owner.progress(B, record=b"other"))
+
+    await owner.sleep(A, record=b"2", journal=[first])
+
+    inbox_id = owner.inbox_ids[A]
+    assert await owner.inbox() == [B]
+    assert await owner.journal() == [(B, b"other")]
+    dormant = (await store.dormant([(Shard(0), B), (Shard(0), A)]))[1]
+    assert dormant is not None
+    assert (dormant.inbox_id, dormant.message, dormant.paused) == (inbox_id, data_of(A), "")
+    assert [record for _, record in dormant.records] == [b"1", b"2"]
+    assert dormant.records[0][0] == first
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({}, A)]
+
+
+async def test_a_second_sleep_adds_records_in_order(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.sleep(A, record=b"0")
+    ids = [await owner.committed(await owner.progress(A, asleep=True, record=b"%d" % n)) for n in range(1, 12)]
+
+    await owner.sleep(A, asleep=True, record=b"12", journal=ids[::-1], paused="why")
+
+    dormant = (await store.dormant([(Shard(0), A)]))[0]
+    assert dormant is not None
+    assert [record for _, record in dormant.records] == [b"%d" % n for n in range(13)]
+    assert dormant.paused == "why"
+    assert await owner.journal() == []
+
+
+async def test_a_delayed_message_comes_back_as_one_sent_when_it_is_due(store: Store) -> None:
+    # Promise 2.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.sleep(A, holds=False, timers=[(1, f"0000000000000001:{A}:d")])
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({}, "")]
+    assert await owner.inbox() == []
+    await driver.send(B)
+    before = owner.inbox_ids[A]
+
+    assert await owner.move_due() == (1, 0)
+
+    assert await owner.inbox() == [B, A]
+    assert order_of(owner.inbox_ids[A]) > order_of(before)
+    assert await store.dormant([(Shard(0), A)]) == [None]
+    assert await store.status(A) == "open"
+    assert await owner.events() == []
+    await owner.finish(A)
+    assert await driver.told() == [(A, b"Vdone")], "who waited still waits"
+
+
+# --------------------------------------------------------------------------------------------------------------- timers
+
+
+async def test_due_timers_become_events_in_the_order_of_their_times_and_counters(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    timers = [(30, f"02:{A}:3"), (10, f"03:{B}:1"), (30, f"01:{A}:2"), (20, f"04:{A}:a")]
+    await owner.commit(await owner.progress(A, timers=timers))
+
+    assert await owner.move_due() == (4, 0)
+
+    assert await owner.events() == [(B, "t", 1, b""), (A, "a", 0, b""), (A, "t", 2, b""), (A, "t", 3, b"")]
+
+
+async def test_what_is_not_due_stays_and_its_time_is_told(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    later = await store.now_ms() + 1_000_000
+    timers = [(later + 5, f"1:{A}:1"), (1, f"2:{A}:2"), (2, f"3:{A}:3"), (later, f"4:{A}:4")]
+    await owner.commit(await owner.progress(A, timers=timers))
+
+    assert await owner.move_due(1) == (1, 2)
+    assert await owner.move_due(1) == (1, later)
+    assert await owner.move_due(1) == (0, later)
+    assert [index for _, _, index, _ in await owner.events()] == [2, 3]
+
+
+async def test_a_timer_becomes_due_by_the_clock_of_the_store(engine: Engine) -> None:
+    store = await engine.open()
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    due = await store.now_ms() + 200
+    await owner.commit(await owner.progress(A, timers=[(due, f"1:{A}:0")]))
+    assert await owner.move_due() == (0, due)
+
+    await engine.elapse(store, 200)
+
+    assert await owner.move_due() == (1, 0)
+
+
+async def test_a_timer_that_was_cleared_never_comes(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.commit(await owner.progress(A, timers=[(1, f"1:{A}:0"), (1, f"2:{A}:1")]))
+
+    await owner.commit(await owner.progress(A, untimers=[f"1:{A}:0", f"9:{A}:9"]))
+
+    assert await owner.move_due() == (1, 0)
+    assert [index for _, _, index, _ in await owner.events()] == [1]
+
+
+async def test_a_timer_wakes_one_asleep_and_no_one_who_has_ended(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    await owner.sleep(A, timers=[(1, f"1:{A}:4"), (1, f"2:{B}:5"), (1, "3:unknown-0:6"), (1, f"4:{B}:d")])
+    await owner.finish(B)
+
+    assert await owner.move_due() == (4, 0)
+
+    assert await owner.events() == [(A, "t", 4, b"")]
+    assert await owner.move_due() == (0, 0)
+
+
+# -------------------------------------------------------------------------------------------------------------- notices
+
+
+async def test_a_notice_reaches_all_who_wait_and_ends_nothing(store: Store) -> None:
+    driver, owner, other = await Driver.open(store), await Owner.acquire(store), await Owner.acquire(store, 1)
+    await driver.send(A)
+    await owner.commit(await owner.progress(A, messages=[message(FAR, teller_of_entry(A, 2))]))
+    await driver.attach(FAR)
+
+    await other.commit(await other.progress(FAR, notice=b"attempt 1 failed\nTraceback \xff"))
+
+    assert await owner.events() == [(A, "n", 2, b"attempt 1 failed\nTraceback \xff")]
+    assert await driver.told() == [(FAR, b"Nattempt 1 failed\nTraceback \xff")]
+    assert await store.status(FAR) == "open"
+
+
+async def test_a_notice_of_one_that_has_ended_goes_nowhere(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.finish(A)
+    await driver.told()
+
+    await owner.commit(Progress(A, "", "", notice=b"late"), Progress("x-0", "", "", notice=b"unknown"))
+
+    assert await driver.told() == []
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+async def test_arrivals_are_what_is_new_after_the_cursors(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B, FAR)
+    await owner.commit(await owner.progress(A, timers=[(1, f"1:{A}:0"), (2, f"2:{A}:1")]))
+    await owner.move_due()
+    first = (await store.inbox(Shard(0), "", 1))[0][0]
+    event = (await store.events(Shard(0), "", 1))[0]
+
+    found = await store.arrivals({Shard(0): Cursor(first, event.id), Shard(1): Cursor("0-0", "0-0")}, "0-0", 0, 10)
+
+    assert sorted((shard, data) for shard, _, data in found.messages) == [(0, data_of(B)), (1, data_of(FAR))]
+    assert [(shard, event.index) for shard, event in found.events] == [(0, 1)]
+    assert found.control == ""
+    some = await store.arrivals({Shard(0): Cursor("0-0", "0-0")}, "0-0", 0, 1)
+    assert [data for _, _, data in some.messages] == [data_of(A)]
+    assert len(some.events) == 1
+
+
+async def test_a_change_of_leases_wakes_the_other_hosts(engine: Engine) -> None:
+    store, other = await engine.open(), await engine.open()
+    owner = await Owner.acquire(other)
+
+    reading = asyncio.ensure_future(store.arrivals({Shard(0): Cursor("0-0", "0-0")}, "0-0", 20_000, 10))
+    await other.release(owner.incarnation, owner.owned, leaving=False)
+
+    async with asyncio.timeout(10):
+        first = (await reading).control
+    assert first
+    assert (await store.arrivals({}, first, 0, 10)).control == ""
+    await other.bury("x")
+    second = (await store.arrivals({}, first, 0, 10)).control
+    assert order_of(second) > order_of(first)
+    assert (await store.arrivals({}, "$", 0, 10)).control == ""
+
+
+async def test_a_blocking_read_returns_with_the_first_arrival(engine: Engine) -> None:
+    store, other = await engine.open(), await engine.open()
+    driver = await Driver.open(other)
+
+    reading = asyncio.ensure_future(store.arrivals({Shard(0): Cursor("0-0", "0-0")}, "0-0", 20_000, 10))
+    await driver.send(A)
+
+    async with asyncio.timeout(10):
+        assert [data for _, _, data in (await reading).messages] == [data_of(A)]
+
+
+async def test_a_blocking_read_ends_after_its_time_with_nothing(store: Store) -> None:
+    async with asyncio.timeout(10):
+        found = await store.arrivals({Shard(0): Cursor("0-0", "0-0")}, "0-0", 20, 10)
+
+    assert (found.messages, found.events, found.control) == ([], [], "")
+
+
+async def test_an_interrupted_read_returns_at_once_also_if_it_begins_later(store: Store) -> None:
+    cursors = {Shard(0): Cursor("0-0", "0-0")}
+    await store.arrivals(cursors, "0-0", 0, 10)
+    async with asyncio.timeout(4):
+        await store.interrupt()
+        await store.arrivals(cursors, "0-0", 60_000, 10)
+
+        reading = asyncio.ensure_future(store.arrivals(cursors, "0-0", 60_000, 10))
+        while not (await asyncio.wait([reading], timeout=0.05))[0]:
+            await store.interrupt()
+        assert (await reading).messages == []
+
+
+async def test_pages_follow_each_other(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(5)]
+    await driver.send(*ids)
+    timers = [(1, f"{n}:{id_}:{n}") for n, id_ in enumerate(ids)]
+    await owner.commit(
+        *[await owner.progress(id_, record=id_.encode()) for id_ in ids], Progress("", "", "", timers=timers)
+    )
+    await owner.move_due()
+
+    inbox, after = list[bytes](), ""
+    while page := await store.inbox(Shard(0), after, 2):
+        inbox += [data for _, data in page]
+        after = page[-1][0]
+    events, after = list[str](), ""
+    while events_page := await store.events(Shard(0), after, 2):
+        events += [event.invocation for event in events_page]
+        after = events_page[-1].id
+    journal, after = list[str](), ""
+    while journal_page := await store.journal(Shard(0), after, 2):
+        journal += [invocation for _, invocation, _ in journal_page]
+        after = journal_page[-1][0]
+
+    assert inbox == [data_of(id_) for id_ in ids]
+    assert events == journal == ids
+
+
+async def test_reading_nothing_brings_nothing(store: Store) -> None:
+    assert await store.messages(Shard(0), []) == []
+    assert await store.load([]) == []
+    assert await store.dormant([]) == []
+    assert await store.messages(Shard(0), ["5-5"]) == [None]
+
+
+# ----------------------------------------------------------------------------------------------------------------- code
+
+
+async def test_code_is_kept_under_its_hash_and_the_first_of_a_hash_becomes_current(store: Store) -> None:
+    assert await store.code("h1") is None
+    assert await store.current_code("Ticket") == ""
+
+    await store.put_code("h1", b"\0one", ["Ticket", "Mail"])
+    await store.put_code("h2", b"two", ["Ticket"])
+    await store.put_code("h1", b"an old program starts again", ["Ticket"])
+    await store.put_code("h3", b"none", [])
+
+    assert [await store.code(digest) for digest in ("h1", "h2", "h3")] == [b"\0one", b"two", b"none"]
+    assert await store.current_code("Ticket") == "h2"
+    assert await store.current_code("Mail") == "h1"
+
+
+# --------------------------------------------------------------------------------------------------- scripts at limits
+
+
+async def test_twenty_thousand_fields_in_one_write(store: Store) -> None:
+    owner = await Owner.acquire(store)
+    fields = {f"field:{n}": b"%d\0" % n for n in range(20_000)}
+
+    assert isinstance(await owner.commit(Progress(A, ODD, "", writes=fields)), Committed)
+    assert await store.load([(Shard(0), ODD)]) == [Loaded(fields, "")]
+    assert isinstance(await owner.commit(Progress(A, ODD, "", clears=list(fields))), Committed)
+
+    assert await store.load([(Shard(0), ODD)]) == [Loaded({}, "")]
+
+
+@pytest.mark.parametrize("end", [Finish(b"V", b"s"), Sleep(holds=True)])
+async def test_twenty_thousand_records_of_one_invocation(store: Store, end: Finish | Sleep) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    one = await owner.progress(A, record=b"r")
+
+    first = await owner.committed(*[one] * 20_000)
+
+    ids = [id_ for id_, _, _ in await store.journal(Shard(0), "", 100_000)]
+    ms, sequence = order_of(first)
+    assert [order_of(id_) for id_ in ids] == [(ms, sequence + n) for n in range(20_000)]
+    assert isinstance(await owner.commit(await owner.progress(A, journal=ids, end=end)), Committed)
+    assert await owner.journal() == []
+    dormant = (await store.dormant([(Shard(0), A)]))[0]
+    assert (len(dormant.records) if dormant else 0) == (20_000 if isinstance(end, Sleep) else 0)
+
+
+async def test_five_thousand_messages_timers_and_events_in_one_commit(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    ids = [f"m{n}-1" for n in range(5_000)]
+    timers = [(1, f"{n:06}:{A}:{n}") for n in range(5_000)]
+
+    answer = await owner.commit(await owner.progress(A, messages=[message(id_) for id_ in ids], timers=timers))
+
+    assert isinstance(answer, Committed)
+    page = await store.inbox(Shard(1), "", 100_000)
+    assert [data for _, data in page] == [data_of(id_) for id_ in ids]
+    assert await owner.move_due(5_000) == (5_000, 0)
+    assert [index for _, _, index, _ in await owner.events()] == list(range(5_000))
+    gone = [f"x:{n}" for n in range(5_000)]
+    assert isinstance(
+        await owner.commit(await owner.progress(A, events=await owner.event_ids(), untimers=gone)), Committed
+    )
+    assert await owner.events() == []
+
+
+async def test_five_thousand_replies_to_one_driver_in_one_commit(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"m{n}-0" for n in range(5_000)]
+    await driver.call(*ids)
+    await owner.inbox()
+
+    await owner.commit(*[await owner.progress(id_, end=Finish(b"V", b"s")) for id_ in ids])
+
+    told: list[str] = []
+    while found := await driver.told():
+        told += [invocation for invocation, _ in found]
+    assert told == ids
+    assert await owner.inbox() == []
+
+
+async def test_a_payload_of_megabytes_comes_back_as_it_was(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    data = bytes(range(256)) * 16_000
+    await driver.submit(Outgoing(Shard(0), A, driver.teller, data))
+    (inbox_id, found) = (await store.inbox(Shard(0), "", 1))[0]
+    assert found == data
+
+    await owner.commit(Progress(A, TARGET, inbox_id, writes={"x": data}, record=data, end=Finish(b"V" + data, b"")))
+
+    assert (await store.load([(Shard(0), TARGET)]))[0].fields == {"x": data}
+    assert await driver.told() == [(A, b"V" + data)]
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+async def test_a_part_that_fails_half_way_damages_its_shard_and_no_other(store: Store) -> None:
+    driver = await Driver.open(store)
+    broken, sound = await Owner.acquire(store, 0, incarnation="one"), await Owner.acquire(store, 1, incarnation="one")
+    await driver.call(A, FAR)
+    broken.number = sound.number = 1
+    # It is to be laid to sleep, but its message is not where the host says.
+    wrong = Progress(A, TARGET, "1-1", record=b"half", end=Sleep(holds=True))
+
+    answers = await store.commit([broken.part(wrong), sound.part(await sound.progress(FAR, record=b"whole"))])
+
+    assert isinstance(answers[0], Damaged)
+    assert answers[0].reason
+    assert isinstance(answers[1], Committed)
+    assert await sound.journal() == [(FAR, b"whole")]
+    again = (await store.commit([broken.part(wrong)]))[0]
+    assert isinstance(again, Fenced)
+    assert again.head.startswith("damaged ")
+    assert await store.renew("one", {**broken.owned, **sound.owned}, b"") == {1: 1}
+    assert await broken.move_due() == (-1, 0)
+    assert isinstance(await store.acquire(Shard(0), "two", ""), Held)
+    await store.bury("one")
+    with pytest.raises(DamagedError, match="shard 0: damaged"):
+        await store.acquire(Shard(0), "two", "")
+    assert isinstance(await store.acquire(Shard(1), "two", ""), Granted)
+    assert await driver.send(B) is Settled.APPLIED, "its inbox still accepts: it waits until somebody has looked"
