@@ -26,7 +26,7 @@ from .invocation import Invocation
 from .local import LocalHost
 from .policy import Policy
 from .ray import Cluster
-from .shard import Limits
+from .services import Limits
 
 HOSTS_DEFAULT = 2
 """Ray hosts that `init()` starts where nobody says how many: one can be lost without a pause."""

@@ -64,6 +64,11 @@ def note_sent(cls: type) -> None:
     _sent[name_of(cls)] = cls
 
 
+def sent() -> dict[Name, type]:
+    """Return the classes of this process that were sent, by name."""
+    return dict(_sent)
+
+
 def living(module: str, qualname: str) -> Any:
     """Return what has this name in this process, None if there is nothing."""
     try:

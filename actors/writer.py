@@ -5,28 +5,28 @@ that harmless). While one is under way the next is gathered: group commit withou
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 
-from journal.store import Answer, Committed, Damaged, Fenced, Store
+from journal.store import Committed, Damaged, Fenced, Store
 
-from .errors import UnavailableError
+from .patience import Patience
 from .shard import OwnedShard
 from .staging import Unwritten
-
-logger = logging.getLogger("actors")
-
-RETRY_FIRST, RETRY_MAX = 0.02, 1.0
-"""Seconds between two tries while the store does not answer."""
 
 
 class Writer:
     """Commits for a host until it is cancelled."""
 
     def __init__(
-        self, store: Store, incarnation: str, shards: Callable[[], Iterable[OwnedShard]], lost: Callable[[OwnedShard, str], None]
+        self,
+        store: Store,
+        host: str,
+        incarnation: str,
+        shards: Callable[[], Iterable[OwnedShard]],
+        lost: Callable[[OwnedShard, str], None],
     ) -> None:
         self._store, self._incarnation, self._shards, self._lost = store, incarnation, shards, lost
+        self._patience = Patience(f"host {host}")
         self._wanted = asyncio.Event()
 
     def wake(self) -> None:
@@ -43,31 +43,22 @@ class Writer:
     async def _flush(self) -> None:
         taken: list[tuple[OwnedShard, Unwritten]] = []
         for shard in list(self._shards()):
-            found = shard.take(self._incarnation)
-            if found is not None:
-                taken.append((shard, Unwritten(*found)))
-            if shard.queue.staged:
+            unwritten = shard.take(self._incarnation)
+            if unwritten is not None:
+                taken.append((shard, unwritten))
+            if not shard.staging.is_empty:
                 self._wanted.set()
         if not taken:
             return
-        answers = await self._commit([unwritten for _, unwritten in taken])
+        parts = [unwritten.part for _, unwritten in taken]
+        answers = await self._patience.until_answered(lambda: self._store.commit(parts))
         for (shard, unwritten), answer in zip(taken, answers, strict=True):
             if shard.is_lost:
                 continue
             match answer:
                 case Committed():
-                    shard.settled(unwritten.items, unwritten.part.number, answer)
+                    shard.settled(unwritten, answer)
                 case Fenced(head):
                     self._lost(shard, f"its commit was refused: another host owns it (head: {head})")
                 case Damaged(reason):
                     self._lost(shard, f"the store failed half way through a commit: {reason}")
-
-    async def _commit(self, unwritten: list[Unwritten]) -> list[Answer]:
-        delay = RETRY_FIRST
-        while True:
-            try:
-                return await self._store.commit([each.part for each in unwritten])
-            except UnavailableError as error:
-                logger.warning("commit: %s; asking again in %g s", error, delay)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, RETRY_MAX)

@@ -9,6 +9,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -58,7 +59,7 @@ def picture(progress: Progress) -> Panel:
         row = progress.seats[first : first + SEATS_IN_A_ROW]
         hall.add_row(*(Text(SIGNS[seat["status"]][0], SIGNS[seat["status"]][1]) for seat in row))
     legend = Text("  ").join(Text(f"{sign} {status.lower()}", style) for status, (sign, style) in SIGNS.items())
-    bar = ProgressBar(total=progress.buyers, completed=progress.done, width=60)
+    bar = Padding(ProgressBar(total=progress.buyers, completed=progress.done, width=60), 0)
     return Panel(Group(hall, legend, Text(), bar, Text(str(progress)), *map(Text, progress.news)), title="the hall")
 
 

@@ -63,10 +63,8 @@ def report(buyers: Buyers, elapsed_s: float, outage: Outage | None) -> None:
     p95 = sorted(buyers.seconds)[int(0.95 * (count - 1))]
     sold = sum(answer.code == 200 for answer in buyers.answers)
     print(f"\n{sold} of {buyers.seats} seats sold; {buyers.count} buyers made {count} checkouts in {elapsed_s:.1f} s")
-    print(
-        f"throughput: {count / elapsed_s:.0f} checkouts a second, of which a payment takes {buyers.gateway.delay_s} s"
-    )
-    print(f"one checkout: median {median:.2f} s, 95 % within {p95:.2f} s")
+    print(f"throughput: {count / elapsed_s:.0f} checkouts a second, {sold / elapsed_s:.1f} seats a second")
+    print(f"one checkout: median {median:.2f} s, 95 % within {p95:.2f} s; a payment takes {buyers.gateway.delay_s} s")
     if outage is not None:
         print(
             f"recovery: {outage.first_s:.2f} s from the kill to the first answer of a shard that the dead host owned, "
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger = Path(said.directory, f"{namespace}.jsonl").absolute()
     print("starting the store and the hosts …", flush=True)
     with actors.init(hosts="local" if is_local else said.hosts, directory=said.directory, namespace=namespace):
-        ledger.parent.mkdir(exist_ok=True)
+        ledger.parent.mkdir(parents=True, exist_ok=True)
         ledger.touch()
         SeatMap["global"].open.remote(said.seats).result(timeout=120)
         outage = Outage.planned(said.hosts) if is_here and not (is_local or said.no_kill) else None

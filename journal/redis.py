@@ -209,7 +209,7 @@ class RedisStore:
             outcome = await self._do("HGET", self._keys.outcomes(shard), invocation)
         else:
             found = await self._do("XRANGE", self._keys.done(shard), place[1:], place[1:])
-            outcome = found[0][1][3] if found else None
+            outcome = found[0][1][b"o"] if found else None
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
 
     # Hosts: ownership

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .errors import SettingsError
 
-VERSION_MIN = (7, 0)
+VERSION_MIN = 7
 """Of Redis, which Valkey names too: flags of scripts are understood from here on."""
 
 WANTED: Mapping[str, tuple[str, str]] = {
@@ -40,10 +40,9 @@ def check_version(text: str) -> None:
     Raises:
         SettingsError: it is too old.
     """
-    if tuple(int(part) for part in text.split(".")[:2]) < VERSION_MIN:
-        wanted = ".".join(map(str, VERSION_MIN))
+    if int(text.partition(".")[0]) < VERSION_MIN:
         raise SettingsError(
-            f"this Redis is {text}, whose scripts know no flags: use Redis {wanted} or newer, or Valkey"
+            f"this Redis is {text}, whose scripts know no flags: use Redis {VERSION_MIN} or newer, or Valkey"
         )
 
 

@@ -1,0 +1,221 @@
+"""Ownership: which shards a host has, takes, and gives up. No coordinator: every host looks and decides alike.
+
+Owns the looking: who is there, whose lease stands still, what is to be recovered or released. Does not own: the time for
+which a lease holds (`leases`), the rule of placement (`placement`), nor what is done with a shard (`shard`).
+
+Invariants:
+    1. A lease of somebody else is taken only when it is free, or when its value has not changed for a whole time to live
+       on this host's clock: no wall clock decides.
+    2. A shard is served from the end of its recovery: the journal and `events` first, whole, then the inbox, and only
+       then what is new, so that no message is seen twice.
+    3. A shard that began to be handed over is handed over, whatever the placement says meanwhile.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import orjson
+
+from journal.entries import Event, Record
+from journal.names import Shard
+from journal.store import Granted, Store
+
+from .errors import DamagedError, UnavailableError
+from .leases import LEASE_TTL, RENEW_EVERY, Leases
+from .patience import Patience
+from .placement import placed
+from .services import Services
+from .shard import OwnedShard
+
+logger = logging.getLogger("actors")
+
+PAGE: Final = 1_000
+"""Most entries of a stream in one page of a recovery."""
+BURY_AFTER: Final = 10.0
+"""Seconds of silence after which any host takes a dead one off the list."""
+
+
+class Ownership:
+    """The shards of one host."""
+
+    def __init__(
+        self, store: Store, host: str, leases: Leases, now: Callable[[], float], wake_timers: Callable[[], None]
+    ) -> None:
+        self._store, self._host, self._leases, self._now, self._wake_timers = store, host, leases, now, wake_timers
+        self.shards: dict[Shard, OwnedShard] = {}
+        self._seen_hosts: dict[str, tuple[bytes, float]] = {}
+        self._seen_leases: dict[Shard, tuple[str, float]] = {}
+        self._again = asyncio.Event()
+        self._is_leaving = False
+
+    def look_again(self) -> None:
+        """Look at once: leases or hosts have changed."""
+        self._again.set()
+
+    async def run(self, services: Services, count: int) -> None:
+        """Look and act, for ever."""
+        patience = Patience(f"host {self._host}")
+        while True:
+            self._again.clear()
+            try:
+                await self._look(services, count)
+                patience.renew()
+            except UnavailableError as error:
+                await patience.wait(error)
+                continue
+            try:
+                async with asyncio.timeout(RENEW_EVERY.total_seconds()):
+                    await self._again.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self, services: Services, count: int) -> None:
+        for shard in self._leases.lost():
+            owned = self.shards.get(shard)
+            if owned is not None:
+                self.lose(owned, "its lease has lapsed")
+            self._leases.remove(shard)
+        for shard, lost in self._leases.behind().items():
+            if shard in self.shards:
+                logger.error("shard %d: the store has lost its last %d commits; recovering what it has", shard, lost)
+                self.lose(self.shards[shard], "the store is behind")
+        await self._leases.renew(self._store)
+        look = await self._store.look(count)
+        hosts = await self._live(look.hosts)
+        if self._is_leaving:
+            return
+        mine = {shard for shard, host in placed(hosts, count).items() if host == self._host}
+        await self._give_up([owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining])
+        for shard in sorted(mine - set(self.shards)):
+            await self._challenge(services, shard, look.leases[shard])
+
+    async def _live(self, found: dict[str, bytes]) -> list[str]:
+        now, hosts = self._now(), list[str]()
+        for incarnation, about in found.items():
+            seen, since = self._seen_hosts.get(incarnation, (b"", now))
+            if seen != about:
+                since = now
+            self._seen_hosts[incarnation] = (about, since)
+            if incarnation == self._leases.incarnation or now - since <= LEASE_TTL.total_seconds():
+                hosts.append(orjson.loads(about.partition(b" ")[2])["id"])
+            elif now - since > BURY_AFTER:
+                await self._store.bury(incarnation)
+        for incarnation in set(self._seen_hosts) - set(found):
+            del self._seen_hosts[incarnation]
+        return hosts
+
+    async def _challenge(self, services: Services, shard: Shard, lease: str) -> None:
+        now = self._now()
+        seen, since = self._seen_leases.get(shard, ("", now))
+        if lease and lease != seen:
+            self._seen_leases[shard] = (lease, now)
+            return
+        if lease and now - since < LEASE_TTL.total_seconds():
+            return
+        try:
+            answer = await self._store.acquire(shard, self._leases.incarnation, lease)
+        except DamagedError as error:
+            logger.error("%s", error)
+            return
+        if isinstance(answer, Granted):
+            self._leases.add(shard, answer.epoch, now)
+            await self._recover(services, shard, answer)
+
+    async def _recover(self, services: Services, shard: Shard, granted: Granted) -> None:
+        epoch, patience = granted.epoch, Patience(f"host {self._host}")
+        owned = OwnedShard(services, shard, epoch, granted.number, lambda: not owned.is_lost and self._leases.hold(shard))
+        for id_, invocation, data in await _pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
+            owned.recovered.setdefault(invocation, []).append((id_, Record.parse(data)))
+        events: dict[str, list[Event]] = {}
+        for event in await _pages(patience, lambda after: self._store.events(shard, after, PAGE)):
+            owned.cursor.events = event.id
+            events.setdefault(event.invocation, []).append(event)
+        messages = await _pages(patience, lambda after: self._store.inbox(shard, after, PAGE))
+        self.shards[shard] = owned
+        for id_, data in messages:
+            owned.cursor.inbox = id_
+            owned.accept_recovered(id_, data, events)
+        for event in [event for waiting in events.values() for event in waiting]:
+            owned.receive(event)
+        for invocation in list(owned.recovered):
+            owned.wake(invocation)
+        owned.is_recovered, owned.next_due_ms = True, 1
+        self._wake_timers()
+        await self._store.interrupt()
+        logger.info("shard %d: owned by %s with epoch %d", shard, self._host, epoch)
+
+    def lose(self, owned: OwnedShard, why: str) -> None:
+        """Step down from a shard at once: what was under way goes on at its next owner."""
+        if owned.is_lost:
+            return
+        logger.warning("shard %d: host %s steps down: %s", owned.shard, self._host, why)
+        owned.lose()
+        if self.shards.get(owned.shard) is owned:
+            del self.shards[owned.shard]
+        self._leases.remove(owned.shard)
+        self._again.set()
+
+    async def _give_up(self, extra: list[OwnedShard]) -> None:
+        for owned in extra:
+            owned.drain()
+        await self._release([owned for owned in extra if owned.is_drained], leaving=False)
+        if any(not owned.is_drained for owned in extra):
+            self._again.set()
+            await asyncio.sleep(0.01)
+
+    async def leave(self, patience_s: float) -> None:
+        """Hand all shards over: let steps end and be recorded for so long, then release the leases."""
+        self._is_leaving = True
+        for owned in self.shards.values():
+            owned.drain()
+        deadline = self._now() + patience_s
+        while self._now() < deadline and not all(owned.is_drained for owned in self.shards.values()):
+            await asyncio.sleep(0.005)
+        await self._release(list(self.shards.values()), leaving=True)
+
+    async def _release(self, shards: list[OwnedShard], *, leaving: bool) -> None:
+        if not shards and not leaving:
+            return
+        epochs = {owned.shard: owned.epoch for owned in shards}
+        for owned in shards:
+            owned.lose()
+            del self.shards[owned.shard]
+            self._leases.remove(owned.shard)
+        await self._store.release(self._leases.incarnation, epochs, leaving=leaving)
+
+    async def sign_off(self) -> None:
+        """After `leave`, and now that nothing renews: a renewal that was under way has put this host back on the list."""
+        if self._is_leaving:
+            try:
+                await self._store.release(self._leases.incarnation, {}, leaving=True)
+            except UnavailableError as error:
+                logger.warning("host %s: %s; another one takes it off the list", self._host, error)
+
+    def drop(self) -> None:
+        """Forget all shards, as a crash would."""
+        for owned in self.shards.values():
+            owned.lose()
+        self.shards.clear()
+
+    def about(self) -> tuple[list[Shard], int]:
+        """Return the shards and how much they have staged; any thread may ask."""
+        owned = list(self.shards.values())
+        return sorted(each.shard for each in owned), sum(each.staging.backlog for each in owned)
+
+    def acknowledged(self) -> dict[Shard, int]:
+        """Return the number of each shard's last acknowledged commit; any thread may ask."""
+        return {owned.shard: owned.staging.acknowledged for owned in list(self.shards.values())}
+
+
+async def _pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, list[Any]]]) -> list[Any]:
+    entries: list[Any] = []
+    after = ""
+    while True:
+        page = await patience.until_answered(lambda after=after: read(after))
+        entries += page
+        if len(page) < PAGE:
+            return entries
+        last = page[-1]
+        after = last.id if isinstance(last, Event) else last[0]

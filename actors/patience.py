@@ -1,0 +1,43 @@
+"""Patience: going on asking a store that does not answer. Nothing is lost meanwhile; callers see it take longer."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from .errors import UnavailableError
+
+logger = logging.getLogger("actors")
+
+WAIT_FIRST: Final = 0.02
+WAIT_MAX: Final = 1.0
+"""Seconds between two tries: the first wait, doubled each time up to the last."""
+T = TypeVar("T")
+
+
+class Patience:
+    """Waits longer each time, until renewed."""
+
+    def __init__(self, who: str) -> None:
+        self._who, self._delay = who, WAIT_FIRST
+
+    def renew(self) -> None:
+        """Begin with short waits again: the store has answered."""
+        self._delay = WAIT_FIRST
+
+    async def wait(self, error: UnavailableError) -> None:
+        """Say why, and wait."""
+        logger.warning("%s: %s; trying again in %g s", self._who, error, self._delay)
+        await asyncio.sleep(self._delay)
+        self._delay = min(2 * self._delay, WAIT_MAX)
+
+    async def until_answered(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what the store answers, asking again, unchanged, while it does not."""
+        while True:
+            try:
+                answer = await ask()
+            except UnavailableError as error:
+                await self.wait(error)
+            else:
+                self.renew()
+                return answer
