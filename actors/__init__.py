@@ -1,6 +1,12 @@
 """Durable virtual objects for Python: the public names, and nothing else."""
 
 from .context import Context as Context
+from .driver import Session as Session
+from .driver import Status as Status
+from .driver import attach as attach
+from .driver import init as init
+from .driver import shutdown as shutdown
+from .driver import status as status
 from .errors import CallTimeout as CallTimeout
 from .errors import Cancelled as Cancelled
 from .errors import DamagedError as DamagedError
@@ -13,17 +19,20 @@ from .errors import SettingsError as SettingsError
 from .errors import TerminalError as TerminalError
 from .errors import UnavailableError as UnavailableError
 from .errors import UsageError as UsageError
+from .handlers import handler as handler
+from .handlers import shared as shared
 from .invocation import Invocation as Invocation
 from .invocation import get as get
 from .invocation import wait as wait
-from .handlers import handler as handler
-from .handlers import shared as shared
 from .objects import Service as Service
 from .objects import VirtualObject as VirtualObject
+from .objects import object_handle
 from .policy import Duration as Duration
 from .policy import Policy as Policy
 from .policy import Retry as Retry
 from .state import state as state
+
+object = object_handle  # noqa: A001 - users write actors.object("Ticket", "A1")
 
 __all__ = [
     "CallTimeout",
@@ -40,14 +49,21 @@ __all__ = [
     "Policy",
     "Retry",
     "Service",
+    "Session",
     "SettingsError",
+    "Status",
     "TerminalError",
     "UnavailableError",
     "UsageError",
     "VirtualObject",
+    "attach",
     "get",
     "handler",
+    "init",
+    "object",
     "shared",
+    "shutdown",
     "state",
+    "status",
     "wait",
 ]

@@ -5,7 +5,7 @@ attempt, and what its next commit brings. Neither does I/O: the host calls and i
 
 Invariants:
     1. At most one exclusive invocation has the turn, from its start to its outcome, sleep included (promise 2).
-    2. `fields` is the state of the last commit handed to the writer; a dict that an execution was given is never changed.
+    2. `fields` is the state of the last commit handed to the writer; a dict that an execution was given stays as it is.
     3. Of the messages that wait for their turn only the first `queue_in_memory` keep their arguments.
 """
 
@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from journal.entries import Delivered, Event, EventKind, Message, Record, time_of
+from journal.entries import Delivered, Event, Message, Record, time_of
 from journal.names import ObjectId, Shard
 
 from .execution import Execution, Step
@@ -182,4 +182,3 @@ class Activation:
             else:
                 fields[name] = value
         self.fields = fields
-

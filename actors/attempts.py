@@ -1,7 +1,7 @@
 """Attempts: executions of one shard, from their start to their end: delivery, actions, commits, failures, sleep.
 
-Owns the executions in memory and the actions of their steps. Does not own: whose turn it is (`shard`), nor what a commit
-holds (`staging`).
+Owns the executions in memory and the actions of their steps. Does not own: whose turn it is (`shard`), nor what a
+commit holds (`staging`).
 
 Invariants:
     1. Events are delivered one at a time, in the order journal, then `events`; while a commit with a step's outcome is
@@ -70,7 +70,8 @@ class Attempts:
         """Start an attempt, replay what is recorded, and go on from there; one that backs off waits for its time."""
         if run.backing_off or self.is_draining:
             return
-        assert run.declared is not None and run.handler is not None and activation.fields is not None
+        assert run.declared is not None
+        assert activation.fields is not None
         run.leave_after = activation.staged
         execution = Execution(
             self._services.surroundings,
@@ -295,7 +296,9 @@ class Attempts:
             self._finish(run, activation, outcomes.encoded_error(found), {}, commands=False)
             return
         delay_s = retry.delay(run.attempt)
-        text = f"{_named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
+        text = (
+            f"{_named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
+        )
         run.attempt += 1
         sleeps = run.policy is not None and not run.policy.idle_timeout
         number = self._staging.failed(run, error, delay_s, text, sleeps=sleeps)
@@ -348,7 +351,7 @@ class Attempts:
 
 
 def _must_commit(run: InFlight, execution: Execution) -> bool:
-    if execution.messages or execution.set_timers or execution.cleared:
+    if execution.has_messages or execution.set_timers or execution.cleared:
         return True
     if run.exclusive or not execution.unstarted or execution.view is None:
         return False

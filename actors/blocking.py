@@ -77,13 +77,15 @@ def _refuse_in_a_handler(call: str) -> None:
     if not isinstance(running_loop(), DeterministicLoop) or _is_allowed(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
         return
     if call == "time.sleep":
-        raise UsageError("time.sleep in a handler: await asyncio.sleep(), which is durable; what blocks belongs in ctx.run()")
+        raise UsageError(
+            "time.sleep in a handler: await asyncio.sleep(), which is durable; what blocks belongs in ctx.run()"
+        )
     raise UsageError(f"{call} in a handler: I/O, threads and processes belong in ctx.run()")
 
 
 def _is_allowed(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_globals.get("__name__") in _ALLOWED_FROM:
+    while frame is not None and (module := frame.f_globals.get("__name__")) != DeterministicLoop.__module__:
+        if module in _ALLOWED_FROM:
             return True
         frame = frame.f_back
     return False

@@ -12,10 +12,10 @@ Invariants:
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from journal.clock import wall_ms
@@ -24,13 +24,14 @@ from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import ObjectId, new_id, shard_in
 from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
 
-from . import outcomes
 from .code import bundle_of
-from .errors import NotFoundError, OverloadedError, UnavailableError
+from .errors import NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Invocation
 from .objects import Durable, declaration, find_type
-from .outgoing import arguments_of, message_of, started_id
+from .outgoing import arguments_of, bounded, message_of, started_id
+from .patience import Patience
 from .place import Request
+from .slots import Slot, on_this_loop
 
 logger = logging.getLogger("actors")
 
@@ -40,32 +41,7 @@ SUBMIT_MAX: Final = 1_000
 """Most operations in one submit."""
 KNOWN_WITHIN: Final = 10.0
 """Seconds for which an id that the store does not know is asked for again: it may be on its way."""
-RETRY_FIRST, RETRY_MAX = 0.02, 1.0
 RENEW_EVERY: Final = 3_600.0
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """What is known here of one invocation, and who waits for it."""
-
-    returns: Any = MISSING
-    outcome: bytes | None = None
-    error: Exception | None = None
-    is_accepted: bool = False
-    is_attached: bool = False
-    asked_at: float = 0.0
-    waiting: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
-    accepting: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
-
-    @property
-    def has_ended(self) -> bool:
-        return self.outcome is not None or self.error is not None
-
-    def result(self) -> Any:
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-        assert self.outcome is not None
-        return outcomes.decoded(self.outcome, self.returns)
 
 
 class Client:
@@ -79,11 +55,18 @@ class Client:
         payload_max: int,
         object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
     ) -> None:
-        self._connect, self._sends_code, self._payload_max, self._object_ref = connect, sends_code, payload_max, object_ref
+        self._connect, self._sends_code, self._payload_max, self._object_ref = (
+            connect,
+            sends_code,
+            payload_max,
+            object_ref,
+        )
+        self._store: Store = connect()  # first: what is wrong with the URL leaves no loop behind
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
+        self._process = os.getpid()
         self._lock = threading.Lock()
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._queue: deque[Outgoing | Attach] = deque()
         self._code: dict[type[Durable], str] = {}
         self._is_closing = False
@@ -92,10 +75,10 @@ class Client:
         self._shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._offset_ms = 0
-        self._store: Store = connect()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._patience = Patience("submit")
 
     # Life
 
@@ -128,11 +111,19 @@ class Client:
         self._loop.run_forever()
         self._loop.close()
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this process was forked from the one that is connected: call actors.init() here first, then ask "
+                "actors.attach(ref.id)"
+            )
+
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def call(self, work: Callable[[Store], Coroutine[Any, Any, Any]]) -> Any:
         """Run a read of the store on the client's loop, and wait for it."""
+        self._check_process()
         return self._call(work(self._store))
 
     async def _open(self) -> None:
@@ -174,19 +165,15 @@ class Client:
     def start(self, request: Request, /) -> Invocation[Any]:
         """Start an invocation; it leaves in the order of these calls."""
         address = str(ObjectId(request.type_name, request.key))
-        arguments = arguments_of(request)
-        if len(arguments) > self._payload_max:
-            raise OverloadedError(
-                f"the arguments of {address}.{request.handler} take {len(arguments):,} bytes, the limit payload_max is "
-                f"{self._payload_max:,}: keep large data elsewhere and pass a reference"
-            )
+        arguments = bounded(arguments_of(request), f"message to {address}.{request.handler}", self._payload_max)
         code = self._code_of(request)
         with self._lock:
             if self._is_closing:
                 raise UnavailableError("this client was shut down: call actors.init() again")
             if len(self._slots) >= PENDING_MAX:
                 raise OverloadedError(
-                    f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before you start more"
+                    f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before "
+                    "you start more"
                 )
             self._count += 1
             id_ = started_id(request, address, f"{self._unique}{self._count:x}", self._shards)
@@ -194,7 +181,7 @@ class Client:
             message = message_of(request, id_, address, arguments, caller, code, self._wall())
             slot = self._slots.get(id_)
             if slot is None:
-                slot = self._slots[id_] = _Slot(request.declared.returns if request.declared is not None else MISSING)
+                slot = self._slots[id_] = Slot(request.declared.returns if request.declared is not None else MISSING)
             slot.is_attached = slot.is_attached or not request.one_way
             self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
             wake = not self._is_woken
@@ -224,13 +211,14 @@ class Client:
 
     # Waiting (`invocation.Source`), in any thread
 
-    def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> _Slot:
+    def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> Slot:
         """Return what is known of an invocation; with `told`, ask the store to tell us its outcome."""
+        self._check_process()
         id_ = invocation.id
         with self._lock:
-            slot = invocation.kept if isinstance(invocation.kept, _Slot) else self._slots.get(id_)
+            slot = invocation.kept if isinstance(invocation.kept, Slot) else self._slots.get(id_)
             if slot is None:
-                slot = _Slot(is_accepted=True)
+                slot = Slot(is_accepted=True)
             invocation.kept = slot
             if told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
@@ -244,7 +232,7 @@ class Client:
         """Wait on the running loop for the outcome."""
         slot = self._slot(invocation)
         if not slot.has_ended:
-            yield from _on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock)
+            yield from on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock)
         return slot.result()
 
     async def expecting(self, invocation: Invocation[Any], returns: Any) -> Any:
@@ -256,7 +244,7 @@ class Client:
         """Wait on the running loop until the store has it."""
         slot = self._slot(invocation, told=False)
         if not slot.is_accepted:
-            yield from _on_this_loop(slot.accepting, lambda: slot.is_accepted, self._lock)
+            yield from on_this_loop(slot.accepting, lambda: slot.is_accepted, self._lock)
 
     def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
         """Block until so many have ended or the time is over."""
@@ -294,6 +282,7 @@ class Client:
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
+        self._check_process()
         found = self._call(self._store.status(invocation.id))
         if found:
             return found
@@ -308,7 +297,7 @@ class Client:
             raise UnavailableError("there is no Ray in this program: it runs with hosts='local'")
         return self._object_ref(invocation, self._slot(invocation, told=False).returns)
 
-    def _settle(self, slot: _Slot, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
+    def _settle(self, slot: Slot, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
         with self._lock:
             if slot.has_ended:
                 return
@@ -336,7 +325,9 @@ class Client:
 
     async def _submit(self, operations: list[Outgoing | Attach]) -> None:
         self._number += 1
-        settled = await self._surely(lambda: self._store.submit(self._writer, self._number, operations, self._seen))
+        settled = await self._patience.until_answered(
+            lambda: self._store.submit(self._writer, self._number, operations, self._seen)
+        )
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
@@ -344,7 +335,7 @@ class Client:
             slot = self._slots.get(id_)
             if slot is not None:
                 error = OverloadedError(
-                    f"{id_} was refused: the inbox of its shard is full (inbox_max): hosts do not keep up, try again later"
+                    f"{id_} was refused: the inbox of its shard is full (inbox_max): its hosts do not keep up, try later"
                 )
                 self._forget(slot, id_, error=error)
         accepting: list[Callable[[], None]] = []
@@ -363,7 +354,7 @@ class Client:
     async def _start_over(self, refused: list[Outgoing | Attach]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
         logger.warning("the store does not know this client any more: attaching anew to what it waits for")
-        await self._surely(self._open_writer)
+        await self._patience.until_answered(self._open_writer)
         now = self._loop.time()
         with self._lock:
             waiting = [id_ for id_, slot in self._slots.items() if not slot.has_ended and slot.is_attached]
@@ -377,20 +368,20 @@ class Client:
         for operation in refused:
             slot = self._slots.get(operation.invocation)
             if slot is not None and not slot.is_attached:
-                self._settle(slot, error=UnavailableError(f"{operation.invocation}: whether it was accepted is unknown"))
+                self._settle(
+                    slot, error=UnavailableError(f"{operation.invocation}: whether it was accepted is unknown")
+                )
         self._wanted.set()
 
     async def _receive(self) -> None:
-        delay = RETRY_FIRST
+        patience = Patience("replies")
         while True:
             writer = self._writer
             try:
                 replies = await self._store.replies(writer, self._seen, 1_000)
-                delay = RETRY_FIRST
+                patience.renew()
             except UnavailableError as error:
-                logger.warning("%s; reading replies again in %g s", error, delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, RETRY_MAX)
+                await patience.wait(error)
                 continue
             if writer != self._writer:
                 continue
@@ -412,12 +403,12 @@ class Client:
         else:
             self._forget(slot, id_, outcome=reply.payload)
 
-    def _forget(self, slot: _Slot, id_: str, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
+    def _forget(self, slot: Slot, id_: str, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
         self._settle(slot, outcome=outcome, error=error)
         with self._lock:
             self._slots.pop(id_, None)
 
-    def _ask_again(self, slot: _Slot, id_: str) -> None:
+    def _ask_again(self, slot: Slot, id_: str) -> None:
         if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
             known = f"{id_} is not known: it never was, its retention is over, or it was lost on its way"
             self._forget(slot, id_, error=NotFoundError(known))
@@ -434,33 +425,3 @@ class Client:
             await asyncio.sleep(RENEW_EVERY)
             self._queue.append(Attach(shard_in(f"{self._unique}-0"), f"{self._unique}-0"))
             self._wanted.set()
-
-    async def _surely(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        delay = RETRY_FIRST
-        while True:
-            try:
-                return await work()
-            except UnavailableError as error:
-                logger.warning("%s; asking again in %g s", error, delay)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, RETRY_MAX)
-
-
-def _on_this_loop(
-    waiting: list[Callable[[], None]], is_over: Callable[[], bool], lock: threading.Lock
-) -> Generator[Any, Any, None]:
-    """Wait on the running loop; one future for each wait, so that a cancelled one leaves the others alone."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        try:
-            loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
-        except RuntimeError:
-            pass  # that loop is closed: nobody waits there any more
-
-    with lock:
-        if is_over():
-            return
-        waiting.append(wake)
-    yield from future

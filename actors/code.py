@@ -30,6 +30,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final, cast
 
 import cloudpickle
+
 from journal.clock import boot_seconds
 from journal.store import Store
 

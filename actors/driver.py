@@ -1,7 +1,10 @@
 """Driver: `init`, `shutdown`, and what a program asks of the whole.
 
 Owns the one session of a process: the embedded server if there is one, the client, the hosts that it started. The slot
-that holds it is the package's only global: handles must find their client from any line of a program.
+that holds it is one of the package's two globals (`place` has the other): handles must find their client from any line
+of a program.
+
+Ray is imported when it is first used: a program that runs without it never waits for it.
 """
 
 import atexit
@@ -11,25 +14,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 
 from journal.redis import Durability, RedisStore
-from journal.server import EmbeddedServer
 from journal.store import SHARDS, Store
 
 from . import place
 from .client import Client
 from .errors import UsageError
 from .invocation import Invocation
-from .local import LocalHost
+from .local import LocalHost, bury_ended
 from .policy import Policy
-from .ray import Cluster
 from .services import Limits
 
-HOSTS_DEFAULT = 2
-"""Ray hosts that `init()` starts where nobody says how many: one can be lost without a pause."""
+if TYPE_CHECKING:
+    from journal.server import EmbeddedServer
+
+    from .ray import Cluster
+
+_INSIDE = "actors.init() is for programs: handlers and steps run in hosts, which are connected already"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Status:
 
     hosts: tuple[HostStatus, ...]
     store: str
+    """Where the store is, without its password."""
     namespace: str
     shards: int
 
@@ -72,11 +79,11 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.server: EmbeddedServer | None = None
         self.url = settings.redis or ""
         self.client: Client | None = None
-        self.local: LocalHost | None = None
-        self.cluster: Cluster | None = None
+        self._server: EmbeddedServer | None = None
+        self._local: LocalHost | None = None
+        self._cluster: Cluster | None = None
 
     def open(self) -> None:
         """Start or join everything; on failure leave nothing behind."""
@@ -89,31 +96,61 @@ class Session:
     def _open(self) -> None:
         settings = self.settings
         if settings.redis is None:
-            self.server = EmbeddedServer.open(Path(settings.directory))
-            self.url = self.server.url
-        connect = connector(self.url, settings)
+            from journal.server import EmbeddedServer  # importable on Linux and macOS alone
+
+            self._server = EmbeddedServer.open(Path(settings.directory))
+            self.url = self._server.url
         is_local = settings.hosts == "local"
-        self.client = Client(
-            connect, sends_code=not is_local, payload_max=Limits().payload_max, object_ref=None if is_local else _object_ref
-        )
+        payload_max, object_ref = Limits().payload_max, None if is_local else self.object_ref
+        self.client = Client(self.connect, sends_code=not is_local, payload_max=payload_max, object_ref=object_ref)
         self.client.open()
-        if is_local:
-            self.local = LocalHost(connect, policy=settings.policy)
-            self.local.start()
+        self.client.call(bury_ended)
+        if settings.hosts == "local":
+            self._local = LocalHost(self.connect, policy=settings.policy)
+            self._local.start()
         else:
-            self.cluster = Cluster(settings.address, self.url, settings.namespace, settings.durability, settings.policy)
-            self.cluster.open(cast("int | None", settings.hosts), HOSTS_DEFAULT)
+            from .ray import Cluster, Place  # takes a second
+
+            where = Place(self.url, settings.namespace, settings.durability)
+            self._cluster = Cluster(settings.address, where, settings.policy)
+            self._cluster.open(settings.hosts)
+
+    def connect(self) -> Store:
+        """Return a new connection to the store."""
+        return RedisStore(self.url, self.settings.namespace, durability=self.settings.durability)
+
+    def object_ref(self, invocation: Invocation[Any], returns: Any) -> Any:
+        """Return a Ray reference to an invocation's outcome."""
+        assert self._cluster is not None
+        return self._cluster.object_ref(invocation.id, returns)
 
     def close(self) -> None:
-        """Wait for unsent submits, then end what this program started."""
+        """Wait for unsent submits, then end what this program started; an interruption ends the present wait only."""
+        interrupted: BaseException | None = None
+        for end in (self._close_client, self._close_local, self._close_cluster, self._close_server):
+            try:
+                end()
+            except BaseException as error:  # noqa: BLE001 - raised below, when nothing is left behind
+                interrupted = interrupted or error
+        if interrupted is not None:
+            raise interrupted
+
+    def _close_client(self) -> None:
         if self.client is not None:
             self.client.close()
-        if self.local is not None:
-            self.local.stop()
-        if self.cluster is not None:
-            self.cluster.close()
-        if self.server is not None:
-            self.server.close()
+
+    def _close_local(self) -> None:
+        if self._local is not None:
+            self._local.stop()
+
+    def _close_cluster(self) -> None:
+        if self._cluster is not None:
+            # Hosts of a cluster that was joined go on, unless their store ends with this program.
+            self._cluster.close(keep_hosts=self.settings.address is not None and self._server is None)
+
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -121,7 +158,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutdown()
+        if _slot.session is self:
+            shutdown()
 
 
 class _Slot:
@@ -133,11 +171,6 @@ class _Slot:
 
 
 _slot = _Slot()
-
-
-def connector(url: str, settings: Settings) -> Callable[[], Store]:
-    """Return what makes connections to the store."""
-    return lambda: RedisStore(url, settings.namespace, durability=settings.durability)
 
 
 def init(
@@ -158,16 +191,18 @@ def init(
 
     Args:
         redis: URL of a Redis or Valkey primary; without one, the embedded server of `directory`.
-        address: of a Ray cluster; without one, a local Ray.
+        address: of a Ray cluster; without one, the Ray that the program has initialized, else a local one.
         hosts: how many Ray hosts there are to be, or "local" for one in this process, without Ray.
         durability: "disk" refuses a server that could lose what it acknowledged; "relaxed" takes any.
-        policy: defaults for every class.
+        policy: defaults for every class, where this call starts the hosts.
 
     Raises:
-        UsageError: this program is connected otherwise already.
+        UsageError: this program is connected otherwise already, or an argument is none of its kind.
         SettingsError: the server could lose what it acknowledged.
-        UnavailableError: the server does not answer.
+        UnavailableError: the server does not answer, or the hosts do not start.
     """
+    if place.execution() is not None or place.in_step.get() is not None:
+        raise UsageError(_INSIDE)
     settings = Settings(
         redis or os.environ.get("PERDURE_REDIS") or None,
         address or os.environ.get("PERDURE_ADDRESS") or None,
@@ -177,6 +212,8 @@ def init(
         _durability(durability),
         policy,
     )
+    if settings.address is not None and settings.hosts == "local":
+        raise UsageError('hosts="local" runs without Ray: leave out the address, or say how many hosts')
     with _slot.lock:
         session = _slot.session
         if session is not None:
@@ -194,13 +231,11 @@ def init(
 
 
 def _hosts(hosts: int | str | None) -> int | Literal["local"] | None:
-    found = os.environ.get("PERDURE_HOSTS") if hosts is None else hosts
-    if not found and found != 0:
-        return None
-    if found == "local":
-        return "local"
-    if isinstance(found, str) and found.isdigit():
-        return int(found)
+    found = os.environ.get("PERDURE_HOSTS") or None if hosts is None else hosts
+    if found is None or found == "local":
+        return found
+    if isinstance(found, str) and found.isdecimal():
+        found = int(found)
     if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
         return found
     raise UsageError(f'hosts is a number of Ray hosts, or "local", not {found!r}')
@@ -222,43 +257,58 @@ def shutdown() -> None:
             session.close()
 
 
-def _session() -> Session:
+def _session() -> tuple[Session, Client]:
     session = _slot.session
-    if session is None:
+    if session is None or session.client is None:
         raise UsageError("nothing is connected in this process: call actors.init() first")
-    return session
+    return session, session.client
 
 
 def attach(id: str) -> Invocation[Any]:
-    """Return the invocation with this id, started by whatever process: await it, or ask for its result."""
-    return Invocation(id, _session().client)
+    """Return the invocation with this id, started by whatever process: await it, or ask for its result.
+
+    Raises:
+        UsageError: this process is not connected.
+    """
+    return Invocation(id, _session()[1])
 
 
 def status() -> Status:
-    """Return hosts, store and namespace, as they are now."""
-    session = _session()
-    assert session.client is not None
-    look = session.client.call(lambda store: store.look(SHARDS))
+    """Return hosts, store and namespace, as they are now.
+
+    Raises:
+        UsageError: this process is not connected.
+        UnavailableError: the store does not answer.
+    """
+    session, client = _session()
+    look = client.call(lambda store: store.look(SHARDS))
     hosts: list[HostStatus] = []
     for about in look.hosts.values():
         said = orjson.loads(about.partition(b" ")[2])
         hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(said["shards"]), said["lag"]))
     hosts.sort(key=lambda host: host.id)
-    return Status(tuple(hosts), session.url, session.settings.namespace, len(look.leases))
+    return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases))
 
 
-def _object_ref(invocation: Invocation[Any], returns: Any) -> Any:
-    session = _session()
-    assert session.cluster is not None
-    return session.cluster.object_ref(invocation.id, returns)
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _forked() -> None:
-    # Threads do not survive a fork: the child has no connection of its own yet.
-    _slot.session = None
+    # Threads do not survive a fork: the child has no connection of its own yet. Nor does whoever held the lock.
+    _slot.lock, _slot.session = threading.RLock(), None
     place.set_driver(None)
+
+
+def _at_exit() -> None:
+    try:
+        shutdown()
+    except KeyboardInterrupt:
+        pass  # a second Ctrl-C: the wait was ended, and so is the process
 
 
 os.register_at_fork(after_in_child=_forked)
 # Before `concurrent.futures` refuses new work, which hand-over and reconnection need; that is how it registers itself.
-getattr(threading, "_register_atexit", atexit.register)(shutdown)
+_register: Callable[[Callable[[], None]], object] = getattr(threading, "_register_atexit", atexit.register)
+_register(_at_exit)

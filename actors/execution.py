@@ -16,20 +16,20 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from journal.codec import MISSING
-from journal.entries import Delivered, EventKind, Message, teller_of_entry
-from journal.names import ObjectId, derived_id, shard_in
+from journal.entries import Delivered, EventKind, Message
+from journal.names import ObjectId
 from journal.store import Outgoing
 
 from . import outcomes
+from .calls import Calls, Surroundings
 from .context import Context
 from .errors import NondeterminismError, TerminalError, UsageError
 from .fields import StateView
+from .handlers import Handler
 from .invocation import Invocation
 from .loop import DeterministicLoop, EntryFuture
-from .handlers import Handler
 from .objects import Declaration, instance
-from .outgoing import arguments_of, message_of, started_id
+from .outgoing import bounded
 from .place import NOT_IN_A_STEP, Request, in_step
 from .policy import Retry
 from .replay import Entries, Happening, Phase, advance
@@ -37,19 +37,6 @@ from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
 NO_HEADERS: Final[Mapping[str, str]] = {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What an execution needs to know of its host."""
-
-    shards: int
-    payload_max: int
-    """Most bytes of arguments, a result, or a field."""
-    code_of: Callable[[type[Any] | None], str]
-    """The hash of the code that a class came with."""
-    now_ms: Callable[[], int]
-    """The store's time, about."""
 
 
 @dataclass(slots=True)
@@ -64,19 +51,6 @@ class Step:
     retry: Retry | None
     timeout_s: float | None
     future: EntryFuture
-
-
-@dataclass(slots=True)
-class _Call:
-    """An invocation that the handler started."""
-
-    index: int
-    name: str
-    returns: Any
-    one_way: bool
-    outcome: bytes | None
-    waits: list[EntryFuture]
-    awaited: bool = False
 
 
 class Execution:
@@ -101,8 +75,7 @@ class Execution:
         self._entries = Entries(message.id, recorded)
         self._root: asyncio.Task[Any] | None = None
         self._random: random.Random | None = None
-        self._calls: dict[int, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
+        self._calls = Calls(message.id, surroundings, self._loop)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_of: dict[int, int] = {}
         self._steps: dict[int, Step] = {}
@@ -115,15 +88,13 @@ class Execution:
         """With COMPLETED: the encoded result or terminal error."""
         self.error: BaseException | None = None
         """With FAILED and DIVERGED: why."""
-        self.messages: list[Outgoing] = []
-        """What leaves with the next commit, in order."""
         self.unstarted: dict[int, Step] = {}
         """Steps without an outcome whose action has not started."""
         self.set_timers: dict[int, float] = {}
         """Timers to make durable: entry and duration in seconds from now."""
         self.cleared: list[int] = []
         """Timers that were made durable and are not wanted any more."""
-        self.on_foreign_call: Callable[[], None] = lambda: None
+        self.on_foreign_call: Callable[[], object] = lambda: None
         """Told, from any thread, that this attempt must fail."""
 
     # What the host asks
@@ -137,6 +108,16 @@ class Execution:
     def entries(self) -> list[str]:
         """All entries made so far."""
         return self._entries.made
+
+    def take_messages(self) -> list[Outgoing]:
+        """Return what leaves with the next commit, in order, and forget it here."""
+        messages, self._calls.messages = self._calls.messages, []
+        return messages
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether something is to leave."""
+        return bool(self._calls.messages)
 
     @property
     def recorded(self) -> list[str]:
@@ -172,18 +153,14 @@ class Execution:
             self._set_time(event.time_ms)
             self._loop.fire(handle)
         else:
-            call = self._calls.get(event.index)
-            if call is None:
+            expected = self._calls.expects(event.index)
+            if expected is None:
                 self._diverge(self._entries.unexpected(event.index, "a reply"))
                 return True
-            if call.outcome is not None:
+            if not expected:
                 return False
             self._set_time(event.time_ms)
-            call.outcome = event.payload
-            for wait in call.waits:
-                if not wait.done():
-                    wait.set_result(None)
-            call.waits.clear()
+            self._calls.reply(event.index, event.payload)
         self._drain()
         return True
 
@@ -198,7 +175,7 @@ class Execution:
         if not step.future.done():
             try:
                 step.future.set_result(outcomes.decoded(outcome, scope=self._scope))
-            except Exception as error:  # the step's own failure, or one of reading its result
+            except Exception as error:  # noqa: BLE001  # the step's own failure, or one of reading its result
                 step.future.set_exception(error)
         self._drain()
 
@@ -266,7 +243,9 @@ class Execution:
     def _complete(self, result: Any) -> None:
         self._warn_of_leftovers()
         try:
-            self.outcome = self._bounded(outcomes.encoded_value(result, self._handler.returns), "result")
+            self.outcome = bounded(
+                outcomes.encoded_value(result, self._handler.returns), "result", self._surroundings.payload_max
+            )
         except UsageError as error:
             where = f"{self._message.target}.{self._handler.name}"
             self.outcome = outcomes.encoded_error(TerminalError(f"{where} returned what cannot be sent: {error}", 400))
@@ -290,9 +269,8 @@ class Execution:
         self.phase = Phase.COMPLETED
 
     def _warn_of_leftovers(self) -> None:
-        for call in self._calls.values():
-            if not (call.awaited or call.one_way):
-                self.warn(f"`{call.name}` was never awaited: its result is lost. Use .send() if nobody waits", None)
+        for name in self._calls.unawaited():
+            self.warn(f"`{name}` was never awaited: its result is lost. Use .send() if nobody waits", None)
         for step in self._steps.values():
             if not step.future.done():
                 self.warn(f"the step {step.name!r} was never awaited: it is given up with its handler", None)
@@ -305,14 +283,6 @@ class Execution:
         except NondeterminismError as error:
             self._divergence = self._divergence or error
             raise
-
-    def _bounded(self, data: bytes, what: str) -> bytes:
-        if len(data) > self._surroundings.payload_max:
-            raise UsageError(
-                f"the {what} takes {len(data):,} bytes, the limit payload_max is {self._surroundings.payload_max:,}: "
-                "keep large data elsewhere and pass a reference"
-            )
-        return data
 
     # What the loop asks (`loop.Owner`)
 
@@ -463,48 +433,24 @@ class Execution:
         """Set a declared field."""
         self._state().set(field, value)
 
-    # Calls and sends (`place.Caller`, `invocation.Source`)
+    # Calls and sends (`place.Caller`, `invocation.Waiter`)
 
     def start(self, request: Request, /) -> Invocation[Any]:
         """Make the entry of a call or a send; the message leaves with the next commit."""
         if in_step.get() is not None:
             raise UsageError(NOT_IN_A_STEP)
-        address = str(ObjectId(request.type_name, request.key))
-        verb = "send" if request.one_way else "call"
-        if not request.one_way and not self._handler.is_async:
+        if not (request.one_way or self._handler.is_async):
             raise UsageError(f"{self._handler.name} is not async, so it cannot wait: use .send(), or make it async")
-        arguments = self._bounded(arguments_of(request), "message")
-        index = self._make(f"{verb} {address}.{request.handler}")
-        id_ = started_id(request, address, derived_id(self.id, str(index)), self._surroundings.shards)
-        returns = request.declared.returns if request.declared is not None else MISSING
-        call = _Call(index, f"{verb} {address}.{request.handler}", returns, request.one_way, None, [])
-        self._calls[index] = self._by_id[id_] = call
-        if self._entries.is_new(index):
-            caller = "" if request.one_way else teller_of_entry(self.id, index)
-            now_ms, code = self._surroundings.now_ms(), self._surroundings.code_of(request.owner)
-            data = message_of(request, id_, address, arguments, caller, code, now_ms).encoded()
-            self.messages.append(Outgoing(shard_in(id_), id_, caller, data))
-        return Invocation(id_, self)
+        return self._calls.start(request, self._make, self._entries.is_new, self)
 
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
         """Wait for a call of this handler."""
-        call = self._by_id.get(invocation.id)
-        if call is None or call.one_way:
-            raise UsageError(
-                f"{invocation.id} was {'sent' if call else 'started elsewhere'}: a handler can wait for its own calls "
-                "only, so start it here with .remote()"
-            )
-        call.awaited = True
-        if call.outcome is None:
-            future = self._loop.entry_future()
-            call.waits.append(future)
-            yield from future
-        assert call.outcome is not None
-        return outcomes.decoded(call.outcome, call.returns, self._scope)
+        return self._calls.wait(invocation)
 
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
         """Return at once: what a handler starts is durable with its own next commit."""
         yield from ()
+
 
 def _settle(future: "asyncio.Future[None]") -> None:
     if not future.done():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from journal.codec import MISSING
 
@@ -95,9 +95,18 @@ class Call(Generic[Remote]):
             Request(owner._options.name, key, handler.name, args, kwargs, one_way, self._options, handler, owner)
         )
 
+    if not TYPE_CHECKING:  # a checker says it of itself
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise _not_in_place(self)
+
     def __repr__(self) -> str:
         at = self._owner.__name__ if self._target is None else repr(self._target)
         return f"{at}.{self._handler.name}"
+
+
+def _not_in_place(call: Call[Any]) -> UsageError:
+    return UsageError(f"{call!r} is at an address: use .remote(...) or .send(...)")
 
 
 class BoundHandler(Call[Remote], Generic[Remote, Plain]):
@@ -114,7 +123,7 @@ class BoundHandler(Call[Remote], Generic[Remote, Plain]):
         """
         target = self._target
         if target is None or target._fields is None:
-            raise UsageError(f"{self!r} is at an address: use .remote(...) or .send(...)")
+            raise _not_in_place(self)
         return cast("Plain", self._handler.fn.__get__(target))
 
 
@@ -147,6 +156,14 @@ class Handler(Generic[Remote, Plain]):
             return BoundHandler(self, owner, instance)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]  # a cast costs
         # Not issubclass(): through ABCMeta it costs as much as the rest.
         return Call(self, owner, None) if Unkeyed in owner.__mro__ else self
+
+    if not TYPE_CHECKING:  # a checker says it of itself
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("remote", "send", "options"):
+                owner, _, handler = _short(self.fn).rpartition(".")
+                raise AttributeError(f"{owner}.{handler} is called on an object: {owner}[key].{handler}.{name}(...)")
+            raise AttributeError(f"a handler has no attribute {name!r}")
 
     @property
     def is_async(self) -> bool:

@@ -1,7 +1,7 @@
 """Host: owns shards under leases, reads them, and serves them, on one event loop.
 
-Owns the tasks of a host process: reader, writer, fetcher, timekeeper, ownership, renewal. What happens inside a shard is
-the shard's; what is durable is the store's.
+Owns the tasks of a host process: reader, writer, fetcher, timekeeper, ownership, renewal. What happens inside a shard
+is the shard's; what is durable is the store's.
 
 Invariants:
     1. A shard is served from the end of its recovery until its lease lapses, a commit of it is refused, or it is
@@ -24,9 +24,9 @@ from journal.store import SHARDS, Store
 
 from .activation import Activation
 from .blocking import refuse_blocking
+from .calls import Surroundings
 from .code import CodeBook
 from .errors import UnavailableError
-from .execution import Surroundings
 from .leases import RENEW_EVERY, Leases, RenewalThread
 from .ownership import Ownership
 from .patience import Patience
@@ -86,9 +86,7 @@ class Host:
         self._timers = asyncio.Event()
         self._ownership = Ownership(self._store, identity.id, self._leases, now, self._timers.set)
         self._shards = self._ownership.shards
-        self._writer = Writer(
-            self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose
-        )
+        self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose)
         self._code = CodeBook(self._store, live=live)
         self._patience = Patience(f"host {identity.id}")
         self._offset_ms = 0
@@ -165,7 +163,7 @@ class Host:
         self._ownership.drop()
         pending = set(self._tasks)
         while pending:
-            # Again and again: a time-out that ends at the same moment can take a cancellation for its own (before 3.12).
+            # Again and again: a time-out that ends at the same moment can take a cancellation for its own.
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
@@ -303,4 +301,6 @@ class Host:
 
 
 def _log_stuck(stack: str) -> None:
-    logger.error("a handler blocks the host's event loop: long computing and blocking I/O belong in ctx.run()\n%s", stack)
+    logger.error(
+        "a handler blocks the host's event loop: long computing and blocking I/O belong in ctx.run()\n%s", stack
+    )

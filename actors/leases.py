@@ -39,8 +39,12 @@ class Leases:
     """The leases of one host."""
 
     def __init__(
-        self, incarnation: str, now: Callable[[], float], about: Callable[[], bytes],
-        acknowledged: Callable[[], dict[Shard, int]], ttl: timedelta = LEASE_TTL
+        self,
+        incarnation: str,
+        now: Callable[[], float],
+        about: Callable[[], bytes],
+        acknowledged: Callable[[], dict[Shard, int]],
+        ttl: timedelta = LEASE_TTL,
     ) -> None:
         self.incarnation, self._now, self._about, self._ttl = incarnation, now, about, ttl.total_seconds()
         self._epochs: dict[Shard, Epoch] = {}

@@ -7,16 +7,20 @@ the API is.
 
 import sys
 import traceback
+from collections.abc import Iterator
+from concurrent.futures import thread
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from journal import errors
 from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
 
 from .errors import OverloadedError, TerminalError, UsageError
 from .values import LIVE, Scope, decode, encode, pickled, unpickled
 
-_HERE: Final = str(Path(__file__).parent)
+_UNSAID: Final = (str(Path(__file__).parent), str(Path(errors.__file__).parent), thread.__file__)
+"""Where frames lie that say nothing to a reader of his own error: both packages, and the threads of steps."""
 
 
 def terminal(error: BaseException) -> TerminalError | None:
@@ -35,12 +39,20 @@ def terminal(error: BaseException) -> TerminalError | None:
 
 
 def _terminal_leaf(group: BaseExceptionGroup[Any]) -> TerminalError | None:
-    for leaf in group.exceptions:
-        found = _terminal_leaf(leaf) if isinstance(leaf, BaseExceptionGroup) else leaf
-        if isinstance(found, TerminalError):
-            found.__cause__ = group
-            return found
+    # What the user calls terminal comes before what is so by its nature.
+    for leaf in sorted(_leaves(group), key=lambda leaf: not isinstance(leaf, TerminalError)):
+        found = terminal(leaf)
+        if found is not None:
+            return _caused(found, group)
     return None
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(cast("BaseExceptionGroup[Any]", error))
+        else:
+            yield error
 
 
 def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
@@ -58,11 +70,18 @@ def name_of(cls: type) -> str:
 
 
 def traced(error: BaseException) -> str:
-    """Return the traceback of an error without the frames of this package, which say nothing to its reader."""
+    """Return the traceback of an error, of those that it groups and of its causes, without the frames of Perdure."""
     found = traceback.TracebackException.from_exception(error)
-    kept = [frame for frame in found.stack if _HERE not in frame.filename]
-    found.stack = traceback.StackSummary.from_list(kept or list(found.stack))
+    _strip(found)
     return "".join(found.format()).rstrip()
+
+
+def _strip(found: traceback.TracebackException) -> None:
+    kept = [frame for frame in found.stack if not frame.filename.startswith(_UNSAID)]
+    found.stack = traceback.StackSummary.from_list(kept or list(found.stack))
+    for other in (found.__cause__, found.__context__, *(found.exceptions or ())):
+        if other is not None:
+            _strip(other)
 
 
 def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
@@ -87,7 +106,7 @@ def encoded_error(error: TerminalError) -> bytes:
     if not kind.__module__.startswith("actors."):
         try:
             carried = pickled(error)
-        except Exception:  # whatever a user's class does to pickle: code, message and metadata remain
+        except Exception:  # noqa: BLE001  # whatever a user's class does to pickle: code, message and metadata remain
             carried = b""
     return failure(Failure(error.code, str(error), error.metadata, name_of(kind), carried))
 
@@ -112,7 +131,7 @@ def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
     if found.pickled:
         try:
             error = unpickled(found.pickled, scope)
-        except Exception:  # its class is not here, or not as it was: documented to come as TerminalError then
+        except Exception:  # noqa: BLE001  # its class is not here, or not as it was: documented to come as TerminalError then
             error = None
         if isinstance(error, TerminalError):
             return error

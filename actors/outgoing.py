@@ -22,7 +22,33 @@ def arguments_of(request: Request) -> bytes:
     try:
         return encode([list(request.args), request.kwargs])
     except UsageError as error:
-        raise UsageError(f"an argument of {request.type_name}.{request.handler} cannot be sent: {error}") from error
+        raise _unsendable(request, error) from error
+
+
+def _unsendable(request: Request, error: UsageError) -> UsageError:
+    """Return the error that names the argument."""
+    which = f"an argument of {request.type_name}.{request.handler}"
+    for name, value in (*enumerate(request.args, 1), *request.kwargs.items()):
+        try:
+            encode(value)
+        except UsageError as found:
+            which, error = f"argument {name!r} of {request.type_name}.{request.handler}", found
+            break
+    return UsageError(f"{which} cannot be sent: {error}")
+
+
+def bounded(data: bytes, what: str, payload_max: int) -> bytes:
+    """Return the bytes.
+
+    Raises:
+        UsageError: there are more than `payload_max` of them.
+    """
+    if len(data) > payload_max:
+        raise UsageError(
+            f"the {what} takes {len(data):,} bytes, the limit payload_max is {payload_max:,}: keep large data "
+            "elsewhere and pass a reference"
+        )
+    return data
 
 
 def started_id(request: Request, address: str, unique: str, shards: int) -> str:

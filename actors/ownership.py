@@ -1,11 +1,11 @@
 """Ownership: which shards a host has, takes, and gives up. No coordinator: every host looks and decides alike.
 
-Owns the looking: who is there, whose lease stands still, what is to be recovered or released. Does not own: the time for
-which a lease holds (`leases`), the rule of placement (`placement`), nor what is done with a shard (`shard`).
+Owns the looking: who is there, whose lease stands still, what is to be recovered or released. Does not own: the time
+for which a lease holds (`leases`), the rule of placement (`placement`), nor what is done with a shard (`shard`).
 
 Invariants:
-    1. A lease of somebody else is taken only when it is free, or when its value has not changed for a whole time to live
-       on this host's clock: no wall clock decides.
+    1. A lease of somebody else is taken only when it is free, or when its value has not changed for a whole time to
+       live on this host's clock: no wall clock decides.
     2. A shard is served from the end of its recovery: the journal and `events` first, whole, then the inbox, and only
        then what is new, so that no message is seen twice.
     3. A shard that began to be handed over is handed over, whatever the placement says meanwhile.
@@ -33,6 +33,8 @@ logger = logging.getLogger("actors")
 
 PAGE: Final = 1_000
 """Most entries of a stream in one page of a recovery."""
+DRAIN_LOOK: Final = 0.005
+"""Seconds between two looks whether shards have drained."""
 BURY_AFTER: Final = 10.0
 """Seconds of silence after which any host takes a dead one off the list."""
 
@@ -125,7 +127,9 @@ class Ownership:
 
     async def _recover(self, services: Services, shard: Shard, granted: Granted) -> None:
         epoch, patience = granted.epoch, Patience(f"host {self._host}")
-        owned = OwnedShard(services, shard, epoch, granted.number, lambda: not owned.is_lost and self._leases.hold(shard))
+        owned = OwnedShard(
+            services, shard, epoch, granted.number, lambda: not owned.is_lost and self._leases.hold(shard)
+        )
         for id_, invocation, data in await _pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
             owned.recovered.setdefault(invocation, []).append((id_, Record.parse(data)))
         events: dict[str, list[Event]] = {}
@@ -171,8 +175,8 @@ class Ownership:
         for owned in self.shards.values():
             owned.drain()
         deadline = self._now() + patience_s
-        while self._now() < deadline and not all(owned.is_drained for owned in self.shards.values()):
-            await asyncio.sleep(0.005)
+        while self._now() < deadline and not all(owned.is_drained for owned in self.shards.values()):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_LOOK)  # no one event says it: steps end, commits settle
         await self._release(list(self.shards.values()), leaving=True)
 
     async def _release(self, shards: list[OwnedShard], *, leaving: bool) -> None:
@@ -186,7 +190,7 @@ class Ownership:
         await self._store.release(self._leases.incarnation, epochs, leaving=leaving)
 
     async def sign_off(self) -> None:
-        """After `leave`, and now that nothing renews: a renewal that was under way has put this host back on the list."""
+        """After `leave`, when nothing renews: a renewal that was under way may have put this host back on the list."""
         if self._is_leaving:
             try:
                 await self._store.release(self._leases.incarnation, {}, leaving=True)

@@ -25,12 +25,13 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import ray
-from journal.names import new_id
-from journal.redis import Durability, RedisStore
-from journal.store import Store
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from journal.names import new_id
+from journal.redis import Durability, RedisStore
+from journal.store import Store
 
 from .client import Client
 from .errors import DurableError, UnavailableError, UsageError
@@ -224,7 +225,9 @@ class Supervisor:
             asked: Any = ray.remote(_is_over)
             strategy = NodeAffinitySchedulingStrategy(about.node, soft=False)
             async with asyncio.timeout(ANSWER_MAX):
-                gone = await asked.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(about.process)
+                gone = await asked.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(
+                    about.process
+                )
         return bool(gone)
 
     async def _ended(self, name: str) -> None:

@@ -6,7 +6,7 @@ handler asks for is numbered in program order, and while the journal holds an en
 Invariants:
     1. An action starts in PROCESSING only, that is after everything durable was delivered.
     2. Entry n of a replay is entry n of the journal, or the execution has DIVERGED.
-    3. COMPLETED, FAILED, DIVERGED and SUSPENDED are ends of the execution; the invocation lives on after the last three.
+    3. COMPLETED, FAILED, DIVERGED and SUSPENDED end the execution; the invocation lives on after the last three.
 """
 
 from enum import Enum

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from .activation import Activation
+from .calls import Surroundings
 from .code import CodeBook
-from .execution import Surroundings
 from .policy import Policy, Settled, resolve
 from .steps import StepRunner
 

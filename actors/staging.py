@@ -19,8 +19,8 @@ from journal.names import Epoch, Shard
 from journal.store import Committed, Finish, Part, Progress, Sleep
 
 from .activation import Activation, InFlight
-from .errors import UsageError
 from .execution import Execution
+from .outgoing import bounded
 
 COMMANDS_MAX: Final = 10_000
 """Most progress in one commit."""
@@ -50,7 +50,9 @@ class Unwritten:
 class Staging:
     """A shard's progress that is not durable yet."""
 
-    def __init__(self, shard: Shard, epoch: Epoch, number: int, now_ms: Callable[[], int], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, shard: Shard, epoch: Epoch, number: int, now_ms: Callable[[], int], wake: Callable[[], None]
+    ) -> None:
         self._shard, self._epoch, self._number, self._now_ms, self._wake = shard, epoch, number, now_ms, wake
         self._staged: deque[Staged] = deque()
         self._stray: list[str] = []
@@ -135,7 +137,7 @@ class Staging:
         return self.count
 
     def _take_commands(self, run: InFlight, execution: Execution, progress: Progress) -> None:
-        progress.messages, execution.messages = execution.messages, []
+        progress.messages = execution.take_messages()
         if execution.set_timers:
             now_ms = self._now_ms()
             for index, delay_s in execution.set_timers.items():
@@ -210,11 +212,8 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
         seen.setdefault(name, view.found(name))
     changed = {name: value for name, value in seen.items() if value != stored.get(name)}
     for name, value in changed.items():
-        if value is not None and len(value) > field_max:
-            raise UsageError(
-                f"state {name!r} takes {len(value):,} bytes, the limit payload_max is {field_max:,}: "
-                "keep large data elsewhere, or spread it over several fields or objects"
-            )
+        if value is not None:
+            bounded(value, f"state {name!r}", field_max)
     return changed
 
 

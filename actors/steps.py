@@ -23,6 +23,7 @@ from journal.clock import boot_seconds
 from . import outcomes
 from .errors import TerminalError, UsageError
 from .execution import Step
+from .outgoing import bounded
 from .place import in_step
 from .policy import Retry, seconds
 
@@ -40,7 +41,11 @@ class StepRunner:
         self._executor, self._default, self._payload_max = executor, default, payload_max
 
     async def run(
-        self, step: Step, step_id: str, may_start: Callable[[], bool], failed: Callable[[BaseException, int, float], None]
+        self,
+        step: Step,
+        step_id: str,
+        may_start: Callable[[], bool],
+        failed: Callable[[BaseException, int, float], None],
     ) -> bytes:
         """Return the outcome, encoded; `failed` is told of each attempt that another one follows.
 
@@ -56,7 +61,7 @@ class StepRunner:
                 async with asyncio.timeout(step.timeout_s):
                     value = await self._attempt(step, step_id)
                 return self._encoded(step, value)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
                 found = self._given_up(error, step, attempt, boot_seconds() - began, retry)
                 if found is not None:
                     return outcomes.encoded_error(found)
@@ -97,12 +102,7 @@ class StepRunner:
             data = outcomes.encoded_value(value)
         except UsageError as error:
             raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {error}") from error
-        if len(data) > self._payload_max:
-            raise UsageError(
-                f"the step {step.name!r} returned {len(data):,} bytes, the limit payload_max is {self._payload_max:,}: "
-                "keep large data elsewhere and return a reference"
-            )
-        return data
+        return bounded(data, f"result of the step {step.name!r}", self._payload_max)
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
@@ -112,7 +112,7 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 async def _unwrapped(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # a task may raise anything
         # Ray wraps what a task raised; the step fails with the error itself.
         cause = cast("Any", error).__dict__.get("cause")
         raise cause if isinstance(cause, Exception) else error from None

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import cloudpickle
+
 from journal import codec
 from journal.codec import MISSING
 

@@ -1,7 +1,7 @@
 """Writer: one grouped commit at a time, of all shards of a host, in the order staged.
 
-Owns the repetition of a commit whose answer was lost: it is sent again, unchanged, until the store answers (numbers make
-that harmless). While one is under way the next is gathered: group commit without a timer.
+Owns the repetition of a commit whose answer was lost: it is sent again, unchanged, until the store answers (numbers
+make that harmless). While one is under way the next is gathered: group commit without a timer.
 """
 
 import asyncio

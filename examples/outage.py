@@ -29,15 +29,15 @@ class Outage:
 
     @classmethod
     def planned(cls, hosts: int) -> "Outage":
-        """Choose the host that owns most, once so many share all shards. It must run on this machine."""
+        """Choose the host that owns most, once so many share the shards evenly. It must run on this machine."""
         while True:
             status = actors.status()
-            owners = [host for host in status.hosts if host.shards]
-            if len(owners) >= hosts and sum(len(host.shards) for host in owners) == status.shards:
-                break
+            host = max(status.hosts, key=lambda host: len(host.shards), default=None)
+            owned = sum(len(host.shards) for host in status.hosts)
+            # While shards are handed over, one host may still list more than its share.
+            if host is not None and owned == status.shards and len(host.shards) <= -(-status.shards // hosts):
+                return cls(host.pid, frozenset(host.shards))
             time.sleep(0.1)
-        host = max(owners, key=lambda host: len(host.shards))
-        return cls(host.pid, frozenset(host.shards))
 
     async def happen(self, when: asyncio.Event, progress: Progress) -> None:
         """Wait for the moment, kill the host, and measure.

@@ -67,7 +67,7 @@ def report(buyers: Buyers, elapsed_s: float, outage: Outage | None) -> None:
     print(f"one checkout: median {median:.2f} s, 95 % within {p95:.2f} s; a payment takes {buyers.gateway.delay_s} s")
     if outage is not None:
         print(
-            f"recovery: {outage.first_s:.2f} s from the kill to the first answer of a shard that the dead host owned, "
+            f"recovery: {outage.first_s:.2f} s from the kill to the first answer of a dead host's shard, "
             f"{outage.all_s:.2f} s until all {len(outage.shards)} of them answered"
         )
 

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from .entries import Event
-from .errors import DamagedError, SettingsError, UnavailableError
+from .errors import DamagedError, SettingsError, UnavailableError, UsageError
 from .keys import Keys
 from .names import Epoch, Shard, new_id, shard_in
 from .settings import WANTED, check_settings, check_version, refusal
@@ -89,7 +89,10 @@ class RedisStore:
         self._url, self._keys, self._durability = url, Keys(namespace), durability
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
-        self._redis = self._client(single=False)
+        try:
+            self._redis = self._client(single=False)
+        except ValueError as error:
+            raise UsageError(f"{url!r} is no URL of a Redis or Valkey, redis://host:port/0 for one: {error}") from error
         self._reader = self._client(single=True)
         self._reader_id: int | None = None
         self._interrupted = False
@@ -346,6 +349,10 @@ class RedisStore:
 async def _answered(command: Awaitable[T]) -> T:
     try:
         return await command
+    except exceptions.AuthenticationError as error:
+        raise UnavailableError(
+            f"the store lets nobody in without a name it knows: {error} Say it in the URL, redis://user:password@host"
+        ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise UnavailableError(f"the store does not answer: {error}") from error
     except (exceptions.ReadOnlyError, exceptions.OutOfMemoryError) as error:

@@ -1,4 +1,4 @@
-"""Simulation: drivers and hosts in one process, on the memory store and a virtual clock, with crashes at chosen store calls.
+"""Simulation: drivers and hosts in one process, on the memory store and a virtual clock, with crashes at will.
 
 A simulated crash cancels everything that the host does, at a store call that was or was not applied, and answers it
 nothing any more. What remains is what the store holds: the next host starts from that alone.

@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from simulation import SUSPEND, Faults, World, at_random, everywhere, simulate
 
 from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, shared, state
-
-from simulation import SUSPEND, Faults, World, at_random, everywhere, simulate
 
 SEEDS = 150
 
@@ -32,7 +31,6 @@ class Effects:
         await asyncio.sleep(delay_s)
         return f"{what}!"
 
-
     async def leak(self, target: str, field: str, seen: int) -> int:
         assert self.world is not None
         stored = self.world.state(target).get(field, 0)
@@ -42,6 +40,14 @@ class Effects:
 
 
 effects = Effects()
+
+
+async def slow(ctx: Context, takes_s: float) -> str:
+    return await effects.act(ctx.step_id, f"slow {takes_s}", takes_s)
+
+
+async def numbered(ctx: Context, number: int) -> str:
+    return await effects.act(ctx.step_id, f"s{number}", 0.1 * number)
 
 
 class Log(VirtualObject):
@@ -97,6 +103,7 @@ class Saga(Service):
         Log[key].append.send(f"left {left}")
         second = await ctx.run("second", lambda: effects.act(ctx.step_id, "second", 0.2))
         await ctx.sleep("2s", name="pause")
+        refused = ""
         try:
             await Account[key].take.remote(1_000)
         except TerminalError as error:
@@ -127,7 +134,7 @@ class Saga(Service):
         """A step that is given up by `wait_for` stays given up; what comes after it is not confused with it."""
         out: list[str] = []
         for timeout_s, takes_s in ((0.1, 5.0), (5.0, 0.1), (0.2, 0.2)):
-            step = ctx.run("slow", lambda takes_s=takes_s: effects.act(ctx.step_id, f"slow {takes_s}", takes_s))
+            step = ctx.run("slow", slow, ctx, takes_s)
             try:
                 out.append(await asyncio.wait_for(step, timeout_s))
             except TimeoutError:
@@ -141,9 +148,7 @@ class Saga(Service):
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._part(ctx, key, number)) for number in range(3)]
         results: list[Any] = [task.result() for task in tasks]
-        results += await asyncio.gather(
-            *(ctx.run(f"s{n}", lambda n=n: effects.act(ctx.step_id, f"s{n}", 0.1 * n)) for n in range(3))
-        )
+        results += await asyncio.gather(*(ctx.run(f"s{number}", numbered, ctx, number) for number in range(3)))
         async with asyncio.timeout(30):
             results.append(await Log[key].append.remote("last"))
         return results

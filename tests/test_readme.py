@@ -13,7 +13,7 @@ import pytest
 from actors.client import PENDING_MAX
 from actors.leases import BLOCK_LIMIT, LEASE_TTL
 from actors.replay import TRANSITIONS, Happening, Phase
-from actors.shard import Limits
+from actors.services import Limits
 from journal.keys import TABLE
 from journal.store import SHARDS
 from journal.store import Limits as Kept

@@ -760,6 +760,20 @@ async def test_a_kept_outcome_outlives_the_count_and_not_its_time(engine: Engine
     assert await store.status(A) == "open"
 
 
+async def test_kept_outcomes_are_forgotten_the_oldest_first_two_for_each_that_is_added(engine: Engine) -> None:
+    # Promise 9; at most two for each, so that no commit pays for all.
+    store = await engine.open()
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(5)]
+    await driver.send(*ids, A)
+    await owner.commit(*[await owner.progress(id_, end=Finish(b"V", b"s", 9 - n)) for n, id_ in enumerate(ids)])
+    await engine.elapse(store, 20)
+
+    await owner.finish(A)
+
+    assert [id_ for id_ in ids if await store.status(id_)] == ids[:3]
+
+
 async def test_what_is_forgotten_and_happens_again_is_kept_again(engine: Engine) -> None:
     store = await engine.open()
     driver, owner = await Driver.open(store), await Owner.acquire(store)
