@@ -227,7 +227,8 @@ class Attempts:
     async def _act(self, run: InFlight, execution: Execution, step: Step) -> None:
         def failed(error: BaseException, attempt: int, delay_s: float) -> None:
             text = f"step {step.name!r}: attempt {attempt} failed, the next follows in {delay_s:g} s"
-            self._staging.notice(run.id, f"{_named(run)}: {text}\n{outcomes.traced(error)}".encode(), [])
+            told = f"{_named(run)}: {text}\n{outcomes.traced(error)}"
+            self._staging.notice(run.id, told.encode(errors="backslashreplace"), [])
 
         try:
             outcome = await self._services.steps.run(step, f"{run.id}:{step.index}", self._leased, failed)

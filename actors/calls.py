@@ -20,6 +20,7 @@ from .invocation import Invocation, Waiter
 from .loop import DeterministicLoop, EntryFuture
 from .outgoing import arguments_of, bounded, message_of, started_id
 from .place import Request
+from .values import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ class _Call:
 class Calls:
     """The calls and sends of one execution."""
 
-    def __init__(self, invocation: str, surroundings: Surroundings, loop: DeterministicLoop) -> None:
-        self._invocation, self._surroundings, self._loop = invocation, surroundings, loop
+    def __init__(self, invocation: str, surroundings: Surroundings, loop: DeterministicLoop, scope: Scope) -> None:
+        self._invocation, self._surroundings, self._loop, self._scope = invocation, surroundings, loop, scope
         self._by_index: dict[int, _Call] = {}
         self._by_id: dict[str, _Call] = {}
         self.messages: list[Outgoing] = []
@@ -102,7 +103,7 @@ class Calls:
             call.waits.append(future)
             yield from future
         assert call.outcome is not None
-        return outcomes.decoded(call.outcome, call.returns)
+        return outcomes.decoded(call.outcome, call.returns, self._scope)
 
     def unawaited(self) -> list[str]:
         """Return the names of calls that nobody has waited for."""

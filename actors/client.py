@@ -25,7 +25,7 @@ from journal.names import ObjectId, new_id, shard_in
 from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
 
 from .code import bundle_of
-from .errors import NotFoundError, OverloadedError, UnavailableError, UsageError
+from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Invocation
 from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, bounded, message_of, started_id
@@ -324,10 +324,20 @@ class Client:
             self._idle.set()
 
     async def _submit(self, operations: list[Outgoing | Attach]) -> None:
-        self._number += 1
-        settled = await self._patience.until_answered(
-            lambda: self._store.submit(self._writer, self._number, operations, self._seen)
-        )
+        number = self._number + 1
+        try:
+            settled = await self._patience.until_answered(
+                lambda: self._store.submit(self._writer, number, operations, self._seen)
+            )
+        except DamagedError as error:
+            # Not numbered by the store: the next write takes this number. What it asked for cannot be had.
+            logger.error("submit: %s", error)
+            for operation in operations:
+                slot = self._slots.get(operation.invocation)
+                if slot is not None:
+                    self._forget(slot, operation.invocation, error=error)
+            return
+        self._number = number
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
@@ -335,7 +345,7 @@ class Client:
             slot = self._slots.get(id_)
             if slot is not None:
                 error = OverloadedError(
-                    f"{id_} was refused: the inbox of its shard is full (inbox_max): its hosts do not keep up, try later"
+                    f"{id_} was refused: the inbox of its shard is full (inbox_max); its hosts do not keep up"
                 )
                 self._forget(slot, id_, error=error)
         accepting: list[Callable[[], None]] = []
@@ -353,7 +363,8 @@ class Client:
 
     async def _start_over(self, refused: list[Outgoing | Attach]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
-        logger.warning("the store does not know this client any more: attaching anew to what it waits for")
+        # With a wait, which grows: a store that refuses every writer is not asked in a circle.
+        await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
         await self._patience.until_answered(self._open_writer)
         now = self._loop.time()
         with self._lock:

@@ -14,6 +14,7 @@ Invariants:
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import inspect
 import io
@@ -48,6 +49,7 @@ _OURS: Final = ("actors", "journal")
 _INSTALLED: Final = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+_SENTINELS: Final = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
 _lock: Final = RLock()
 """What goes by value is registered with cloudpickle for the whole process, so one bundle is made at a time."""
 
@@ -124,6 +126,11 @@ class _Pickler(cloudpickle.Pickler):
                 self._seen.modules.add(name)
                 if isinstance(obj, type):
                     self._seen.classes.add(obj)
+        elif type(obj).__module__ == "dataclasses":
+            # cloudpickle makes new ones of them, and everybody compares them with `is`.
+            name = next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
+            if name is not None:
+                return name
         return cast("Any", super()).reducer_override(obj)
 
 
@@ -270,7 +277,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
 
 
 def _imported(type_: str, module: str, qualname: str) -> type[Durable]:
-    found = living(module, qualname)
+    found = living(module, qualname, imports=True)
     if not (isinstance(found, type) and issubclass(found, Durable)):
         raise TerminalError(
             f"the class {type_!r} was sent by another Python than {_PYTHON}, and {module}.{qualname} cannot be imported "

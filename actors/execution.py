@@ -75,7 +75,7 @@ class Execution:
         self._entries = Entries(message.id, recorded)
         self._root: asyncio.Task[Any] | None = None
         self._random: random.Random | None = None
-        self._calls = Calls(message.id, surroundings, self._loop)
+        self._calls = Calls(message.id, surroundings, self._loop, self._scope)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_of: dict[int, int] = {}
         self._steps: dict[int, Step] = {}
@@ -132,7 +132,7 @@ class Execution:
 
     async def _run(self) -> Any:
         args, kwargs = decode(self._message.arguments, scope=self._scope)
-        me = instance(self._declared.cls, self._target.key, self)
+        me = instance(self._declared.cls, self._target.key, self._state())
         try:
             self._handler.check(args, kwargs)
         except TypeError as error:
@@ -422,16 +422,6 @@ class Execution:
     def _state(self) -> StateView:
         assert self.view is not None
         return self.view
-
-    # What `self.status` asks (`objects.Fields`)
-
-    def get(self, field: Any, /) -> Any:
-        """Return a declared field's value."""
-        return self._state().get(field)
-
-    def set(self, field: Any, value: Any, /) -> None:
-        """Set a declared field."""
-        self._state().set(field, value)
 
     # Calls and sends (`place.Caller`, `invocation.Waiter`)
 

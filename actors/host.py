@@ -26,7 +26,7 @@ from .activation import Activation
 from .blocking import refuse_blocking
 from .calls import Surroundings
 from .code import CodeBook
-from .errors import UnavailableError
+from .errors import DamagedError, UnavailableError
 from .leases import RENEW_EVERY, Leases, RenewalThread
 from .ownership import Ownership
 from .patience import Patience
@@ -278,6 +278,9 @@ class Host:
         except UnavailableError as error:
             await self._patience.wait(error)
             moved, following = 0, asked
+        except DamagedError as error:
+            self._ownership.lose(shard, str(error))
+            return
         if moved >= 0 and following and (not shard.next_due_ms or following < shard.next_due_ms):
             shard.next_due_ms = following
         if not moved and following and following <= self._now_ms():

@@ -111,7 +111,7 @@ class Staging:
 
     def _end_attempt(self, run: InFlight, progress: Progress, record: Record, notice: str) -> int:
         run.delivered, run.timers = [], {}
-        progress.record, progress.notice = record.encoded(), notice.encode()
+        progress.record, progress.notice = record.encoded(), notice.encode(errors="backslashreplace")
         return self._add(progress, run, record)
 
     def delayed(self, message: Message, inbox_id: str) -> None:

@@ -70,10 +70,10 @@ def sent() -> dict[Name, type]:
     return dict(_sent)
 
 
-def living(module: str, qualname: str) -> Any:
-    """Return what has this name in this process, None if there is nothing."""
+def living(module: str, qualname: str, *, imports: bool = False) -> Any:
+    """Return what has this name in this process, None if there is nothing; with `imports`, after importing the module."""
     try:
-        found: Any = sys.modules.get(module) or import_module(module)
+        found: Any = sys.modules.get(module) or (import_module(module) if imports else None)
         for part in qualname.split("."):
             found = getattr(found, part)
     except Exception:  # importing runs code of users; what cannot be imported is not here
@@ -154,7 +154,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module_name, global_name) if found is None else found
 
     def _named(self, module: str, qualname: str, code: bytes = b"") -> Any:
-        found = self._names.get((module, qualname)) or living(module, qualname)
+        found = self._names.get((module, qualname)) or living(module, qualname, imports=True)
         if found is None and code:
             found = cloudpickle.loads(code)
         if found is None:

@@ -351,7 +351,7 @@ async def _answered(command: Awaitable[T]) -> T:
         return await command
     except exceptions.AuthenticationError as error:
         raise UnavailableError(
-            f"the store lets nobody in without a name it knows: {error} Say it in the URL, redis://user:password@host"
+            f"the store does not let us in: {error} Name and password belong in the URL, redis://name:password@host"
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise UnavailableError(f"the store does not answer: {error}") from error

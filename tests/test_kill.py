@@ -1,0 +1,197 @@
+"""Real hosts, a real Valkey that syncs at every write, and SIGKILL: nothing is lost, nothing happens twice.
+
+Promises 1 to 7, as seen from outside: by the effects that steps leave in a file, by the state of objects that note
+every message, and by the replies of many programs.
+"""
+
+import asyncio
+import json
+import subprocess
+import threading
+from collections import Counter as Tally
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host_process import Counter, Fleet, Ledger, Line, Saga, connected, launch
+
+from actors import place
+from actors.client import Client
+from journal.names import new_id
+
+pytestmark = pytest.mark.slow
+
+SAGA_KILLS = 50
+SAGAS_AT_ONCE = 24
+SAGA_KEYS = 10
+LEDGERS = 4
+APPENDS = 10_000
+PROGRAMS, CLIENTS_EACH = 2, 32
+COUNTERS = 10
+INCREMENTS = 10_000
+
+
+@pytest.fixture
+def namespace() -> str:
+    return new_id()
+
+
+@pytest.fixture
+def fleet(valkey_url: str, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(valkey_url, namespace, tmp_path)
+    fleet.start("a")
+    fleet.start("b")
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def client(valkey_url: str, namespace: str) -> Iterator[Client]:
+    client = connected(valkey_url, namespace)
+    place.set_driver(client)
+    yield client
+    place.set_driver(None)
+    client.close()
+
+
+def runs_by_step(fleet: Fleet) -> dict[str, list[str]]:
+    """Return which runs each step had, in order."""
+    runs: dict[str, list[str]] = {}
+    for line in fleet.effects.read_text().splitlines():
+        step_id, run = line.split(" ")
+        runs.setdefault(step_id, []).append(run)
+    return runs
+
+
+def test_sagas_are_right_however_often_their_hosts_are_killed(fleet: Fleet, client: Client) -> None:
+    """Promises 1 to 5 and 7: results, state and messages; and a recorded step never runs again."""
+    over = threading.Event()
+    results: dict[tuple[int, str], list[str | int]] = {}
+
+    async def one_after_the_other(worker: int) -> None:
+        turn = 0
+        while not over.is_set():
+            name = f"{worker}.{turn}"
+            key, turn = (worker * 7 + turn) % SAGA_KEYS, turn + 1
+            results[key, name] = await Saga[f"{key}"].run.remote(f"{turn % LEDGERS}", name)
+
+    async def load() -> None:
+        workers = [asyncio.ensure_future(one_after_the_other(worker)) for worker in range(SAGAS_AT_ONCE)]
+        try:
+            await asyncio.to_thread(fleet.kill_at_random, 1, SAGA_KILLS, (0.05, 1.0), threading.Event())
+        finally:
+            over.set()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*workers)
+
+    asyncio.run(load())
+    assert fleet.kills == SAGA_KILLS
+    assert len(results) > SAGA_KILLS, "there was hardly any load"
+    _check_steps(fleet, list(results.values()))
+    _check_stages([(key, name) for key, name in results])
+    _check_ledgers({name: result[4] for (_, name), result in results.items()})
+    assert all(result[5] == 3 for result in results.values()), "a replay saw state that was not as found"
+
+
+def _check_steps(fleet: Fleet, results: list[list[str | int]]) -> None:
+    runs = runs_by_step(fleet)
+    by_saga: dict[str, list[str]] = {}
+    for step_id in sorted(runs, key=lambda step_id: int(step_id.rpartition(":")[2])):
+        by_saga.setdefault(step_id.rpartition(":")[0], []).append(step_id)
+    assert len(by_saga) == len(results)
+    for id_, *recorded in (result[:4] for result in results):
+        # What was recorded is what ran last: had it run again, there would be a later one.
+        assert [runs[step_id][-1] for step_id in by_saga[str(id_)]] == recorded
+
+
+def _check_stages(sagas: list[tuple[int, str]]) -> None:
+    for key in {key for key, _ in sagas}:
+        stages = Saga[f"{key}"].read.remote().result(timeout=30)
+        names = [stage.removesuffix(" begins") for stage in stages[::2]]
+        assert stages == [f"{name} {what}" for name in names for what in ("begins", "ends")], "not one at a time"
+        assert sorted(names) == sorted(name for at, name in sagas if at == key)
+
+
+def _check_ledgers(places: dict[str, str | int]) -> None:
+    seen: dict[str, int] = {}
+    noted: list[str] = []
+    for number in range(LEDGERS):
+        added, notes = Ledger[f"{number}"].read.remote().result(timeout=30)
+        seen |= {name: position + 1 for position, name in enumerate(added)}
+        assert len(set(added)) == len(added), "a call was executed twice"
+        noted += notes
+        order = [note.rpartition(" ")[0] for note in notes if note.endswith("first")]
+        assert [note for note in notes if note.endswith("second")] != order
+    assert seen == places
+    assert Tally(noted) == Tally(f"{name} {what}" for name in places for what in ("first", "second"))
+    for name in places:
+        assert noted.index(f"{name} first") < noted.index(f"{name} second")
+
+
+def test_ten_thousand_messages_of_one_driver_to_one_key_arrive_in_order(fleet: Fleet, client: Client) -> None:
+    """Promise 2, calls and sends mixed, while hosts are killed."""
+    over = threading.Event()
+    killing = threading.Thread(target=fleet.kill_at_random, args=(2, 100, (0.5, 1.5), over))
+    killing.start()
+    try:
+        calls = {number: Line["line"].append.remote(number) for number in _appended()}
+        for number, call in calls.items():
+            assert call.result(timeout=60) == number + 1
+        assert Line["line"].append.remote(APPENDS).result(timeout=60) == APPENDS + 1
+    finally:
+        over.set()
+        killing.join()
+    assert Line["line"].read.remote().result(timeout=60) == (APPENDS + 1, [])
+
+
+def _appended() -> Iterator[int]:
+    """Send each number, but for those that are to be calls."""
+    for number in range(APPENDS):
+        if number % 10 == 9:
+            yield number
+        else:
+            Line["line"].append.send(number)
+
+
+def test_sixty_four_programs_count_to_exactly_ten_thousand(
+    fleet: Fleet, client: Client, valkey_url: str, namespace: str
+) -> None:
+    """Promises 1 to 3: each increment takes effect once, each reply is seen once, while hosts are killed."""
+    over = threading.Event()
+    programs = [
+        launch(
+            *("drive", valkey_url, namespace, f"{number * CLIENTS_EACH}"),
+            *(f"{CLIENTS_EACH}", f"{COUNTERS}", f"{INCREMENTS // PROGRAMS}"),
+            errors=fleet.errors,
+        )
+        for number in range(PROGRAMS)
+    ]
+    killing = threading.Thread(target=fleet.kill_at_random, args=(3, 100, (1.9, 2.1), over))
+    try:
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+        killing.start()
+        said = _said_by_all(programs)
+    finally:
+        over.set()
+        if killing.ident is not None:
+            killing.join()
+        for program in programs:
+            program.kill()
+            program.communicate()
+    replies = [(key, value) for line in said for key, value in json.loads(line)]
+    assert len(replies) == INCREMENTS, fleet.errors.read_text()[-2_000:]
+    assert len(set(replies)) == INCREMENTS, "a value was given to two"
+    totals = Tally(key for key, _ in replies)
+    assert sum(totals.values()) == INCREMENTS
+    assert {key: Counter[f"{key}"].read.remote().result(timeout=30) for key in totals} == totals
+    assert fleet.kills > 0
+
+
+def _said_by_all(programs: "list[subprocess.Popen[str]]") -> list[str]:
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("go\n")
+        program.stdin.flush()
+    return [program.stdout.readline() for program in programs if program.stdout is not None]
