@@ -231,7 +231,7 @@ class Attempts:
             self._staging.notice(run.id, told.encode(errors="backslashreplace"), [])
 
         try:
-            outcome = await self._services.steps.run(step, f"{run.id}:{step.index}", self._leased, failed)
+            outcome = await self._services.steps.run(step, f"{run.id}:{step.index}", self._may_act, failed)
         except LeaseLapsed:
             return  # whoever owns the shard now starts it
         except UsageError as error:
@@ -242,6 +242,9 @@ class Attempts:
             run.outcomes.append((step.index, outcome))
             if not run.settling:
                 self.deliver(run)
+
+    def _may_act(self) -> bool:
+        return self._leased() and not self.is_draining
 
     def _cancel_actions(self, run: InFlight) -> None:
         for index in run.running:

@@ -77,9 +77,10 @@ def bundle_of(cls: type[Durable]) -> Bundle:
             if seen == found:
                 break
             found = seen
-    for each in found.classes:
+    names = _names(found.classes)
+    for each in names.values():
         note_sent(each)
-    types = {type_name(each): name_of(each) for each in found.classes if _is_type(each)}
+    types = {type_name(each): name for name, each in names.items() if _is_type(each)}
     header = json.dumps({"python": _PYTHON, "types": types}).encode()
     return Bundle(_digest(cls, found, data), header + b"\n" + data, tuple(sorted(types)))
 
@@ -131,15 +132,29 @@ class _Pickler(cloudpickle.Pickler):
             name = next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
             if name is not None:
                 return name
-        return cast("Any", super()).reducer_override(obj)
+        reduced = cast("Any", super()).reducer_override(obj)
+        if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple) and isinstance(reduced, tuple):
+            _with_slots(obj, cast("tuple[Any, ...]", reduced))
+        return reduced
+
+
+def _with_slots(cls: type, reduced: tuple[Any, ...]) -> None:
+    """Have the class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
+    if reduced[0] is cast("Any", cloudpickle.cloudpickle)._make_skeleton_class:
+        reduced[1][3]["__slots__"] = cast("Any", cls).__slots__
+
+
+def _names(classes: set[type]) -> dict[Name, type]:
+    """Return classes by name; of several the one that is found by it (a dataclass with slots leaves another behind)."""
+    names = {name_of(cls): cls for cls in classes}
+    return {name: found if (found := living(*name)) in classes else names[name] for name in sorted(names)}
 
 
 def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
     file, seen = io.BytesIO(), _Reached({cls}, set(reached.modules))
-    ordered = sorted(reached.classes, key=name_of)
     try:
         with _by_value(reached.modules):
-            _Pickler(file, seen).dump(ordered)
+            _Pickler(file, seen).dump(_names(reached.classes))
     except Exception as error:  # a user's globals may hold anything
         raise UsageError(_unsendable(cls, seen.modules, error)) from error
     return file.getvalue(), _Reached(seen.classes | reached.classes, seen.modules)
@@ -267,13 +282,13 @@ def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
     if header["python"] != _PYTHON:
         logger.warning("the code %s is of Python %s: importing its classes by path", digest, header["python"])
         return {name: _imported(name, *place) for name, place in header["types"].items()}
-    classes: list[type] = cloudpickle.loads(body)
-    names: dict[Name, type] = {name_of(cls): cls for cls in classes}
+    names: dict[Name, type] = cloudpickle.loads(body)
     scope = Scope(digest, names)
-    for cls in classes:
-        if scope_of(cls).digest or living(*name_of(cls)) is not cls:
+    for name, cls in names.items():
+        if living(*name) is not cls:
             adopt(cls, scope)
-    return {type_name(cast("type[Durable]", cls)): cast("type[Durable]", cls) for cls in classes if _is_type(cls)}
+    types = [cast("type[Durable]", cls) for cls in names.values() if _is_type(cls)]
+    return {type_name(cls): cls for cls in types}
 
 
 def _imported(type_: str, module: str, qualname: str) -> type[Durable]:

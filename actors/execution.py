@@ -51,6 +51,7 @@ class Step:
     retry: Retry | None
     timeout_s: float | None
     future: EntryFuture
+    is_acting: bool = False  # its action is under way, not its back-off
 
 
 class Execution:
@@ -274,6 +275,8 @@ class Execution:
         for step in self._steps.values():
             if not step.future.done():
                 self.warn(f"the step {step.name!r} was never awaited: it is given up with its handler", None)
+        for index in self._timers:
+            self.warn(f"`{self.entries[index]}` had not ended when the handler did: is an await missing?", None)
         for name in self._loop.unfinished():
             self.warn(f"{name} had not ended when the handler did: it was cancelled", None)
 

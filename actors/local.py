@@ -5,20 +5,33 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from concurrent.futures import Executor, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final, ParamSpec, TypeVar
 
 import orjson
 
 from journal.names import new_id
-from journal.store import SHARDS, Store
+from journal.store import SHARDS, Look, Store
 
 from .host import Host, Identity
+from .patience import Patience
 from .policy import Policy
-from .processes import has_ended, this_process
+from .processes import has_ended, this_process, until_ended
 from .services import Limits
 
 logger = logging.getLogger("actors")
+
+SAY_AFTER: Final = 1.0
+"""Seconds of waiting after which a program is told what it waits for."""
+END_MAX: Final = 5.0
+"""Seconds that a host's thread has to end."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at which hosts there are."""
 
 STEP_THREADS: Final = 32
 """Sync steps that run at once in one host; more wait."""
@@ -26,17 +39,96 @@ BEGIN_AGAIN_AFTER: Final = 1.0
 """Seconds after which a host that failed begins again, as a new incarnation."""
 
 
+def _processes(look: Look) -> list[tuple[str, str]]:
+    """Return the incarnation and the process of each host."""
+    return [(name, orjson.loads(about.partition(b" ")[2])["process"]) for name, about in look.hosts.items()]
+
+
 async def bury_ended(store: Store) -> int:
     """Free the leases of hosts whose processes, of this machine, are known to be gone; return how many hosts there were.
 
     Who starts a program again after it was killed does not wait for the leases of its former life.
     """
-    look, buried = await store.look(SHARDS), 0
-    for incarnation, about in look.hosts.items():
-        if has_ended(orjson.loads(about.partition(b" ")[2]).get("process", "")):
+    buried = 0
+    for incarnation, process in _processes(await store.look(SHARDS)):
+        if has_ended(process):
             await store.bury(incarnation)
             buried += 1
     return buried
+
+
+class Neighbours:
+    """Watches the other hosts of this machine, and frees the leases of one whose process ends, at once.
+
+    Each host does, so that it needs neither Ray nor a supervisor; Ray itself takes one to two seconds to tell.
+    """
+
+    def __init__(self, connect: Callable[[], Store]) -> None:
+        self._store, self._me = connect(), this_process()
+        self._watches: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self) -> None:
+        """Watch until cancelled."""
+        patience = Patience("neighbours")
+        try:
+            while True:
+                look = await patience.until_answered(lambda: self._store.look(SHARDS))
+                for incarnation, process in _processes(look):
+                    if incarnation not in self._watches and process != self._me and has_ended(process) is not None:
+                        self._watches[incarnation] = asyncio.ensure_future(self._mourn(incarnation, process))
+                for incarnation in self._watches.keys() - look.hosts.keys():
+                    self._watches.pop(incarnation).cancel()
+                await asyncio.sleep(LOOK_EVERY)
+        finally:
+            for task in self._watches.values():
+                task.cancel()
+            await self._store.aclose()
+
+    async def _mourn(self, incarnation: str, process: str) -> None:
+        await until_ended(process)
+        freed = await Patience("neighbours").until_answered(lambda: self._store.bury(incarnation))
+        if freed:
+            logger.warning("a host has died: freed its leases of %d shards", freed)
+
+
+class Threads(Executor):
+    """A pool of daemon threads: a step that hangs does not keep its process from ending, as `ThreadPoolExecutor` would."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._started, self._is_shut = count, 0, False
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call `fn` in a thread, as soon as one is free."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError("the host has ended")
+            self._calls.put((future, partial(fn, *args, **kwargs)))
+            if self._started < self._count and not self._idle.acquire(blocking=False):
+                self._started += 1
+                threading.Thread(target=self._work, name=f"perdure-step-{self._started}", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and let idle threads end; those that work are not waited for."""
+        with self._lock:
+            self._is_shut = True
+            for _ in range(self._started):
+                self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, work = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - it is the caller's
+                    future.set_exception(error)
+            del call, future, work  # else an idle thread keeps them alive
+            self._idle.release()
 
 
 class LocalHost:
@@ -53,7 +145,8 @@ class LocalHost:
         limits: Limits | None = None,
         stuck: Callable[[str], None] | None = None,
     ) -> None:
-        self._executor = ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="perdure-step")
+        self._executor = Threads(STEP_THREADS)
+        self._connect = connect
         self._loop = asyncio.new_event_loop()
         identity = Identity(id=name or f"local-{new_id()}", node=node, pid=os.getpid(), process=this_process())
         self._host: Host | None = None
@@ -79,6 +172,14 @@ class LocalHost:
 
     async def _run(self) -> None:
         self._task = asyncio.current_task()
+        neighbours = asyncio.ensure_future(Neighbours(self._connect).watch())
+        try:
+            await self._serve_on()
+        finally:
+            neighbours.cancel()
+            await asyncio.gather(neighbours, return_exceptions=True)
+
+    async def _serve_on(self) -> None:
         while True:
             self._host = self._make()
             self._made.set()
@@ -99,14 +200,27 @@ class LocalHost:
     def stop(self, patience_s: float = 30.0) -> None:
         """Hand the shards over, then end."""
         if self._thread.is_alive() and self._host is not None:
+            leaving = asyncio.run_coroutine_threadsafe(self._host.leave(patience_s), self._loop)
             try:
-                asyncio.run_coroutine_threadsafe(self._host.leave(patience_s), self._loop).result(patience_s + 10)
+                self._wait(leaving, patience_s)
             finally:
                 self.kill()
+
+    def _wait(self, leaving: Future[None], patience_s: float) -> None:
+        try:
+            leaving.result(SAY_AFTER)
+        except TimeoutError:
+            logger.warning("steps are under way: waiting for them, at most %g s (Ctrl-C ends the wait)", patience_s)
+        else:
+            return
+        try:
+            leaving.result(patience_s + SAY_AFTER)
+        except TimeoutError:
+            logger.error("the host does not answer: its leases must expire")
 
     def kill(self) -> None:
         """End at once; what was under way goes on at the next owner."""
         if self._thread.is_alive() and self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
-            self._thread.join()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+            self._thread.join(END_MAX)
+        self._executor.shutdown()

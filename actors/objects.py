@@ -63,10 +63,14 @@ class Declaration:
         """
         found = self.handlers.get(name)
         if found is None:
-            near = difflib.get_close_matches(name, self.handlers, 1)
-            hint = f": did you mean {near[0]!r}?" if near else "."
-            raise UsageError(f"{self.name} has no handler {name!r}{hint} It has: {', '.join(sorted(self.handlers))}")
+            raise UsageError(self.without(name))
         return found
+
+    def without(self, name: str) -> str:
+        """Return the sentence that there is no handler of this name, but others, and which is the nearest."""
+        near = difflib.get_close_matches(name, self.handlers, 1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        return f"{self.name} has no handler {name!r}{hint} It has: {', '.join(sorted(self.handlers)) or 'none'}"
 
 
 _numbers = itertools.count()

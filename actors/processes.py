@@ -5,11 +5,14 @@ its pid namespace, its pid and its start, so that a number that was given anew, 
 proves nothing.
 """
 
+import asyncio
 import os
 import platform
 from pathlib import Path
+from typing import Final
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_POLL: Final = 0.05
 
 
 def _machine() -> str:
@@ -50,3 +53,23 @@ def has_ended(process: str) -> bool | None:
         return None
     pid, _, start = rest.partition(" ")
     return _start(int(pid)) != start
+
+
+async def until_ended(process: str) -> None:
+    """Return as soon as a process of this machine has ended: the kernel tells, within a millisecond."""
+    pid = int(process.partition(" ")[2].partition(" ")[0])
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or the process has ended
+        while not has_ended(process):
+            await asyncio.sleep(_POLL)
+        return
+    told = loop.create_future()
+    loop.add_reader(descriptor, lambda: told.done() or told.set_result(None))
+    try:
+        if not has_ended(process):  # else the pid has passed to another one
+            await told
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

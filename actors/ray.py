@@ -38,7 +38,7 @@ from .errors import DurableError, UnavailableError, UsageError
 from .invocation import Invocation
 from .local import LocalHost, bury_ended
 from .policy import Policy
-from .processes import has_ended, this_process
+from .processes import has_ended, this_process, until_ended
 from .values import Name, note_sent, sent
 
 logger = logging.getLogger("actors")
@@ -85,11 +85,17 @@ class About(NamedTuple):
     incarnation: str
 
 
+def _log_here() -> None:
+    logging.basicConfig(
+        level=os.environ.get("PERDURE_LOG", "WARNING"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
 class HostProcess:
     """One host, alone in its process, from its start until the process ends."""
 
     def __init__(self, name: str, place: Place, policy: Policy | None) -> None:
-        logging.basicConfig(level=os.environ.get("PERDURE_LOG", "WARNING"))
+        _log_here()
         self._name, self._node = name, ray.get_runtime_context().get_node_id()
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
@@ -120,7 +126,7 @@ class Supervisor:
     """Starts hosts, notices their deaths, and frees the leases of dead ones."""
 
     def __init__(self, cluster: str, place: Place, policy: Policy | None, env: dict[str, str]) -> None:
-        logging.basicConfig(level=os.environ.get("PERDURE_LOG", "WARNING"))
+        _log_here()
         self._cluster, self._place, self._policy, self._env = cluster, place, policy, env
         self._hosts: dict[str, Any] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -198,14 +204,29 @@ class Supervisor:
         while True:
             try:
                 about = await self._about(self._hosts[name])
-                try:
-                    await self._hosts[name].watch.remote()
-                except RayActorError as error:
-                    logger.warning("host %s has ended: %s", name, str(error).partition("\n")[0])
-                    await self._bury(about)
+                await self._until_ended(about)
+                await self._bury(about)
             except ActorDiedError:  # somebody has ended it for good
                 await asyncio.sleep(AGAIN_MAX)
                 self._hosts[name] = self._started(name)
+
+    async def _until_ended(self, about: About) -> None:
+        """Return when a host's process has ended, or when Ray says so, which it does a second or two later."""
+
+        async def told() -> None:
+            try:
+                await self._hosts[about.id].watch.remote()
+            except RayActorError as error:
+                logger.info("host %s: %s", about.id, str(error).partition("\n")[0])
+
+        waits = [asyncio.ensure_future(told())]
+        if has_ended(about.process) is not None:
+            waits.append(asyncio.ensure_future(until_ended(about.process)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _bury(self, about: About) -> None:
         try:
@@ -215,7 +236,7 @@ class Supervisor:
             store = self._place.connect()
             freed = await store.bury(about.incarnation)
             await store.aclose()
-            logger.warning("process %d is gone: freed its leases of %d shards", about.pid, freed)
+            logger.warning("the process %d of host %s is gone: freed its leases of %d shards", about.pid, about.id, freed)
         except (UnavailableError, RayError, TimeoutError) as error:
             logger.warning("leases of process %d are left to expire: %s", about.pid, error)
 

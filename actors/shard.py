@@ -306,8 +306,13 @@ class OwnedShard:
     @property
     def is_drained(self) -> bool:
         """Whether no step is under way and all that was staged is durable."""
-        is_acting = any(run.running or run.outcomes or run.settling for run in self.in_flight.values())
-        return not (is_acting or self.staging.backlog)
+        if self.staging.backlog:
+            return False
+        # A step that waits for its next attempt is not waited for: the next owner makes it.
+        return not any(
+            run.outcomes or run.settling or any(step.is_acting for step in run.running.values())
+            for run in self.in_flight.values()
+        )
 
     def lose(self) -> None:
         """Forget everything at once: another host owns the shard, or will."""
@@ -331,5 +336,4 @@ def _unknown(run: InFlight) -> TerminalError:
     if run.handler is not None:
         how = f"{name}.{run.message.handler}" if run.declared.is_service else f"{name}[key].{run.message.handler}"
         return TerminalError(f"{name} is a {kind}: call it as {how}", 404)
-    handlers = ", ".join(sorted(run.declared.handlers)) or "none"
-    return TerminalError(f"{name} has no handler {run.message.handler!r}; it has: {handlers}", 404)
+    return TerminalError(run.declared.without(run.message.handler), 404)

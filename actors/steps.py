@@ -57,6 +57,7 @@ class StepRunner:
             attempt += 1
             if not may_start():
                 raise LeaseLapsed
+            step.is_acting = True
             try:
                 async with asyncio.timeout(step.timeout_s):
                     value = await self._attempt(step, step_id)
@@ -67,6 +68,7 @@ class StepRunner:
                     return outcomes.encoded_error(found)
                 delay = retry.delay(attempt)
                 failed(error, attempt, delay)
+            step.is_acting = False
             await asyncio.sleep(delay)
 
     def _given_up(

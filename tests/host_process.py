@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -191,7 +192,6 @@ class Fleet:
         self.errors, self.effects = directory / "errors", directory / "effects"
         self.effects.touch()
         self._processes: dict[str, subprocess.Popen[str]] = {}
-        self._supervisor = RedisStore(url, namespace)
         self.kills = 0
 
     def start(self, name: str) -> None:
@@ -206,6 +206,14 @@ class Fleet:
         self.start(name)
         if incarnation:
             asyncio.run(self._bury(incarnation))
+
+    def stop_for(self, name: str, seconds: float) -> None:
+        """Stop a host in the middle of what it does, and let it go on after a while."""
+        process = self._processes[name]
+        process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(seconds)
+        process.send_signal(signal.SIGCONT)
+        threading.Event().wait(1.0)
 
     async def _bury(self, incarnation: str) -> None:
         store = RedisStore(self._url, self._namespace)
@@ -225,7 +233,6 @@ class Fleet:
     def close(self) -> None:
         for process in self._processes.values():
             _ended(process)
-        asyncio.run(self._supervisor.aclose())
 
 
 def _ended(process: "subprocess.Popen[str]") -> str:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import operator
+import random
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from simulation import SUSPEND, Faults, FaultyStore, VirtualLoop, World, virtual_loop
+from test_crash_everywhere import SCENARIOS, effects
 
 from actors import (
     Context,
@@ -39,13 +41,15 @@ from actors import (
 )
 from actors.host import Host, Identity
 from actors.outgoing import arguments_of, message_of, started_id
-from actors.place import Request
+from actors.place import EMPTY_OPTIONS, Request
 from journal.codec import MISSING
 from journal.entries import ReplyKind, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import ObjectId, shard_in
 from journal.store import Attach, Fenced, Outgoing, Part, Settled
 
+WEATHERS = 20
+"""Seeds of hosts that come and go."""
 IN_TIME = 900.0
 """Virtual seconds after which a scenario that has not ended never will."""
 
@@ -139,19 +143,29 @@ class Program:
 class PausingStore(FaultyStore):
     """A connection on which calls stop while `running` is not set; they take effect when it is set again."""
 
-    def __init__(self, store: MemoryStore, running: asyncio.Event, late: list[tuple[str, Any, Any]]) -> None:
-        super().__init__(store, Faults())
+    def __init__(
+        self,
+        store: MemoryStore,
+        running: asyncio.Event,
+        late: list[tuple[str, Any, Any]],
+        latency: random.Random | None,
+    ) -> None:
+        super().__init__(store, Faults(latency=latency))
         self._inner, self._running, self._late = store, running, late
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         method: Callable[..., Coroutine[Any, Any, Any]] = getattr(self._inner, name)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "aclose":
+                return None
+            await self._travel()
             is_late = not self._running.is_set()
             await self._running.wait()
             answer = await method(*args, **kwargs)
             if is_late:
                 self._late.append((name, args, answer))
+            await self._travel()
             await self._running.wait()
             return answer
 
@@ -185,7 +199,7 @@ class Member:
         self.late: list[tuple[str, Any, Any]] = []
         """Calls that were asked for during a pause: name, arguments, answer."""
         self.host = Host(
-            lambda: PausingStore(world.store.connect(), self.running, self.late),  # pyright: ignore[reportArgumentType]  # by delegation
+            lambda: PausingStore(world.store.connect(), self.running, self.late, world.latency),  # pyright: ignore[reportArgumentType]  # by delegation
             Identity(id=name),
             live=True,
             policy=world.policy,
@@ -204,6 +218,8 @@ class Simulation(World):
         super().__init__(loop, policy=policy)
         self.program = Program(self.store.connect(), loop.now_ms, 4)
         self.members: dict[str, Member] = {}
+        self.latency: random.Random | None = None
+        """With it, calls of hosts and their answers take a while."""
         self.began = loop.time()
         self.expected_leftovers = False
 
@@ -222,10 +238,12 @@ class Simulation(World):
         return await self.store.status(invocation.id)
 
     async def until_status(self, invocation: Invocation[Any], beginning: str) -> str:
-        async with asyncio.timeout(100):
-            while not (found := await self.status(invocation)).startswith(beginning):
-                await asyncio.sleep(0.1)
-        return found
+        for _ in range(1_000):
+            found = await self.status(invocation)
+            if found.startswith(beginning):
+                return found
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{invocation.id} did not become {beginning}")
 
     async def play(self, scenario: "Scenario", hosts: Sequence[str]) -> None:
         await self.store.open_namespace(4)
@@ -1059,13 +1077,13 @@ class Shapes(Service):
 
     @handler
     async def gather(self, ctx: Context) -> list[Any]:
-        return await asyncio.gather(
-            _after(3, "a"), _after(1, "b"), ctx.run("c", str, "c"), Notes["n"].append.remote("d")
-        )
+        call = Notes["n"].append.remote("d")
+        return [*await asyncio.gather(_after(3, "a"), _after(1, "b"), ctx.run("c", str, "c"), call)]
 
     @handler
     async def gather_with_errors(self, ctx: Context) -> list[str]:
-        found = await asyncio.gather(_after(2, "a"), _fails_after(1, Broke("b")), return_exceptions=True)
+        failing = _fails_after(1, Broke("b"))
+        found: list[Any] = [*await asyncio.gather(_after(2, "a"), failing, return_exceptions=True)]
         try:
             await asyncio.gather(_after(2, "a"), _fails_after(1, Broke("b")))
         except Broke as error:
@@ -1079,7 +1097,7 @@ class Shapes(Service):
         while tasks:
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             out.append([task.result() for task in done])
-            tasks = [task for task in tasks if task in pending]
+            tasks = sorted(pending, key=tasks.index)
         return out
 
     @handler
@@ -1114,8 +1132,9 @@ class Shapes(Service):
     @handler
     async def timeout(self, ctx: Context) -> list[Any]:
         out: list[Any] = []
+        outer = asyncio.timeout(2)
         try:
-            async with asyncio.timeout(2) as outer:
+            async with outer:
                 try:
                     async with asyncio.timeout(1):
                         await asyncio.sleep(9)
@@ -1432,12 +1451,13 @@ class Caller(Service):
     @handler
     async def wrong(self, ctx: Context) -> list[str]:
         found: list[str] = []
-        for wrong in (
-            lambda: Callee["a"].add.remote(),  # pyright: ignore[reportCallIssue]  # the mistake under test
+        wrong_calls: list[Callable[[], Any]] = [
+            lambda: Callee["a"].handle.remote("add"),
             lambda: Callee["a"].handle.send("nothing"),
-            lambda: Callee["a"].add.send(threading.Lock()),  # pyright: ignore[reportArgumentType]  # the same
+            lambda: Callee["a"].handle.send("add", threading.Lock()),
             lambda: Callee[""].add.send(1),
-        ):
+        ]
+        for wrong in wrong_calls:
             try:
                 wrong()
             except (TypeError, UsageError) as error:
@@ -1893,3 +1913,389 @@ def test_a_step_that_ends_while_its_host_is_cut_off_has_one_outcome(mode: Policy
             assert world.state(f"Trip/{key}") == {"stages": ["slow"]}
 
     played(scenario, mode, ["a", "b"])
+
+
+# -------------------------------------------------------------------------------------------------- on purpose awkward
+
+
+class Odd(TerminalError):
+    """A terminal error that no pickle can rebuild: it takes more than its message."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}", 409, {"one": one})
+
+
+class Awkward(VirtualObject):
+    count: int = state(0)
+    other: int = state(0)
+    text: str = state("")
+
+    @handler
+    async def closed(self, ctx: Context) -> int:
+        """What `finally` does when the execution leaves memory is forgotten; what it does at the end is not."""
+        try:
+            await asyncio.sleep(1)
+            await ctx.run("step", lambda: outside.act(ctx.step_id, "step"))
+            await asyncio.sleep(1)
+        finally:
+            self.count += 1
+            Notes["closed"].append.send("finally")
+        return self.count
+
+    @handler
+    async def stubborn(self, ctx: Context) -> str:
+        """Lets nothing end its wait, not even the end of its execution."""
+        for _ in range(3):
+            while True:
+                try:
+                    await asyncio.sleep(1)
+                    break
+                except BaseException:
+                    self.count += 1_000
+        return f"through {self.count}"
+
+    @handler
+    async def sends_then_breaks(self, ctx: Context) -> None:
+        Notes["sent"].append.send(f"{ctx.attempt}")
+        Notes[f"attempt {ctx.attempt}"].append.remote("called")
+        ctx.run(f"attempt {ctx.attempt}", lambda: outside.act(ctx.step_id, ctx.attempt))
+        if ctx.attempt < 3:
+            raise Broken
+        raise Broke("for good")
+
+    @handler
+    async def same_moment(self, ctx: Context) -> list[int]:
+        out: list[int] = []
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(1)
+            out.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(30)))
+        return out
+
+    @handler
+    async def by_due_time(self, ctx: Context) -> list[float]:
+        out: list[float] = []
+
+        async def one(delay_s: float) -> None:
+            await asyncio.sleep(delay_s)
+            out.append(delay_s)
+
+        await asyncio.gather(*(one((number * 7) % 20 + 1) for number in range(20)))
+        return out
+
+    @handler
+    async def at_once(self, ctx: Context) -> list[str]:
+        await asyncio.sleep(0)
+        await ctx.sleep(0)
+        await ctx.sleep("0s", name="named")
+        async with asyncio.timeout(5):
+            await asyncio.sleep(-1)
+        return ["through"]
+
+    @handler
+    async def too_large(self, ctx: Context, what: str) -> Any:
+        large = "x" * 9_000_000
+        match what:
+            case "result":
+                return large
+            case "state":
+                self.text = large
+                await asyncio.sleep(1)
+            case "state at the end":
+                self.text = large
+            case "step":
+                return await ctx.run("large", lambda: large)
+            case "argument":
+                Notes["n"].append.send(large)
+            case _:
+                raise TerminalError(large)
+        return None
+
+    @handler
+    async def odd(self, ctx: Context) -> None:
+        raise Odd("a", "b")
+
+    @handler
+    async def catches_odd(self, ctx: Context) -> list[Any]:
+        try:
+            await Awkward["raises"].odd.remote()
+        except TerminalError as error:
+            return [str(error), error.code, error.metadata]
+        return []
+
+    @handler
+    async def reminded(self, ctx: Context) -> list[str]:
+        """A call is asked again and again, each time for a while: one call."""
+        call = Notes["slow"].around.remote("asked", 3)
+        out: list[str] = []
+        while True:
+            try:
+                await asyncio.wait_for(call, 1)
+                return out
+            except TimeoutError:
+                out.append("not yet")
+
+    @handler(policy=Policy(retry=Retry(initial=1, factor=1, max_duration=5)))
+    async def for_a_while(self, ctx: Context) -> None:
+        outside.seen.append(ctx.attempt)
+        raise Broken
+
+    @handler
+    def plain_call(self, ctx: Context) -> None:
+        Notes["n"].append.remote("from a def handler")
+
+    @handler
+    async def bump(self, ctx: Context) -> int:
+        self.count += 1
+        self.other += 1
+        return self.count
+
+    @shared
+    async def reads_late(self, ctx: Context) -> list[int]:
+        """What it reads between waits is recorded: a replay decides alike."""
+        await asyncio.sleep(1)
+        first = self.count
+        Notes["late"].append.send(f"{first}")
+        await asyncio.sleep(2)
+        second = self.count
+        if first == second:
+            await ctx.run("same", lambda: outside.act(ctx.step_id, "same"))
+        else:
+            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        return [first, second, self.count]
+
+
+@simulated
+async def test_what_finally_does_while_an_execution_leaves_memory_is_forgotten(world: Simulation) -> None:
+    assert await Awkward["a"].closed.remote() == 1
+    await asyncio.sleep(1)
+    assert world.state("Awkward/a") == {"count": 1}
+    assert await Notes["closed"].read.remote() == ["finally"]
+    assert outside.seen == ["step"]
+
+
+@simulated
+async def test_a_handler_that_refuses_to_be_closed_goes_on_where_it_was(world: Simulation) -> None:
+    assert await Awkward["a"].stubborn.remote() == "through 0"
+    assert await Awkward["a"].bump.remote() == 1
+
+
+@simulated
+async def test_what_a_failed_attempt_had_not_committed_was_not_sent(world: Simulation) -> None:
+    """Promise 7, and 3: a later attempt may ask for something else, since nothing was recorded."""
+    assert isinstance(await failure_of(Awkward["a"].sends_then_breaks.remote()), Broke)
+    await asyncio.sleep(1)
+    assert await Notes["sent"].read.remote() == ["3"]
+    assert [await Notes[f"attempt {number}"].read.remote() for number in (1, 2, 3)] == [[], [], ["called"]]
+    assert outside.seen in ([], [3])
+
+
+@simulated
+async def test_timers_that_are_due_at_once_come_in_the_order_made(world: Simulation) -> None:
+    assert await Awkward["a"].same_moment.remote() == list(range(30))
+
+
+@simulated
+async def test_timers_come_in_the_order_of_their_due_times(world: Simulation) -> None:
+    found = await Awkward["a"].by_due_time.remote()
+    assert found == sorted(found)
+    assert 20 <= world.elapsed < 21
+
+
+@simulated
+async def test_waits_of_no_time_end(world: Simulation) -> None:
+    assert await Awkward["a"].at_once.remote() == ["through"]
+    assert world.elapsed < 1
+
+
+@pytest.mark.parametrize("what", ["result", "state", "state at the end", "step", "argument", "error"])
+def test_what_is_too_large_is_a_clear_error_and_holds_nobody(mode: Policy | None, what: str) -> None:
+    """Promises 8 and 9."""
+
+    async def scenario(world: Simulation) -> None:
+        async with asyncio.timeout(60):
+            error = await failure_of(Awkward["a"].too_large.remote(what))
+        assert len(str(error)) < 8_000_000
+        assert "payload_max" in str(error) or what == "error"
+        assert await Awkward["a"].bump.remote() == 1
+
+    played(scenario, mode, ["a"])
+
+
+@simulated
+async def test_a_terminal_error_that_cannot_be_rebuilt_keeps_message_code_and_metadata(world: Simulation) -> None:
+    assert await Awkward["a"].catches_odd.remote() == ["a b", 409, {"one": "a"}]
+    error = await failure_of(Awkward["a"].odd.remote())
+    assert (str(error), error.code, error.metadata) == ("a b", 409, {"one": "a"})
+
+
+@simulated
+async def test_a_call_can_be_waited_for_again_and_again(world: Simulation) -> None:
+    found = await Awkward["a"].reminded.remote()
+    assert found == ["not yet"] * len(found)
+    assert 5 <= len(found) <= 7
+    assert await Notes["slow"].read.remote() == ["asked begins", "asked ends"]
+
+
+@simulated
+async def test_a_failure_becomes_terminal_when_the_policy_s_time_is_over(world: Simulation) -> None:
+    await failure_of(Awkward["a"].for_a_while.remote())
+    assert outside.seen in (list(range(1, 7)), list(range(1, 6)))
+    assert 4 <= world.elapsed < 7
+
+
+@simulated
+async def test_a_handler_that_is_not_async_cannot_call(world: Simulation) -> None:
+    assert (await failure_of(Awkward["a"].plain_call.remote())).code == 400
+    assert await Notes["n"].read.remote() == []
+
+
+@simulated
+async def test_what_a_shared_handler_reads_between_its_waits_stays_as_it_was(world: Simulation) -> None:
+    reading = Awkward["a"].reads_late.remote()
+    for at in (0.5, 2.0, 3.5):
+        await asyncio.sleep(at - world.elapsed)
+        await Awkward["a"].bump.remote()
+    first, *rest = await reading
+    assert rest == [first, first]
+    assert await Notes["late"].read.remote() == [f"{first}"]
+    assert outside.seen == ["same"]
+
+
+@simulated
+async def test_a_key_may_hold_any_character(world: Simulation) -> None:
+    for key in ("a/b", "a:b|{c}", " ", "line\nfeed", "\x00", "ünï", "*", "x" * 1_000):
+        assert await Callee[key].add.remote(1, pause_s=1) == 1
+        assert await Callee[key].look.remote() == 1
+        await Notes[key].around.remote(key, 1)
+        assert await Notes[key].read.remote() == [f"{key} begins", f"{key} ends"]
+
+
+@simulated
+async def test_a_delayed_invocation_is_known_by_its_idempotency_key_before_it_is_due(world: Simulation) -> None:
+    add = Callee["k"].add.options(idempotency_key="later")
+    add.options(delay="10s").send(1)
+    await asyncio.sleep(1)
+    assert await add.remote(50) == 1
+    assert 10 <= world.elapsed < 12
+    assert await Callee["k"].look.remote() == 1
+
+
+def _request(type_name: str, key: str | None, name: str, *args: Any) -> Request:
+    """A call from a program that does not have the class, so that nothing is checked there."""
+    return Request(type_name, key, name, args, {}, False, EMPTY_OPTIONS, None, None)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "name", "args"),
+    [("Callee", "add", ()), ("Callee", "add", (1, 2, 3)), ("Callee", "nothing", ()), ("Callee", "add", ("text",))],
+)
+def test_a_call_that_no_handler_takes_holds_its_key_at_most(
+    mode: Policy | None, type_name: str, name: str, args: tuple[Any, ...]
+) -> None:
+    """Promise 8. Which error it is, and whether it is terminal, is not promised."""
+
+    async def scenario(world: Simulation) -> None:
+        world.expected_leftovers = True
+        world.program.start(_request(type_name, "bad", name, *args))
+        world.program.start(_request("Unknown", "bad", "nothing"))
+        for key in "abcdefgh":
+            assert await Callee[key].add.remote(1, pause_s=0.1) == 1
+
+    played(scenario, mode, ["a"])
+
+
+def test_a_host_that_cannot_wait_for_a_step_leaves_without_it(mode: Policy | None) -> None:
+    """Promise 4: the step was not recorded, so it runs again at the next owner; its first run changes nothing."""
+
+    async def scenario(world: Simulation) -> None:
+        trips = [Trip[key].slow.remote() for key in "uvwxyz"]
+        await asyncio.sleep(1)
+        leaving = world.members["a"]
+        await leaving.host.leave(2)
+        leaving.task.cancel()
+        assert await asyncio.gather(*trips) == [1] * 6
+        assert 6 < outside.seen.count("slow") <= 12
+        assert all(world.state(f"Trip/{key}") == {"stages": ["slow"]} for key in "uvwxyz")
+
+    played(scenario, mode, ["a", "b"])
+
+
+class Weather:
+    """Pauses, kills, sends away and brings in hosts, as a seed says."""
+
+    def __init__(self, world: Simulation, seed: int) -> None:
+        self._world, self._source = world, random.Random(seed)
+        world.latency = self._source
+        self._away: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def blow(self) -> None:
+        for _ in range(self._source.randint(3, 8)):
+            await asyncio.sleep(self._source.uniform(0, 2.5))
+            here = sorted(set(self._world.members) - self._away)
+            if here:
+                name = self._source.choice(here)
+                self._away.add(name)
+                self._tasks.append(asyncio.ensure_future(self._trouble(name)))
+        await asyncio.gather(*self._tasks)
+
+    async def _trouble(self, name: str) -> None:
+        member = self._world.members[name]
+        match self._source.choice(["pause", "pause", "die", "leave"]):
+            case "pause":
+                member.running.clear()
+                await asyncio.sleep(self._source.choice([0.3, 2.9, 3.1, 6.0]))
+                member.running.set()
+            case "die":
+                member.running.clear()
+                member.task.cancel()
+                await asyncio.gather(member.task, return_exceptions=True)
+                await self._world.join(name)
+            case _:
+                await member.host.leave(self._source.choice([0.0, 30.0]))
+                member.task.cancel()
+                await asyncio.gather(member.task, return_exceptions=True)
+                await self._world.join(name)
+        self._away.discard(name)
+
+
+@pytest.mark.parametrize("first_seed", range(0, WEATHERS, 10))
+def test_hosts_that_sleep_leave_and_die_at_any_moment_change_nothing(mode: Policy | None, first_seed: int) -> None:
+    """Promises 1 to 7, on a network that takes its time."""
+    for seed in range(first_seed, first_seed + 10):
+        try:
+            played(lambda world, seed=seed: _trips(world, "uvw", Weather(world, seed).blow), mode, ["a", "b", "c"])
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_no_crash_changes_hosts_that_come_and_go_do_not_change_either(mode: Policy | None, name: str) -> None:
+    """Promises 1 to 7, on the scenarios of the crashes."""
+    scenario, check = SCENARIOS[name]
+
+    async def in_the_weather(world: Simulation, seed: int) -> None:
+        effects.world = world
+        effects.done.clear()
+        await world.driver.open()
+        try:
+            working = asyncio.ensure_future(scenario(world))
+            await Weather(world, seed).blow()
+            result = await working
+            await asyncio.sleep(5)
+        finally:
+            await world.driver.close()
+        check(world, result)
+        assert set(world.driver.replies.values()) <= {1}, "a reply came twice"
+
+    for seed in range(WEATHERS // 5):
+        try:
+            played(functools.partial(in_the_weather, seed=seed), mode, ["a", "b", "c"])
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
