@@ -16,9 +16,10 @@ from typing import Any
 from journal.entries import Delivered, Event, Message, Record, time_of
 from journal.names import ObjectId, Shard
 
-from .execution import Execution, Step
+from .execution import Execution
 from .objects import Declaration
 from .policy import Settled
+from .steps import Step
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +48,8 @@ class InFlight:
     policy: Settled | None = None
     exclusive: bool = False
     attempt: int = 1
+    began_ms: int = 0
+    """When its first attempt began, as far as the journal tells; 0 before."""
     staged: int = 0
     """How many entries are in records or under way to one."""
     olds: set[str] = field(default_factory=set[str])
@@ -111,6 +114,7 @@ class InFlight:
     def adopt(self, records: list[tuple[str, Record]]) -> None:
         """Take over a journal that was read from the store."""
         for id_, record in records:
+            self.began_ms = self.began_ms or time_of(id_)
             self.records.append((id_, record))
             self.journal.append(id_)
             self.attempt = max(self.attempt, record.attempt)

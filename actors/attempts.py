@@ -23,12 +23,12 @@ from journal.entries import Delivered, EventKind, Record, time_of
 from . import outcomes
 from .activation import Activation, InFlight
 from .errors import TerminalError, UsageError
-from .execution import Execution, Step
-from .policy import resolve
+from .execution import Execution
+from .policy import resolve, seconds
 from .replay import Phase
 from .services import Services
 from .staging import Staged, Staging, changes_of
-from .steps import LeaseLapsed
+from .steps import LeaseLapsed, Step
 
 logger = logging.getLogger("actors")
 
@@ -73,6 +73,7 @@ class Attempts:
         assert run.declared is not None
         assert activation.fields is not None
         run.leave_after = activation.staged
+        run.began_ms = run.began_ms or self._services.surroundings.now_ms()
         execution = Execution(
             self._services.surroundings,
             run.declared,
@@ -295,7 +296,9 @@ class Attempts:
     def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
         """End an attempt: the next one follows after a back-off, unless the policy's attempts are used up."""
         retry = run.policy.retry if run.policy is not None else resolve(self._services.policy).retry
-        if retry.max_attempts is not None and run.attempt >= retry.max_attempts:
+        spent = retry.max_attempts is not None and run.attempt >= retry.max_attempts
+        elapsed_s = (self._services.surroundings.now_ms() - run.began_ms) / 1000 if run.began_ms else 0.0
+        if spent or (retry.max_duration is not None and elapsed_s >= seconds(retry.max_duration)):
             found = outcomes.used_up(error, f"{run.message.target}.{run.message.handler}", run.attempt)
             self._finish(run, activation, outcomes.encoded_error(found), {}, commands=False)
             return

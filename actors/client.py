@@ -182,6 +182,7 @@ class Client:
             slot = self._slots.get(id_)
             if slot is None:
                 slot = self._slots[id_] = Slot(request.declared.returns if request.declared is not None else MISSING)
+            slot.is_own = True
             slot.is_attached = slot.is_attached or not request.one_way
             self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
             wake = not self._is_woken
@@ -409,6 +410,9 @@ class Client:
             logger.warning("%s", reply.payload[1:].decode())
         elif slot is None:
             return
+        elif kind == ReplyKind.UNKNOWN and slot.is_own:
+            why = "the store had forgotten this program, and does not know it: its outcome is unknown"
+            self._forget(slot, id_, error=UnavailableError(f"{id_}: {why}"))
         elif kind == ReplyKind.UNKNOWN:
             self._ask_again(slot, id_)
         else:

@@ -4,8 +4,8 @@ A driver stores the code of a class, by value, under the hash of its sources; me
 it for the first time loads it. A host in the driver's own process uses the classes that live there and never unpickles
 them: that would replace the methods of a live class by copies with other globals.
 
-By value goes every class, function and module that the class reaches and that a developer may edit: what lies neither in
-the standard library nor among installed packages, which hosts have.
+By value goes every class, function and module that the class reaches and that a developer may edit: what lies neither
+in the standard library nor among installed packages, which hosts have.
 
 Invariants:
     1. One hash is one set of classes in a process: all that a class refers to travels together, and is loaded once.
@@ -22,7 +22,7 @@ import json
 import logging
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,8 @@ _INSTALLED: Final = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _SENTINELS: Final = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+_pickling: Final[Any] = cloudpickle
+"""cloudpickle without its annotations, which are partial."""
 _lock: Final = RLock()
 """What goes by value is registered with cloudpickle for the whole process, so one bundle is made at a time."""
 
@@ -114,7 +116,7 @@ class _Pickler(cloudpickle.Pickler):
     """Notes the user's classes and modules that it meets."""
 
     def __init__(self, file: io.BytesIO, seen: _Reached) -> None:
-        super().__init__(file)
+        cast("Any", super()).__init__(file)
         self._seen = seen
 
     def reducer_override(self, obj: Any) -> Any:
@@ -132,16 +134,16 @@ class _Pickler(cloudpickle.Pickler):
             name = next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
             if name is not None:
                 return name
-        reduced = cast("Any", super()).reducer_override(obj)
-        if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple) and isinstance(reduced, tuple):
-            _with_slots(obj, cast("tuple[Any, ...]", reduced))
+        reduced: Any = cast("Any", super()).reducer_override(obj)
+        if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple):
+            _with_slots(obj, reduced)
         return reduced
 
 
-def _with_slots(cls: type, reduced: tuple[Any, ...]) -> None:
+def _with_slots(cls: Any, reduced: Any) -> None:
     """Have the class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
-    if reduced[0] is cast("Any", cloudpickle.cloudpickle)._make_skeleton_class:
-        reduced[1][3]["__slots__"] = cast("Any", cls).__slots__
+    if isinstance(reduced, tuple) and reduced[0] is _pickling.cloudpickle._make_skeleton_class:
+        reduced[1][3]["__slots__"] = cls.__slots__
 
 
 def _names(classes: set[type]) -> dict[Name, type]:
@@ -154,23 +156,23 @@ def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
     file, seen = io.BytesIO(), _Reached({cls}, set(reached.modules))
     try:
         with _by_value(reached.modules):
-            _Pickler(file, seen).dump(_names(reached.classes))
+            cast("Any", _Pickler(file, seen)).dump(_names(reached.classes))
     except Exception as error:  # a user's globals may hold anything
         raise UsageError(_unsendable(cls, seen.modules, error)) from error
     return file.getvalue(), _Reached(seen.classes | reached.classes, seen.modules)
 
 
 @contextmanager
-def _by_value(names: set[str]) -> Iterator[None]:
+def _by_value(names: set[str]) -> Generator[None]:
     modules = [sys.modules[name] for name in names if name != "__main__"]  # that one goes by value anyway
-    modules = [module for module in modules if module.__name__ not in cloudpickle.list_registry_pickle_by_value()]
+    modules = [module for module in modules if module.__name__ not in _pickling.list_registry_pickle_by_value()]
     for module in modules:
-        cloudpickle.register_pickle_by_value(module)
+        _pickling.register_pickle_by_value(module)
     try:
         yield
     finally:
         for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+            _pickling.unregister_pickle_by_value(module)
 
 
 def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:
@@ -180,13 +182,13 @@ def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:
             if key.startswith("__") or isinstance(value, type | FunctionType | ModuleType):
                 continue
             try:
-                cloudpickle.dumps(value)
+                _pickling.dumps(value)
             except Exception:  # noqa: BLE001 - that is the question
                 culprits.append(f"{name}.{key} ({type(value).__name__})")
     named = f" It may be {', '.join(culprits[:5])}." if culprits else ""
     return (
-        f"the code of {type_name(cls)} cannot be sent to hosts: {error}.{named} What its handlers refer to and no pickle "
-        "can hold (a socket, a lock, an open file, a client) is made inside a step, or by a function that a step calls"
+        f"the code of {type_name(cls)} cannot be sent to hosts: {error}.{named} What its handlers refer to and no "
+        "pickle can hold (a socket, a lock, an open file, a client) is made in a step, or by a function that it calls"
     )
 
 
@@ -208,7 +210,7 @@ def _digest(cls: type[Durable], reached: _Reached, data: bytes) -> str:
 
 def _without_trackers(data: bytes, reached: _Reached) -> bytes:
     """Return a pickle without the random numbers by which cloudpickle knows a class again."""
-    trackers = cast("Mapping[type, str]", cast("Any", cloudpickle.cloudpickle)._DYNAMIC_CLASS_TRACKER_BY_CLASS)
+    trackers = cast("Mapping[type, str]", _pickling.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS)
     for number, cls in enumerate(sorted(reached.classes, key=name_of)):
         tracker = trackers.get(cls)
         if tracker is not None:
@@ -286,6 +288,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
     scope = Scope(digest, names)
     for name, cls in names.items():
         if living(*name) is not cls:
+            cls.__qualname__ = name[1]  # cloudpickle keeps the last part of it alone
             adopt(cls, scope)
     types = [cast("type[Durable]", cls) for cls in names.values() if _is_type(cls)]
     return {type_name(cls): cls for cls in types}
@@ -295,8 +298,8 @@ def _imported(type_: str, module: str, qualname: str) -> type[Durable]:
     found = living(module, qualname, imports=True)
     if not (isinstance(found, type) and issubclass(found, Durable)):
         raise TerminalError(
-            f"the class {type_!r} was sent by another Python than {_PYTHON}, and {module}.{qualname} cannot be imported "
-            "here: use one minor version everywhere, or install the package on the hosts",
+            f"the class {type_!r} was sent by another Python than {_PYTHON}, and {module}.{qualname} cannot be "
+            "imported here: use one minor version everywhere, or install the package on the hosts",
             500,
         )
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -109,7 +109,8 @@ class Session:
             self._local = LocalHost(self.connect, policy=settings.policy)
             self._local.start()
         else:
-            from .ray import Cluster, Place  # takes a second
+            from .ray import Cluster  # takes a second
+            from .ray_hosts import Place
 
             where = Place(self.url, settings.namespace, settings.durability)
             self._cluster = Cluster(settings.address, where, settings.policy)
@@ -152,7 +153,7 @@ class Session:
         if self._server is not None:
             self._server.close()
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -12,8 +12,7 @@ Invariants:
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Final
 
 from journal.entries import Delivered, EventKind, Message
@@ -33,25 +32,11 @@ from .outgoing import bounded
 from .place import NOT_IN_A_STEP, Request, in_step
 from .policy import Retry
 from .replay import Entries, Happening, Phase, advance
+from .steps import Step
 from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
 NO_HEADERS: Final[Mapping[str, str]] = {}
-
-
-@dataclass(slots=True)
-class Step:
-    """An action that the handler wants done."""
-
-    index: int
-    name: str
-    fn: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    retry: Retry | None
-    timeout_s: float | None
-    future: EntryFuture
-    is_acting: bool = False  # its action is under way, not its back-off
 
 
 class Execution:
@@ -128,18 +113,23 @@ class Execution:
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
         self.view = StateView(fields, self._loop, refusal, self._scope)
-        self._root = self._loop.start(self._run())
+        try:
+            # The root is the handler's own coroutine: one that awaited it would hide that it refuses to be closed.
+            self._root = self._loop.start(self._called())
+        except Exception as error:  # noqa: BLE001  # arguments run code of the user as they are decoded
+            self._decide(error)
+            return
         self._drain()
 
-    async def _run(self) -> Any:
+    def _called(self) -> Coroutine[Any, Any, Any]:
         args, kwargs = decode(self._message.arguments, scope=self._scope)
-        me = instance(self._declared.cls, self._target.key, self._state())
+        me, ctx = instance(self._declared.cls, self._target.key, self._state()), Context(self)
         try:
             self._handler.check(args, kwargs)
         except TypeError as error:
             raise UsageError(str(error)) from None
-        made = self._handler.fn(me, Context(self), *args, **kwargs)
-        return await made if self._handler.is_async else made
+        fn = self._handler.fn
+        return fn(me, ctx, *args, **kwargs) if self._handler.is_async else _plain(fn, me, ctx, *args, **kwargs)
 
     def deliver(self, event: Delivered) -> bool:
         """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
@@ -220,25 +210,27 @@ class Execution:
             self._end(root)
 
     def _end(self, root: "asyncio.Task[Any]") -> None:
-        short = self._entries.missing("nothing: it ended")
-        if short is not None:
-            self._diverge(short)
-            return
         error = asyncio.CancelledError() if root.cancelled() else root.exception()
         self._loop.finish()
         if self._divergence is not None:
             self._diverge(self._divergence)
-            return
-        if error is None:
+        elif error is not None:
+            self._decide(error)
+        elif (short := self._entries.missing("nothing: it ended")) is not None:
+            self._diverge(short)
+        else:
             self._complete(root.result())
-            return
+
+    def _decide(self, error: BaseException) -> None:
+        """The handler has raised: that is its outcome, or the end of this attempt."""
         found = outcomes.terminal(error)
         if found is None:
             self._fail(error)
+        elif (short := self._entries.missing("nothing: it failed")) is not None:
+            self._diverge(short)
         else:
             self._warn_of_leftovers()
-            self.outcome = outcomes.encoded_error(found)
-            self.error = error
+            self.outcome, self.error = outcomes.encoded_error(found), error
             self.phase = advance(self.phase, Happening.RETURNED)
 
     def _complete(self, result: Any) -> None:
@@ -263,11 +255,6 @@ class Execution:
             self.error = error
             self.phase = advance(self.phase, Happening.DIFFERED)
             self._loop.drop()
-
-    def fail(self, error: TerminalError) -> None:
-        """End the invocation with this error, whatever its handler said."""
-        self.error, self.outcome = error, outcomes.encoded_error(error)
-        self.phase = Phase.COMPLETED
 
     def _warn_of_leftovers(self) -> None:
         for name in self._calls.unawaited():
@@ -443,6 +430,10 @@ class Execution:
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
         """Return at once: what a handler starts is durable with its own next commit."""
         yield from ()
+
+
+async def _plain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return fn(*args, **kwargs)
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -129,7 +129,7 @@ class Host:
             policy=self._policy,
             surroundings=surroundings,
             code=self._code,
-            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max),
+            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._now),
             fetcher=self,
             loop=asyncio.get_running_loop(),
             now=self._now,

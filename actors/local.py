@@ -1,6 +1,7 @@
-"""Local: a host on a thread of this process. In a driver it is the whole runtime; a Ray host is one with its own process."""
+"""Local: a host on a thread of this process: in a driver all there is, on Ray alone in its process."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ SAY_AFTER: Final = 1.0
 """Seconds of waiting after which a program is told what it waits for."""
 END_MAX: Final = 5.0
 """Seconds that a host's thread has to end."""
+CANCEL_AGAIN: Final = 0.5
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ def _processes(look: Look) -> list[tuple[str, str]]:
 
 
 async def bury_ended(store: Store) -> int:
-    """Free the leases of hosts whose processes, of this machine, are known to be gone; return how many hosts there were.
+    """Free the leases of hosts whose processes, of this machine, are known to be gone; return how many there were.
 
     Who starts a program again after it was killed does not wait for the leases of its former life.
     """
@@ -92,7 +94,7 @@ class Neighbours:
 
 
 class Threads(Executor):
-    """A pool of daemon threads: a step that hangs does not keep its process from ending, as `ThreadPoolExecutor` would."""
+    """A pool of daemon threads: unlike with `ThreadPoolExecutor`, a process can end while a step hangs."""
 
     def __init__(self, count: int) -> None:
         self._count, self._started, self._is_shut = count, 0, False
@@ -204,6 +206,7 @@ class LocalHost:
             try:
                 self._wait(leaving, patience_s)
             finally:
+                leaving.cancel()
                 self.kill()
 
     def _wait(self, leaving: Future[None], patience_s: float) -> None:
@@ -220,7 +223,11 @@ class LocalHost:
 
     def kill(self) -> None:
         """End at once; what was under way goes on at the next owner."""
-        if self._thread.is_alive() and self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
-            self._thread.join(END_MAX)
+        for _ in range(int(END_MAX / CANCEL_AGAIN)):
+            if self._task is None or not self._thread.is_alive():
+                break
+            # Again and again: before Python 3.12 a time-out that ends at this moment can take a cancellation for its own.
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self._task.cancel)
+            self._thread.join(CANCEL_AGAIN)
         self._executor.shutdown()

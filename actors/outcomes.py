@@ -21,6 +21,8 @@ from .values import LIVE, Scope, decode, encode, pickled, unpickled
 
 _UNSAID: Final = (str(Path(__file__).parent), str(Path(errors.__file__).parent), thread.__file__)
 """Where frames lie that say nothing to a reader of his own error: both packages, and the threads of steps."""
+MESSAGE_MAX: Final = 65_536
+"""Most characters of an error's message that are kept."""
 
 
 def terminal(error: BaseException) -> TerminalError | None:
@@ -108,7 +110,10 @@ def encoded_error(error: TerminalError) -> bytes:
             carried = pickled(error)
         except Exception:  # noqa: BLE001  # whatever a user's class does to pickle: code, message and metadata remain
             carried = b""
-    return failure(Failure(error.code, str(error), error.metadata, name_of(kind), carried))
+    message = str(error)
+    if len(message) > MESSAGE_MAX:
+        message, carried = f"{message[:MESSAGE_MAX]}… ({len(message):,} characters)", b""
+    return failure(Failure(error.code, message, error.metadata, name_of(kind), carried))
 
 
 def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:

@@ -62,7 +62,7 @@ async def until_ended(process: str) -> None:
     try:
         descriptor = os.pidfd_open(pid)
     except (AttributeError, OSError):  # not Linux, or the process has ended
-        while not has_ended(process):
+        while not has_ended(process):  # noqa: ASYNC110 - there is nothing to be woken by
             await asyncio.sleep(_POLL)
         return
     told = loop.create_future()

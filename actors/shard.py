@@ -31,6 +31,8 @@ class OwnedShard:
 
     def __init__(self, services: Services, shard: Shard, epoch: Epoch, number: int, leased: Callable[[], bool]) -> None:
         self._services, self.shard, self.epoch = services, shard, epoch
+        self.leased = leased
+        """Whether the lease holds."""
         self.cursor = Cursor("0-0", "0-0")
         self.staging = Staging(shard, epoch, number, services.surroundings.now_ms, services.wake_writer)
         self._attempts = Attempts(services, self.staging, self, leased)

@@ -19,6 +19,8 @@ class Slot:
     """The annotation of the result."""
     outcome: bytes | None = None
     error: Exception | None = None
+    is_own: bool = False
+    """This client has started it."""
     is_accepted: bool = False
     is_attached: bool = False
     asked_at: float = 0.0

@@ -16,18 +16,32 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, cast
-
-from journal.clock import boot_seconds
 
 from . import outcomes
 from .errors import TerminalError, UsageError
-from .execution import Step
+from .loop import EntryFuture
 from .outgoing import bounded
 from .place import in_step
 from .policy import Retry, seconds
 
 logger = logging.getLogger("actors")
+
+
+@dataclass(slots=True)
+class Step:
+    """An action that the handler wants done."""
+
+    index: int
+    name: str
+    fn: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    retry: Retry | None
+    timeout_s: float | None
+    future: EntryFuture
+    is_acting: bool = False  # its action is under way, not its back-off
 
 
 class LeaseLapsed(BaseException):
@@ -37,8 +51,8 @@ class LeaseLapsed(BaseException):
 class StepRunner:
     """Runs actions: sync ones on a thread pool, async ones on the host's loop, Ray functions on the cluster."""
 
-    def __init__(self, executor: Executor | None, default: Retry, payload_max: int) -> None:
-        self._executor, self._default, self._payload_max = executor, default, payload_max
+    def __init__(self, executor: Executor | None, default: Retry, payload_max: int, now: Callable[[], float]) -> None:
+        self._executor, self._default, self._payload_max, self._now = executor, default, payload_max, now
 
     async def run(
         self,
@@ -52,7 +66,7 @@ class StepRunner:
         Raises:
             LeaseLapsed: the action, or its next attempt, may not be started here.
         """
-        retry, attempt, began = step.retry or self._default, 0, boot_seconds()
+        retry, attempt, began = step.retry or self._default, 0, self._now()
         while True:
             attempt += 1
             if not may_start():
@@ -63,7 +77,7 @@ class StepRunner:
                     value = await self._attempt(step, step_id)
                 return self._encoded(step, value)
             except Exception as error:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
-                found = self._given_up(error, step, attempt, boot_seconds() - began, retry)
+                found = self._given_up(error, step, attempt, self._now() - began, retry)
                 if found is not None:
                     return outcomes.encoded_error(found)
                 delay = retry.delay(attempt)

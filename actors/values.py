@@ -71,12 +71,12 @@ def sent() -> dict[Name, type]:
 
 
 def living(module: str, qualname: str, *, imports: bool = False) -> Any:
-    """Return what has this name in this process, None if there is nothing; with `imports`, after importing the module."""
+    """Return what has this name in this process, or None; with `imports`, the module may be imported for it."""
     try:
         found: Any = sys.modules.get(module) or (import_module(module) if imports else None)
         for part in qualname.split("."):
             found = getattr(found, part)
-    except Exception:  # importing runs code of users; what cannot be imported is not here
+    except Exception:  # noqa: BLE001 - importing runs code of users; what cannot be imported is not here
         return _sent.get((module, qualname))
     return found
 
@@ -102,7 +102,7 @@ def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
 def pickled(value: Any) -> bytes:
     """Return the pickle of a value, with users' classes by name."""
     file = io.BytesIO()
-    _Pickler(file, _PROTOCOL).dump(value)
+    cast("Any", _Pickler(file, _PROTOCOL)).dump(value)
     return file.getvalue()
 
 
@@ -132,7 +132,7 @@ def _reduced(cls: type) -> tuple[Any, ...] | None:
     if living(*name) is cls:
         return name if name[0] == "__main__" or "<locals>" in name[1] else None
     _sent.setdefault(name, cls)
-    return *name, cloudpickle.dumps(cls, _PROTOCOL)
+    return *name, cast("Any", cloudpickle).dumps(cls, _PROTOCOL)
 
 
 def _named(module: str, qualname: str, code: bytes = b"") -> type:

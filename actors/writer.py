@@ -43,6 +43,9 @@ class Writer:
     async def _flush(self) -> None:
         taken: list[tuple[OwnedShard, Unwritten]] = []
         for shard in list(self._shards()):
+            if not shard.leased():
+                self._lost(shard, "its lease has lapsed")
+                continue
             unwritten = shard.take(self._incarnation)
             if unwritten is not None:
                 taken.append((shard, unwritten))

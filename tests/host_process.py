@@ -105,7 +105,7 @@ class Line(VirtualObject):
         return self.length, self.wrong
 
 
-class Counter(VirtualObject):
+class Meter(VirtualObject):
     total: int = state(0)
 
     @handler
@@ -160,7 +160,7 @@ def drive(url: str, namespace: str, first: str, clients: str, keys: str, calls: 
         found: list[tuple[int, int]] = []
         for _ in range(count):
             key = choose.randrange(int(keys))
-            request = Request("Counter", f"{key}", "add", (1,), {}, False, EMPTY_OPTIONS, None, None)
+            request = Request("Meter", f"{key}", "add", (1,), {}, False, EMPTY_OPTIONS, None, None)
             found.append((key, client.start(request).result(timeout=ANSWER_WITHIN_S)))
         return found
 

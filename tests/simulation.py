@@ -7,7 +7,7 @@ nothing any more. What remains is what the store holds: the next host starts fro
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -64,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 @contextmanager
-def virtual_loop() -> Iterator[VirtualLoop]:
+def virtual_loop() -> Generator[VirtualLoop]:
     loop = VirtualLoop()
     try:
         yield loop

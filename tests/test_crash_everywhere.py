@@ -50,7 +50,7 @@ async def numbered(ctx: Context, number: int) -> str:
     return await effects.act(ctx.step_id, f"s{number}", 0.1 * number)
 
 
-class Log(VirtualObject):
+class Scroll(VirtualObject):
     lines: list[str] = state(default_factory=list)
 
     @handler
@@ -63,7 +63,7 @@ class Log(VirtualObject):
         return self.lines
 
 
-class Account(VirtualObject):
+class Purse(VirtualObject):
     balance: int = state(100)
     history: list[str] = state(default_factory=list)
 
@@ -86,7 +86,7 @@ class Account(VirtualObject):
         await asyncio.sleep(0.5)
         seen.append(self.balance)
         ctx.set("extra", self.balance)
-        await Log["overwrite"].append.remote(f"balance {self.balance}")
+        await Scroll["overwrite"].append.remote(f"balance {self.balance}")
         self.balance += 5
         ctx.clear("extra")
         await ctx.run("two", lambda: effects.act(ctx.step_id, "two"))
@@ -94,22 +94,22 @@ class Account(VirtualObject):
         return seen
 
 
-class Saga(Service):
+class Errand(Service):
     @handler
     async def whole(self, ctx: Context, key: str) -> dict[str, Any]:
         """Three steps, a call to another object, a send, a sleep and state writes (of the objects called)."""
         first = await ctx.run("first", lambda: effects.act(ctx.step_id, "first"))
-        left = await Account[key].take.remote(30)
-        Log[key].append.send(f"left {left}")
+        left = await Purse[key].take.remote(30)
+        Scroll[key].append.send(f"left {left}")
         second = await ctx.run("second", lambda: effects.act(ctx.step_id, "second", 0.2))
         await ctx.sleep("2s", name="pause")
         refused = ""
         try:
-            await Account[key].take.remote(1_000)
+            await Purse[key].take.remote(1_000)
         except TerminalError as error:
             refused = f"{error} ({error.code})"
         third = await ctx.run("third", lambda: effects.act(ctx.step_id, "third"))
-        Log[key].append.send("end")
+        Scroll[key].append.send("end")
         return {"steps": [first, second, third], "left": left, "refused": refused, "random": ctx.random.random()}
 
     @handler
@@ -120,12 +120,12 @@ class Saga(Service):
             entrants = {
                 "step": asyncio.ensure_future(ctx.run("run", lambda: effects.act(ctx.step_id, "run", 0.3))),
                 "timer": asyncio.ensure_future(asyncio.sleep(0.3)),
-                "call": asyncio.ensure_future(Log[f"{key}-entrant"].append.remote(str(turn))),
+                "call": asyncio.ensure_future(Scroll[f"{key}-entrant"].append.remote(str(turn))),
             }
             done, _ = await asyncio.wait(entrants.values(), return_when=asyncio.FIRST_COMPLETED)
             winner = ",".join(name for name, entrant in entrants.items() if entrant in done)
             out.append(winner)
-            Log[key].append.send(winner)
+            Scroll[key].append.send(winner)
             await asyncio.wait(entrants.values())
         return out
 
@@ -139,7 +139,7 @@ class Saga(Service):
                 out.append(await asyncio.wait_for(step, timeout_s))
             except TimeoutError:
                 out.append("given up")
-            await Log[key].append.remote(out[-1])
+            await Scroll[key].append.remote(out[-1])
         return out
 
     @handler
@@ -150,13 +150,13 @@ class Saga(Service):
         results: list[Any] = [task.result() for task in tasks]
         results += await asyncio.gather(*(ctx.run(f"s{number}", numbered, ctx, number) for number in range(3)))
         async with asyncio.timeout(30):
-            results.append(await Log[key].append.remote("last"))
+            results.append(await Scroll[key].append.remote("last"))
         return results
 
     async def _part(self, ctx: Context, key: str, number: int) -> str:
         await asyncio.sleep(0.1 * (3 - number))
         made = await ctx.run(f"part {number}", lambda: effects.act(ctx.step_id, f"part {number}"))
-        await Account[f"{key}{number}"].take.remote(number)
+        await Purse[f"{key}{number}"].take.remote(number)
         return made
 
 
@@ -182,7 +182,7 @@ class Till(VirtualObject):
         return self.total - told
 
 
-class Flaky(VirtualObject):
+class Stumbler(VirtualObject):
     attempts: int = state(0)
 
     @handler(policy=Policy(retry=Retry(initial=0.2)))
@@ -197,65 +197,65 @@ class Flaky(VirtualObject):
 
 
 async def whole(world: World) -> Any:
-    results = await asyncio.gather(*(world.driver.call("Saga", "whole", key) for key in ("a", "b")))
+    results = await asyncio.gather(*(world.driver.call("Errand", "whole", key) for key in ("a", "b")))
     return [(result["steps"], result["left"], result["refused"]) for result in results]
 
 
 def check_whole(world: World, result: Any) -> None:
     assert result == [(["first!", "second!", "third!"], 70, "only 70 left (409)")] * 2
     for key in ("a", "b"):
-        assert world.state(f"Account/{key}") == {"balance": 70, "history": ["-30"]}
-        assert world.state(f"Log/{key}") == {"lines": ["left 70", "end"]}
+        assert world.state(f"Purse/{key}") == {"balance": 70, "history": ["-30"]}
+        assert world.state(f"Scroll/{key}") == {"lines": ["left 70", "end"]}
 
 
 async def overwrite(world: World) -> Any:
-    first = await world.driver.start("Account/o", "overwrite")
-    second = await world.driver.start("Account/o", "take", 7)
+    first = await world.driver.start("Purse/o", "overwrite")
+    second = await world.driver.start("Purse/o", "take", 7)
     return [await world.driver.result(first), await world.driver.result(second)]
 
 
 def check_overwrite(world: World, result: Any) -> None:
     assert result == [[100, 101, 202, 207], 200]
-    assert world.state("Account/o") == {"balance": 200, "history": ["-7"]}
-    assert world.state("Log/overwrite") == {"lines": ["balance 202"]}
+    assert world.state("Purse/o") == {"balance": 200, "history": ["-7"]}
+    assert world.state("Scroll/overwrite") == {"lines": ["balance 202"]}
 
 
 async def race(world: World) -> Any:
-    return await world.driver.call("Saga", "race", "r")
+    return await world.driver.call("Errand", "race", "r")
 
 
 def check_race(world: World, result: Any) -> None:
-    assert world.state("Log/r") == {"lines": result}
-    assert world.state("Log/r-entrant") == {"lines": ["0", "1", "2"]}
+    assert world.state("Scroll/r") == {"lines": result}
+    assert world.state("Scroll/r-entrant") == {"lines": ["0", "1", "2"]}
 
 
 async def give_up(world: World) -> Any:
-    return await world.driver.call("Saga", "give_up", "g")
+    return await world.driver.call("Errand", "give_up", "g")
 
 
 def check_give_up(world: World, result: Any) -> None:
-    assert world.state("Log/g") == {"lines": result}
+    assert world.state("Scroll/g") == {"lines": result}
     assert result[0] == "given up"
     assert result[1] in ("slow 0.1!", "given up")
 
 
 async def gathered(world: World) -> Any:
-    return await world.driver.call("Saga", "gathered", "t")
+    return await world.driver.call("Errand", "gathered", "t")
 
 
 def check_gathered(world: World, result: Any) -> None:
     assert result == ["part 0!", "part 1!", "part 2!", "s0!", "s1!", "s2!", 1]
-    assert [world.state(f"Account/t{number}")["balance"] for number in range(1, 3)] == [99, 98]
-    assert world.state("Log/t") == {"lines": ["last"]}
+    assert [world.state(f"Purse/t{number}")["balance"] for number in range(1, 3)] == [99, 98]
+    assert world.state("Scroll/t") == {"lines": ["last"]}
 
 
 async def flaky(world: World) -> Any:
-    return [await world.driver.call("Flaky/f", "go", 2), await world.driver.call("Flaky/f", "go", 0)]
+    return [await world.driver.call("Stumbler/f", "go", 2), await world.driver.call("Stumbler/f", "go", 0)]
 
 
 def check_flaky(world: World, result: Any) -> None:
     assert result == [1, 2]
-    assert world.state("Flaky/f") == {"attempts": 2}
+    assert world.state("Stumbler/f") == {"attempts": 2}
 
 
 async def ahead(world: World) -> Any:

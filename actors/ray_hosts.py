@@ -1,0 +1,290 @@
+"""Hosts on Ray: what runs in Ray's processes: hosts, their supervisor, and who waits for outcomes.
+
+Ray makes recovery fast, the store makes it correct: if the supervisor or Ray's own control service is gone, the leases
+of a dead host still expire. Nothing on the path of an invocation talks to either.
+
+Invariants:
+    1. The leases of a host are freed early only when its process is known to be gone from its node; a host that merely
+       cannot be reached may still act on them.
+    2. No call that does something is repeated by Ray; a host's constructor cannot fail, for that would end it for good.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from journal.redis import Durability, RedisStore
+from journal.store import Store
+
+from .client import Client
+from .errors import UnavailableError
+from .invocation import Invocation
+from .local import LocalHost, bury_ended
+from .policy import Policy
+from .processes import has_ended, this_process, until_ended
+from .values import Name, note_sent
+
+logger = logging.getLogger("actors")
+api: Final[Any] = ray
+"""Ray without its annotations, which are partial."""
+
+RAY_NAMESPACE: Final = "perdure"
+HOSTS_DEFAULT: Final = 2
+"""Hosts where nobody says how many: one can be lost without a pause."""
+ANSWER_MAX: Final = 5.0
+"""Seconds within which a node must say whether a process is gone."""
+AGAIN_FIRST, AGAIN_MAX = 0.02, 1.0
+"""Seconds between two questions to a host that is being restarted."""
+
+
+class Place(NamedTuple):
+    """The store of a cluster's hosts."""
+
+    url: str
+    namespace: str
+    durability: Durability
+
+    def connect(self) -> Store:
+        """Return a new connection."""
+        return RedisStore(self.url, self.namespace, durability=self.durability)
+
+    @property
+    def name(self) -> str:
+        """The name that Ray knows it by; it shows no password."""
+        return f"{self.namespace}:{blake2b(self.url.encode(), digest_size=5).hexdigest()}"
+
+
+class About(NamedTuple):
+    """A host, as it describes itself."""
+
+    id: str
+    node: str
+    pid: int
+    process: str
+    incarnation: str
+
+
+def _log_here() -> None:
+    logging.basicConfig(
+        level=os.environ.get("PERDURE_LOG", "WARNING"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+class HostProcess:
+    """One host, alone in its process, from its start until the process ends."""
+
+    def __init__(self, name: str, place: Place, policy: Policy | None) -> None:
+        _log_here()
+        self._name, self._node = name, api.get_runtime_context().get_node_id()
+        if sys.flags.hash_randomization:
+            logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
+        self._host = LocalHost(place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by)
+        self._host.start()
+        self._never = threading.Event()
+
+    def about(self) -> About:
+        """Return who it is."""
+        return About(self._name, self._node, os.getpid(), this_process(), self._host.incarnation)
+
+    def watch(self) -> None:
+        """Never return: who waits for this call learns of the process's end at once."""
+        self._never.wait()
+
+    def leave(self) -> None:
+        """Hand the shards over."""
+        self._host.stop()
+
+
+def _ended_by(stack: str) -> None:
+    """End the process whose handler blocks it: nothing else can, and its other objects go on elsewhere."""
+    logger.error("a handler blocked this host too long: long computing and blocking I/O belong in ctx.run()\n%s", stack)
+    os._exit(70)
+
+
+class Supervisor:
+    """Starts hosts, notices their deaths, and frees the leases of dead ones."""
+
+    def __init__(self, cluster: str, place: Place, policy: Policy | None, env: dict[str, str]) -> None:
+        _log_here()
+        self._cluster, self._place, self._policy, self._env = cluster, place, policy, env
+        self._hosts: dict[str, Any] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._lock = asyncio.Lock()
+        self._adopted = asyncio.ensure_future(self._adopt())  # at once: Ray may have restarted this process
+
+    async def ensure(self, count: int | None) -> list[About]:
+        """See that there are `count` hosts, or, unsaid, those that there are; return who they are.
+
+        Raises:
+            RayActorError: one cannot start.
+        """
+        await self._adopted
+        async with self._lock:
+            wanted = count if count is not None else (len(self._hosts) or HOSTS_DEFAULT)
+            for name in sorted(self._hosts, key=_number)[wanted:]:
+                await self._ended(name)
+            numbers = {_number(name) for name in self._hosts}
+            for number in [number for number in range(wanted) if number not in numbers][: wanted - len(numbers)]:
+                name = f"{self._cluster}-{number}"
+                self._hosts[name] = self._started(name)
+            abouts = await asyncio.gather(*(self._about(host) for host in self._hosts.values()))
+            for about in abouts:
+                self._watch(about.id)
+        return sorted(abouts, key=lambda about: _number(about.id))
+
+    async def _adopt(self) -> None:
+        """Take over the hosts that an earlier process of this supervisor started, and see who died meanwhile."""
+        prefix = f"host:{self._place.name}:"
+        for entry in api.util.list_named_actors(all_namespaces=True):
+            name = str(entry["name"])
+            if entry["namespace"] == RAY_NAMESPACE and name.startswith(prefix):
+                host = name.removeprefix(prefix)
+                self._hosts[host] = api.get_actor(name, namespace=RAY_NAMESPACE)
+                self._watch(host)
+        store = self._place.connect()
+        try:
+            await bury_ended(store)
+        except UnavailableError as error:
+            logger.warning("leases of dead hosts are left to expire: %s", error)
+        await store.aclose()
+
+    def _started(self, name: str) -> Any:
+        made: Any = api.remote(HostProcess)
+        return made.options(
+            name=f"host:{self._place.name}:{name}",
+            namespace=RAY_NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=8,
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": self._env} if self._env else {},
+        ).remote(name, self._place, self._policy)
+
+    async def _about(self, host: Any) -> About:
+        """Return who a host is, as soon as its process is there."""
+        delay = AGAIN_FIRST
+        while True:
+            try:
+                return await host.about.remote()
+            except ActorDiedError:
+                raise
+            except RayActorError:
+                await asyncio.sleep(delay)  # it is being restarted
+            delay = min(delay * 2, AGAIN_MAX)
+
+    def _watch(self, name: str) -> None:
+        if name not in self._watches:
+            self._watches[name] = asyncio.ensure_future(self._watched(name))
+
+    async def _watched(self, name: str) -> None:
+        while True:
+            try:
+                about = await self._about(self._hosts[name])
+                await self._until_ended(about)
+                await self._bury(about)
+            except ActorDiedError:  # somebody has ended it for good
+                await asyncio.sleep(AGAIN_MAX)
+                self._hosts[name] = self._started(name)
+
+    async def _until_ended(self, about: About) -> None:
+        """Return when a host's process has ended, or when Ray says so, which it does a second or two later."""
+
+        async def told() -> None:
+            try:
+                await self._hosts[about.id].watch.remote()
+            except RayActorError as error:
+                logger.info("host %s: %s", about.id, str(error).partition("\n")[0])
+
+        waits = [asyncio.ensure_future(told())]
+        if has_ended(about.process) is not None:
+            waits.append(asyncio.ensure_future(until_ended(about.process)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _bury(self, about: About) -> None:
+        try:
+            if not await self._is_gone(about):
+                logger.warning("process %d cannot be reached, but lives: its leases must expire", about.pid)
+                return
+            store = self._place.connect()
+            freed = await store.bury(about.incarnation)
+            await store.aclose()
+            logger.warning(
+                "the process %d of host %s is gone: freed its leases of %d shards", about.pid, about.id, freed
+            )
+        except (UnavailableError, RayError, TimeoutError) as error:
+            logger.warning("leases of process %d are left to expire: %s", about.pid, error)
+
+    async def _is_gone(self, about: About) -> bool:
+        gone = _is_over(about.process)
+        if gone is None:
+            asked: Any = api.remote(_is_over)
+            strategy = NodeAffinitySchedulingStrategy(about.node, soft=False)
+            async with asyncio.timeout(ANSWER_MAX):
+                gone = await asked.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(
+                    about.process
+                )
+        return bool(gone)
+
+    async def _ended(self, name: str) -> None:
+        """Let one host hand its shards over, and end it."""
+        watch, host = self._watches.pop(name, None), self._hosts.pop(name)
+        if watch is not None:
+            watch.cancel()
+        try:
+            await host.leave.remote()
+        except RayError as error:
+            logger.warning("host %s did not hand over: %s", name, str(error).partition("\n")[0])
+        api.kill(host)
+
+    async def leave(self) -> None:
+        """Let all hosts hand their shards over, and end them."""
+        async with self._lock:
+            await asyncio.gather(*(self._ended(name) for name in list(self._hosts)))
+
+
+def _is_over(process: str) -> bool | None:
+    """Whether a process has ended; a killed one answers nobody a little before it is gone."""
+    pause = threading.Event()
+    for _ in range(50):
+        if has_ended(process) is not False:
+            break
+        pause.wait(0.005)
+    return has_ended(process)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+class Outcomes:
+    """Waits for invocations on behalf of Ray's object references; one for each program that asks for any."""
+
+    def __init__(self, place: Place) -> None:
+        self._client = Client(place.connect, sends_code=False, payload_max=0)
+        self._opening: asyncio.Future[None] | None = None
+        self._classes: dict[Name, type] = {}
+
+    async def outcome(self, id_: str, returns: Any, classes: dict[Name, bytes]) -> Any:
+        """Return the result of an invocation, or raise its failure."""
+        for name in classes.keys() - self._classes.keys():
+            self._classes[name] = api.cloudpickle.loads(classes[name])
+            note_sent(self._classes[name])
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(asyncio.to_thread(self._client.open))
+        await asyncio.shield(self._opening)
+        return await self._client.expecting(Invocation(id_, self._client), returns)

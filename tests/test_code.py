@@ -1,0 +1,261 @@
+"""Code: what a program's classes need travels with them, and nothing else; values find their classes by name."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from actors import Context, TerminalError, UsageError, VirtualObject, handler, state, values
+from actors.code import CURRENT_FOR, CodeBook, bundle_of
+from actors.values import Scope, name_of
+from journal.memory import MemoryStore
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SHOP = '''
+import dataclasses
+from actors import Context, TerminalError, VirtualObject, handler, state
+from prices import DISCOUNTS, Item, price_of
+
+class SoldOut(TerminalError):
+    """Of the user's own."""
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    item: Item
+    count: int = 1
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+class Cart(VirtualObject):
+    lines: list[Line] = state(default_factory=list)
+
+    @handler
+    async def add(self, ctx: Context, line: Line) -> int:
+        await Stock["s"].take.remote(line)
+        return total([line])
+
+class Stock(VirtualObject):
+    @handler
+    async def take(self, ctx: Context, line: Line) -> None:
+        if line.count > 9:
+            raise SoldOut("none left")
+        Cart["c"]
+
+def total(lines: list[Line]) -> int:
+    return sum(price_of(line.item) * line.count for line in lines) - DISCOUNTS["all"]
+'''
+
+PRICES = """
+import dataclasses
+DISCOUNTS = {"all": 1}
+
+@dataclasses.dataclass
+class Item:
+    name: str
+    price: int = 10
+
+def price_of(item):
+    return item.price
+"""
+
+SEND = """
+import sys, json
+from pathlib import Path
+from actors import values
+from actors.code import bundle_of
+import shop, prices
+bundle = bundle_of(shop.Cart)
+Path("bundle").write_bytes(bundle.data)
+Path("line").write_bytes(values.encode([shop.Line(prices.Item("book"), 3), {1}]))
+print(json.dumps([bundle.digest, bundle.types]))
+"""
+
+LOAD = """
+import dataclasses, sys
+from pathlib import Path
+from actors import values
+from actors.code import _loaded
+loaded = _loaded("d1", Path("bundle").read_bytes())
+assert sorted(loaded) == ["Cart", "Stock"], loaded
+assert "shop" not in sys.modules and "prices" not in sys.modules
+scope = values.scope_of(loaded["Cart"])
+line_type, item_type = scope.names["shop", "Line"], scope.names["prices", "Item"]
+assert values.scope_of(line_type) is scope and scope.digest == "d1"
+(line, ones) = values.decode(Path("line").read_bytes(), scope=scope)
+assert type(line) is line_type and type(line.item) is item_type and ones == {1}
+assert dataclasses.replace(line, count=4).count == 4 and line_type(item_type("x")).notes == []
+assert not hasattr(line, "__dict__")
+names = loaded["Cart"].__dict__["add"].fn.__globals__
+assert names["total"]([line]) == 29 and names["Stock"] is loaded["Stock"]
+assert loaded["Cart"].__dict__["add"].hints["line"] is line_type
+assert values.encode(line, line_type)[:1] == b"T"
+Path("back").write_bytes(values.encode([line, {2}]))
+"""
+
+BACK = """
+from pathlib import Path
+from actors import values
+import shop, prices
+line, twos = values.decode(Path("back").read_bytes())
+assert type(line) is shop.Line and type(line.item) is prices.Item and line.count == 3 and twos == {2}
+"""
+
+
+def run(program: str, folder: Path, *paths: Path) -> str:
+    """Run a program in a folder that it cannot import from, unless a path says so."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in (ROOT, *paths))}
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "shop.py").write_text(SHOP)
+    (folder / "prices.py").write_text(PRICES)
+    return folder
+
+
+def test_a_process_without_the_source_runs_the_class_with_all_that_it_refers_to(shop: Path, tmp_path: Path) -> None:
+    run(SEND, tmp_path, shop)
+    run(LOAD, tmp_path)
+    run(BACK, tmp_path, shop)
+
+
+def test_the_hash_is_that_of_the_sources_of_all_modules_that_are_reached(shop: Path, tmp_path: Path) -> None:
+    first, again = run(SEND, tmp_path, shop), run(SEND, tmp_path, shop)
+    (shop / "prices.py").write_text(PRICES.replace("10", "11"))
+    changed = run(SEND, tmp_path, shop)
+    (shop / "prices.py").write_text(PRICES)
+    (shop / "unrelated.py").write_text("")
+
+    assert json.loads(first)[1] == ["Cart", "Stock"]
+    assert first == again != changed
+    assert run(SEND, tmp_path, shop) == first
+
+
+CLIENT = threading.Lock()
+
+
+class Locked(VirtualObject):
+    @handler
+    async def use(self, ctx: Context) -> bool:
+        return CLIENT.locked()
+
+
+def test_code_that_cannot_be_sent_names_what_holds_it_up_and_what_to_do() -> None:
+    with pytest.raises(UsageError, match=r"Locked cannot be sent to hosts: .*CLIENT \(lock\).* made in a step"):
+        bundle_of(Locked)
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+def test_a_class_that_can_be_imported_is_written_as_pickle_writes_it() -> None:
+    assert b"actors.values" not in values.pickled(Point(1))
+    assert values.unpickled(values.pickled(Point(1))) == Point(1)
+
+
+def test_a_class_is_looked_up_in_the_scope_first() -> None:
+    other = type("Point", (), {})
+    data = values.pickled({"p": Point(1)})
+
+    found = values.unpickled(data, Scope("d", {name_of(Point): other}))
+
+    assert type(found["p"]) is other
+
+
+def test_a_function_s_class_is_found_again_in_its_process_and_carried_into_others(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Local:
+        x: int
+
+    data = values.encode(Local(1))
+    (tmp_path / "value").write_bytes(data)
+
+    assert type(values.decode(data)) is Local
+    assert (
+        run("from actors import values; print(values.decode(open('value', 'rb').read()))", tmp_path) == "Local(x=1)\n"
+    )
+
+
+def test_one_object_of_a_local_class_does_not_replace_the_methods_of_the_class() -> None:
+    class Local:
+        def name(self) -> str:
+            return "first"
+
+    before = Local.name
+    values.decode(values.encode(Local()))
+
+    assert Local.name is before
+
+
+class Counter(VirtualObject):
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context) -> int:
+        self.n += 1
+        return self.n
+
+
+def as_of_another_process(digit: str) -> bytes:
+    """Return the code of `Counter` so that loading it does not give the class that lives here."""
+    data = bundle_of(Counter).data
+    return data.replace(cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[Counter].encode(), digit.encode() * 32)
+
+
+async def test_a_deployment_is_seen_by_calls_by_name_within_a_second() -> None:
+    now = [100.0]
+    store = MemoryStore(lambda: 0)
+    book = CodeBook(store, live=False, now=lambda: now[0])
+    await store.put_code("old", as_of_another_process("0"), ["Counter"])
+    old = await book.fetch("Counter", "")
+    await store.put_code("new", as_of_another_process("1"), ["Counter"])
+
+    assert book.find("Counter", "") is old
+    now[0] += CURRENT_FOR
+    assert book.find("Counter", "") is None
+    new = await book.fetch("Counter", "")
+    assert (book.code_of(old.cls), book.code_of(new.cls)) == ("old", "new")
+    assert book.find("Counter", "old") is old
+
+
+async def test_a_type_that_nobody_has_stored_is_not_found() -> None:
+    book = CodeBook(MemoryStore(lambda: 0), live=False)
+
+    with pytest.raises(TerminalError, match="a program that has it must use it once") as caught:
+        await book.fetch("Nowhere", "")
+    assert caught.value.code == 404
+
+
+async def test_code_of_another_python_is_imported_by_path(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore(lambda: 0)
+    bundle = bundle_of(Counter)
+    head, _, body = bundle.data.partition(b"\n")
+    await store.put_code(
+        "other", json.dumps({**json.loads(head), "python": "3.9"}).encode() + b"\n" + body, ["Counter"]
+    )
+
+    found = await CodeBook(store, live=False).fetch("Counter", "other")
+
+    assert found.cls is Counter
+    assert "is of Python 3.9: importing its classes by path" in caplog.text

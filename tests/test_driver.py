@@ -1,0 +1,332 @@
+"""Driver: init and shutdown of real programs, with a host of their own: what they start, share, refuse and leave behind."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import actors
+from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, state
+from journal import guard
+from journal.clock import boot_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHIN_S = 15.0
+
+PROGRAM = """
+import sys, threading
+import actors
+from actors import Context, VirtualObject, handler, state
+
+class Waiter(VirtualObject):
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context) -> int:
+        self.n += 1
+        return self.n
+
+    @handler
+    async def sleep(self, ctx: Context) -> None:
+        await ctx.sleep("10m")
+
+    @handler
+    async def hang(self, ctx: Context) -> None:
+        await ctx.run("hang", threading.Event().wait)
+
+if __name__ == "__main__":
+    actors.init(hosts="local")
+    what = sys.argv[1]
+    ref = Waiter["a"].handle.remote(what)
+    if what == "add":
+        print(ref.result(timeout=10), flush=True)
+        sys.exit()
+    ref.accepted().result(timeout=10)
+    Waiter["b"].add.remote().result(timeout=10)
+    print("waiting", flush=True)
+    ref.result()
+"""
+
+
+class Program:
+    """A program of a user's, in a directory of its own; its processes are known by a variable that all inherit."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "program.py").write_text(PROGRAM)
+        self._mark = f"PROGRAM_MARK={directory}"
+
+    def start(self, what: str) -> subprocess.Popen[str]:
+        name, _, value = self._mark.partition("=")
+        return subprocess.Popen(
+            [sys.executable, "program.py", what],
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), name: value},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def started(self, what: str) -> subprocess.Popen[str]:
+        """Return a program that waits for its invocation."""
+        process = self.start(what)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        return process
+
+    def left(self) -> list[int]:
+        """Return the processes of this program that live."""
+        found: list[int] = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdigit() and self._mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+    def leaves_nothing(self) -> bool:
+        deadline = boot_seconds() + WITHIN_S
+        while self.left() and boot_seconds() < deadline:
+            guard.pause()
+        return not self.left()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path)
+    yield program
+    for pid in program.left():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Count(VirtualObject):
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context, by: int = 1) -> int:
+        self.n += by
+        return self.n
+
+    @handler
+    async def init_inside(self, ctx: Context) -> None:
+        actors.init(hosts="local")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[actors.Session]:
+    with actors.init(hosts="local", directory=tmp_path / "data") as session:
+        yield session
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_arguments_give_the_same_session(session: actors.Session, tmp_path: Path) -> None:
+    assert actors.init(hosts="local", directory=tmp_path / "data") is session
+
+
+def test_other_arguments_are_refused_while_connected(session: actors.Session) -> None:
+    with pytest.raises(UsageError, match=r"connected already, with .*call actors.shutdown\(\) before"):
+        actors.init(hosts="local", directory="elsewhere")
+
+
+def test_nothing_works_before_init_and_after_shutdown(tmp_path: Path) -> None:
+    for call in (Count["a"].add.remote, actors.status, lambda: actors.attach("1-0")):
+        with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
+            call()
+    with actors.init(hosts="local", directory=tmp_path):
+        ref = Count["a"].add.remote()
+        assert ref.result(timeout=10) == 1
+    with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
+        Count["a"].add.remote()
+    assert ref.result() == 1
+
+
+def test_leaving_the_block_ends_its_own_session_alone(tmp_path: Path) -> None:
+    with actors.init(hosts="local", directory=tmp_path):
+        actors.shutdown()
+        inner = actors.init(hosts="local", directory=tmp_path)
+    assert actors.init(hosts="local", directory=tmp_path) is inner
+    actors.shutdown()
+
+
+def test_state_outlives_the_session(tmp_path: Path) -> None:
+    for expected in (1, 2):
+        with actors.init(hosts="local", directory=tmp_path):
+            assert Count["a"].add.remote().result(timeout=10) == expected
+
+
+@pytest.mark.parametrize("hosts", ["two", -1, True, 1.5])
+def test_hosts_is_a_number_or_local(hosts: int) -> None:
+    with pytest.raises(UsageError, match='hosts is a number of Ray hosts, or "local"'):
+        actors.init(hosts=hosts)
+
+
+def test_an_address_and_local_hosts_contradict_each_other() -> None:
+    with pytest.raises(UsageError, match="leave out the address"):
+        actors.init(hosts="local", address="auto")
+
+
+def test_the_environment_says_what_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_HOSTS", "local")
+    monkeypatch.setenv("PERDURE_NAMESPACE", "ours")
+    monkeypatch.setenv("PERDURE_DURABILITY", "relaxed")
+    with actors.init(directory=tmp_path) as session:
+        assert (session.settings.namespace, session.settings.durability) == ("ours", "relaxed")
+        assert actors.status().namespace == "ours"
+    monkeypatch.setenv("PERDURE_DURABILITY", "quick")
+    with pytest.raises(UsageError, match='durability is "disk" or "relaxed"'):
+        actors.init(directory=tmp_path)
+
+
+def test_a_store_that_does_not_answer_is_an_error_and_leaves_nothing_connected() -> None:
+    with pytest.raises(UnavailableError):
+        actors.init(f"redis://127.0.0.1:{guard.free_port(0)}/0", hosts="local")
+    with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
+        actors.status()
+
+
+def test_a_policy_holds_for_every_class(tmp_path: Path) -> None:
+    with actors.init(hosts="local", directory=tmp_path, policy=Policy(idle_timeout=0)) as session:
+        assert session.settings.policy == Policy(idle_timeout=0)
+        assert Count["a"].add.remote().result(timeout=10) == 1
+
+
+# --- where it is called ----------------------------------------------------------------------------------------------
+
+
+async def test_init_works_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
+    with actors.init(hosts="local", directory=tmp_path):
+        assert await asyncio.wait_for(Count["a"].add.remote(), 10) == 1
+        assert len(actors.status().hosts) == 1
+
+
+def test_a_handler_does_not_connect(session: actors.Session) -> None:
+    with pytest.raises(actors.TerminalError, match=r"actors.init\(\) is for programs"):
+        Count["a"].init_inside.remote().result(timeout=10)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_not_connected_and_says_so(session: actors.Session, tmp_path: Path) -> None:
+    ref = Count["a"].add.remote()
+    assert ref.result(timeout=10) == 1
+    said = tmp_path / "said"
+    pid = os.fork()
+    if pid == 0:
+        lines: list[str] = []
+        for call in (Count["a"].add.remote, actors.status, ref.result, ref.status):
+            try:
+                call()
+            except UsageError as error:
+                lines.append(str(error))
+        said.write_text("\n".join(lines))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    lines = said.read_text().splitlines()
+    assert len(lines) == 4
+    assert all("call actors.init()" in line for line in lines)
+    assert Count["a"].add.remote().result(timeout=10) == 2
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def test_status_names_hosts_shards_store_and_namespace(session: actors.Session) -> None:
+    assert Count["a"].add.remote().result(timeout=10) == 1
+    deadline = boot_seconds() + WITHIN_S
+    while not actors.status().hosts[0].shards and boot_seconds() < deadline:
+        guard.pause()  # a host says each second what it has
+    status = actors.status()
+    (host,) = status.hosts
+    assert (host.pid, host.shards, host.lag) == (os.getpid(), tuple(range(16)), 0)
+    assert (status.store, status.namespace, status.shards) == (session.url, "default", 16)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert driver._shown("rediss://user:secret@store:6380/2") == "rediss://store:6380/2"
+
+
+def test_an_invocation_is_found_again_by_its_id(session: actors.Session) -> None:
+    ref = Count["a"].add.remote(5)
+    assert ref.result(timeout=10) == 5
+    assert actors.attach(ref.id).result(timeout=10) == 5
+
+
+def test_an_object_is_called_by_name(session: actors.Session) -> None:
+    assert actors.object("Count", "a").remote("add", by=3).result(timeout=10) == 3
+
+
+def test_there_is_no_object_ref_without_ray(session: actors.Session) -> None:
+    with pytest.raises(UnavailableError, match="no Ray in this program"):
+        Count["a"].add.remote().to_object_ref()
+
+
+def test_importing_actors_imports_no_ray() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, actors; print('ray' in sys.modules)"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert told.stdout == "False\n"
+
+
+# --- ends of programs ------------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_ends_leaves_no_process_and_its_next_life_waits_for_nothing(program: Program) -> None:
+    for expected in ("1\n", "2\n"):
+        process = program.start("add")
+        assert process.communicate(timeout=30)[0] == expected
+        assert process.returncode == 0
+    assert program.leaves_nothing()
+
+
+def test_ctrl_c_ends_a_waiting_program_with_one_traceback_and_leaves_no_process(program: Program) -> None:
+    process = program.started("sleep")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == -signal.SIGINT
+    assert output.rstrip().endswith("KeyboardInterrupt")
+    assert re.findall(r"^\w.*", output, re.MULTILINE) == ["Traceback (most recent call last):", "KeyboardInterrupt"]
+    assert program.leaves_nothing()
+
+
+def test_a_second_ctrl_c_ends_the_wait_for_a_step_that_hangs(program: Program) -> None:
+    process = program.started("hang")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "Ctrl-C ends the wait" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=WITHIN_S)
+    assert output == ""
+    assert program.leaves_nothing()
+
+
+def test_a_program_that_is_killed_takes_its_server_along_and_its_next_life_does_not_wait_for_leases(
+    program: Program,
+) -> None:
+    process = program.started("sleep")
+    process.kill()
+    process.communicate(timeout=WITHIN_S)
+    assert program.leaves_nothing()
+
+    began = boot_seconds()
+    process = program.started("hang")
+    assert boot_seconds() - began < 2.5  # a lease lasts three seconds
+    process.kill()
+    process.communicate(timeout=WITHIN_S)
+    assert program.leaves_nothing()
