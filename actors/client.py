@@ -236,10 +236,14 @@ class Client:
             yield from on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock)
         return slot.result()
 
-    async def expecting(self, invocation: Invocation[Any], returns: Any) -> Any:
-        """Return the outcome of an invocation that was started elsewhere, whose result has this annotation."""
-        self._slot(invocation).returns = returns
-        return await invocation
+    async def outcome(self, id_: str) -> bytes:
+        """Return the outcome of an invocation that was started elsewhere, as it is stored."""
+        slot = self._slot(Invocation(id_, self))
+        await _Ended(lambda: on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
+        if slot.error is not None:
+            raise slot.error
+        assert slot.outcome is not None
+        return slot.outcome
 
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
         """Wait on the running loop until the store has it."""

@@ -37,7 +37,7 @@ from journal.store import Store
 
 from .errors import TerminalError, UsageError
 from .objects import Declaration, Durable, declaration, find_type, type_name
-from .values import Name, Scope, adopt, living, name_of, note_sent, scope_of
+from .values import Name, Scope, adopt, living, name_of, note_sent, scope_of, sent
 
 logger = logging.getLogger("actors")
 
@@ -155,7 +155,7 @@ def _names(classes: set[type]) -> dict[Name, type]:
 def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
     file, seen = io.BytesIO(), _Reached({cls}, set(reached.modules))
     try:
-        with _by_value(reached.modules):
+        with _by_value(reached.modules, _pickling):
             cast("Any", _Pickler(file, seen)).dump(_names(reached.classes))
     except Exception as error:  # a user's globals may hold anything
         raise UsageError(_unsendable(cls, seen.modules, error)) from error
@@ -163,16 +163,22 @@ def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
 
 
 @contextmanager
-def _by_value(names: set[str]) -> Generator[None]:
+def _by_value(names: set[str], pickling: Any) -> Generator[None]:
     modules = [sys.modules[name] for name in names if name != "__main__"]  # that one goes by value anyway
-    modules = [module for module in modules if module.__name__ not in _pickling.list_registry_pickle_by_value()]
+    modules = [module for module in modules if module.__name__ not in pickling.list_registry_pickle_by_value()]
     for module in modules:
-        _pickling.register_pickle_by_value(module)
+        pickling.register_pickle_by_value(module)
     try:
         yield
     finally:
         for module in modules:
-            _pickling.unregister_pickle_by_value(module)
+            pickling.unregister_pickle_by_value(module)
+
+
+def portable(value: Any, pickling: Any) -> bytes:
+    """Return a pickle, by this copy of cloudpickle, in which classes that were sent to hosts go by value."""
+    with _lock, _by_value({module for module, _ in sent() if _travels(module)}, pickling):
+        return pickling.dumps(value)
 
 
 def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:

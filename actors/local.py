@@ -226,7 +226,7 @@ class LocalHost:
         for _ in range(int(END_MAX / CANCEL_AGAIN)):
             if self._task is None or not self._thread.is_alive():
                 break
-            # Again and again: before Python 3.12 a time-out that ends at this moment can take a cancellation for its own.
+            # Again and again: before Python 3.12 a time-out that ends now can take a cancellation for its own.
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self._loop.call_soon_threadsafe(self._task.cancel)
             self._thread.join(CANCEL_AGAIN)

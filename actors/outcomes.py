@@ -129,6 +129,17 @@ def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> A
     raise error_of(found, scope)
 
 
+def is_failure(outcome: bytes) -> bool:
+    """Whether an outcome is a failure."""
+    return isinstance(outcome_of(outcome), Failure)
+
+
+def needs_annotation(outcome: bytes) -> bool:
+    """Whether an outcome is a result that only its annotation can rebuild."""
+    found = outcome_of(outcome)
+    return isinstance(found, bytes) and found[:1] == b"T"
+
+
 def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
     """Return the error that a failure stands for."""
     if found.type == "OverloadedError":

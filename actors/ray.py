@@ -20,9 +20,10 @@ from ray.exceptions import RayError
 from journal.names import new_id
 
 from .client import Client
+from .code import portable
 from .errors import DurableError, UnavailableError, UsageError
 from .policy import Policy
-from .ray_hosts import RAY_NAMESPACE, About, Outcomes, Place, Supervisor
+from .ray_hosts import RAY_NAMESPACE, About, Outcomes, Place, Supervisor, keep_annotation
 from .values import Name, sent
 
 logger = logging.getLogger("actors")
@@ -31,6 +32,7 @@ api: Final[Any] = ray
 
 READY_MAX: Final = 120.0
 """Seconds within which the hosts must have started."""
+_ASKED_FOR: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 LEAVE_MAX: Final = 45.0
 """Seconds that hosts have to hand over."""
 REFERENCES_MAX: Final = 10_000
@@ -113,10 +115,11 @@ class Cluster:
                 # Asking again for an outcome is harmless, unlike every other call here.
                 options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
                 self._outcomes = made.options(num_cpus=0, max_concurrency=REFERENCES_MAX, **options).remote(self._place)
-            classes = {name: cls for name, cls in sent().items() if name[0] == "__main__" or "<locals>" in name[1]}
+            classes = sent()
             if self._classes[1] is None or self._classes[0] != classes:
-                self._classes = classes, api.put({name: api.cloudpickle.dumps(cls) for name, cls in classes.items()})
-            return self._outcomes.outcome.remote(id_, returns, self._classes[1])
+                pickles = {name: portable(cls, api.cloudpickle) for name, cls in classes.items()}
+                self._classes = classes, api.put(pickles)
+            return self._outcomes.outcome.remote(id_, keep_annotation(returns), self._classes[1])
 
     def close(self, *, keep_hosts: bool) -> None:
         """Leave Ray; first end the hosts, unless they are kept or somebody else started them."""
@@ -140,10 +143,14 @@ class Cluster:
 
 
 def _of_own_processes() -> dict[str, str]:
-    """Return the environment of a Ray of our own: its workers import what this program can, and hash alike."""
+    """Return the environment of a Ray of our own: its workers import what this program can, and hash alike.
+
+    Where this program is killed, Ray's agents would ask its control service, which is gone as well, for a minute.
+    """
     installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
     paths = [path for path in sys.path if path and os.path.isdir(path) and not path.startswith(installed)]
-    return {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths)}
+    patience = {_ASKED_FOR: os.environ.get(_ASKED_FOR, "5")}
+    return {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths), **patience}
 
 
 @contextlib.contextmanager

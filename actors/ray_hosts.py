@@ -24,13 +24,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from journal.redis import Durability, RedisStore
 from journal.store import Store
 
+from . import outcomes
 from .client import Client
+from .code import portable
 from .errors import UnavailableError
-from .invocation import Invocation
 from .local import LocalHost, bury_ended
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
-from .values import Name, note_sent
+from .values import Name, living, note_sent
 
 logger = logging.getLogger("actors")
 api: Final[Any] = ray
@@ -43,6 +44,13 @@ ANSWER_MAX: Final = 5.0
 """Seconds within which a node must say whether a process is gone."""
 AGAIN_FIRST, AGAIN_MAX = 0.02, 1.0
 """Seconds between two questions to a host that is being restarted."""
+
+
+Classes = dict[Name, bytes]
+"""Pickles of classes, by name."""
+
+
+ANNOTATIONS_MAX: Final = 1_000
 
 
 class Place(NamedTuple):
@@ -277,14 +285,49 @@ class Outcomes:
     def __init__(self, place: Place) -> None:
         self._client = Client(place.connect, sends_code=False, payload_max=0)
         self._opening: asyncio.Future[None] | None = None
-        self._classes: dict[Name, type] = {}
 
-    async def outcome(self, id_: str, returns: Any, classes: dict[Name, bytes]) -> Any:
-        """Return the result of an invocation, or raise its failure."""
-        for name in classes.keys() - self._classes.keys():
-            self._classes[name] = api.cloudpickle.loads(classes[name])
-            note_sent(self._classes[name])
+    async def outcome(self, id_: str, returns: bytes, classes: Classes) -> Any:
+        """Return the result of an invocation, to be read where it is wanted, or raise its failure."""
         if self._opening is None:
             self._opening = asyncio.ensure_future(asyncio.to_thread(self._client.open))
         await asyncio.shield(self._opening)
-        return await self._client.expecting(Invocation(id_, self._client), returns)
+        outcome = await self._client.outcome(id_)
+        if outcomes.is_failure(outcome):
+            return _restored(outcome, returns, classes)
+        return Result(outcome, returns, classes)
+
+
+class Result:
+    """A result on its way: reading it gives the value, with the classes of the process that reads."""
+
+    def __init__(self, outcome: bytes, returns: bytes, classes: Classes) -> None:
+        self._parts = outcome, returns, {name: code for name, code in classes.items() if name[1].encode() in outcome}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, self._parts
+
+
+def _restored(outcome: bytes, returns: bytes, classes: Classes) -> Any:
+    """Return a result or raise a failure; classes that cannot be imported here are made of the code that came along."""
+    for name, code in classes.items():
+        if living(*name, imports=True) is None:
+            _kept[name] = api.cloudpickle.loads(code)
+            note_sent(_kept[name], name)
+    annotation = MISSING
+    if outcomes.needs_annotation(outcome):
+        annotation = _annotations[returns] if returns in _annotations else api.cloudpickle.loads(returns)
+    return outcomes.decoded(outcome, annotation)
+
+
+def keep_annotation(returns: Any) -> bytes:
+    """Return an annotation's pickle; this process reads it as the annotation itself, not as a copy."""
+    data = portable(returns, api.cloudpickle)
+    if len(_annotations) > ANNOTATIONS_MAX:
+        _annotations.clear()
+    _annotations[data] = returns
+    return data
+
+
+_kept: Final[dict[Name, type]] = {}
+"""Classes that were made of code: nobody else holds them until a value does."""
+_annotations: Final[dict[bytes, Any]] = {}

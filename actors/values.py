@@ -60,9 +60,9 @@ def adopt(cls: type, scope: Scope) -> None:
     _scopes[cls] = scope
 
 
-def note_sent(cls: type) -> None:
-    """Note that the code of a class of this process was sent: values that come back find it by name."""
-    _sent[name_of(cls)] = cls
+def note_sent(cls: type, name: Name | None = None) -> None:
+    """Note that the code of a class of this process was sent, or came: values find it by name."""
+    _sent[name or name_of(cls)] = cls
 
 
 def sent() -> dict[Name, type]:
@@ -151,7 +151,14 @@ class _Unpickler(pickle.Unpickler):
         if module_name == __name__ and global_name == _named.__name__:
             return cast("Callable[..., Any]", self._named)
         found = self._names.get((module_name, global_name))
-        return super().find_class(module_name, global_name) if found is None else found
+        if found is not None:
+            return found
+        try:
+            return super().find_class(module_name, global_name)
+        except (ImportError, AttributeError):
+            if (module_name, global_name) in _sent:
+                return _sent[module_name, global_name]
+            raise
 
     def _named(self, module: str, qualname: str, code: bytes = b"") -> Any:
         found = self._names.get((module, qualname)) or living(module, qualname, imports=True)

@@ -1,0 +1,412 @@
+"""Ray: hosts as its actors, found by programs that start or join it; and how fast they recover.
+
+One Ray for the whole file, of this program's own; other programs join it.
+"""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: it wants a token otherwise
+
+import ray
+from redis import Redis
+
+import actors
+from actors import Context, Service, TerminalError, VirtualObject, handler, state
+from actors.driver import HostStatus
+from actors.ray_hosts import RAY_NAMESPACE, Place
+from journal import guard
+from journal.clock import boot_seconds
+from journal.keys import Keys
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHIN_S = 30.0
+TAKEOVER_MAX_S = 2.0
+"""Far below the lease of three seconds, far above what it takes on a machine with nothing else to do."""
+api: Any = ray
+
+
+class NoSeat(TerminalError):
+    """Of the user's own."""
+
+
+@dataclasses.dataclass
+class Seat:
+    row: int
+    name: str = ""
+
+
+def doubled(seat: Seat) -> Seat:
+    return Seat(seat.row * 2, seat.name)
+
+
+class Hall(VirtualObject):
+    seats: list[Seat] = state(default_factory=list)
+    by_row: Any = state(None)
+
+    @handler
+    async def add(self, ctx: Context, seat: Seat) -> Seat:
+        assert isinstance(seat, Seat)
+        found = await ctx.run("double", doubled, seat)
+        assert isinstance(found, Seat)
+        self.seats = [*self.seats, found]
+        self.by_row = {(each.row,): each for each in self.seats}  # no JSON: it is pickled
+        return found
+
+    @handler
+    async def first(self, ctx: Context) -> Any:
+        assert all(isinstance(each, Seat) for each in [*self.seats, *self.by_row.values()])
+        return {self.seats[0].row: self.by_row}
+
+    @handler
+    async def fail(self, ctx: Context, seat: Seat) -> None:
+        raise NoSeat(f"no seat {seat.row}", 410, {"row": str(seat.row)})
+
+
+class Tour(Service):
+    @handler
+    async def visit(self, ctx: Context, hall: str) -> str:
+        try:
+            await Hall[hall].fail.remote(Seat(7))
+        except NoSeat as error:
+            return f"{type(error).__name__} {error.code} {error}"
+        return "?"
+
+
+class Count(VirtualObject):
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context) -> int:
+        self.n += 1
+        return self.n
+
+    @handler
+    async def place(self, ctx: Context) -> tuple[int, int]:
+        return await ctx.run("place", lambda: (os.getpid(), sys.flags.hash_randomization))
+
+    @handler
+    async def squared(self, ctx: Context, x: int) -> int:
+        return await ctx.run("square", squared, x)
+
+
+@ray.remote(num_cpus=0)
+def squared(x: int) -> int:
+    return x * x
+
+
+@ray.remote(num_cpus=0)
+def rows(seat: Any) -> int:
+    return seat.row
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[actors.Session]:
+    api.init(num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
+    session = actors.init(directory=tmp_path_factory.mktemp("ray"))
+    yield session
+    actors.shutdown()
+    assert api.is_initialized(), "who has initialized Ray shuts it down"
+    assert api.util.list_named_actors(all_namespaces=True) == [], "the hosts that init() started end with it"
+    api.shutdown()
+
+
+@pytest.fixture
+def hosts(session: actors.Session) -> list[HostStatus]:
+    """Return two hosts that share the shards."""
+    return until(
+        lambda: [host for host in actors.status().hosts if len(host.shards) == 8], lambda found: len(found) == 2
+    )
+
+
+def until(ask: Callable[[], Any], is_over: Callable[[Any], bool]) -> Any:
+    deadline = boot_seconds() + WITHIN_S
+    while not is_over(found := ask()):
+        assert boot_seconds() < deadline, found
+        guard.pause()
+    return found
+
+
+def keys_of(pid: int) -> list[str]:
+    """Return keys whose objects live in this process."""
+    keys = [f"k{number}" for number in range(32)]
+    places = actors.get([Count[key].place.remote() for key in keys], timeout=WITHIN_S)
+    return [key for key, place in zip(keys, places, strict=True) if place[0] == pid]
+
+
+# --- code and values -------------------------------------------------------------------------------------------------
+
+
+def test_objects_of_users_classes_go_both_ways_as_what_they_are(session: actors.Session) -> None:
+    seat = Hall["a"].add.remote(Seat(2, "x")).result(timeout=WITHIN_S)
+    first = Hall["a"].first.remote().result(timeout=WITHIN_S)
+
+    assert seat == Seat(4, "x")
+    assert first == {4: {(4,): Seat(4, "x")}}
+    assert type(first[4][4,]) is Seat
+
+
+def test_users_errors_reach_handlers_and_programs_as_what_they_are(session: actors.Session) -> None:
+    with pytest.raises(NoSeat, match="no seat 3") as caught:
+        Hall["a"].fail.remote(Seat(3)).result(timeout=WITHIN_S)
+
+    assert (caught.value.code, caught.value.metadata) == (410, {"row": "3"})
+    assert Tour.visit.remote("a").result(timeout=WITHIN_S) == "NoSeat 410 no seat 7"
+
+
+def test_a_step_runs_on_the_cluster(session: actors.Session) -> None:
+    assert Count["r"].squared.remote(7).result(timeout=WITHIN_S) == 49
+
+
+def test_hosts_hash_alike(session: actors.Session) -> None:
+    assert Count["a"].place.remote().result(timeout=WITHIN_S)[1] == 0
+
+
+PROGRAM = """
+import dataclasses, sys
+import actors
+from actors import Context, TerminalError, VirtualObject, handler, state
+import shelves
+
+@dataclasses.dataclass
+class Book:
+    title: str
+    other: object = None
+
+class Lost(TerminalError):
+    pass
+
+LIMIT = 2
+
+def checked(book):
+    return Book(book.title.upper(), {1})
+
+class Reader(VirtualObject):
+    last: object = state(None)
+
+    @handler
+    async def read(self, ctx: Context, book: Book) -> Book:
+        assert isinstance(book, Book)
+        if len(book.title) > LIMIT:
+            raise Lost(book.title, 404)
+        label = await shelves.Shelf["s"].put.remote(shelves.Label("l"))
+        assert isinstance(label, shelves.Label)
+        self.last = checked(book)
+        return self.last
+
+if __name__ == "__main__":
+    actors.init(sys.argv[1], address=sys.argv[2])
+    book = Reader["a"].read.remote(Book("ab")).result(timeout=20)
+    assert type(book) is Book and book == Book("AB", {1}), book
+    assert type(shelves.Shelf["s"].put.remote(shelves.Label("x")).result(timeout=20)) is shelves.Label
+    try:
+        Reader["a"].read.remote(Book("abc")).result(timeout=20)
+    except Lost as error:
+        print(error.code)
+    actors.shutdown()
+"""
+
+SHELVES = """
+import dataclasses
+from actors import Context, VirtualObject, handler
+
+@dataclasses.dataclass
+class Label:
+    text: str
+
+class Shelf(VirtualObject):
+    @handler
+    async def put(self, ctx: Context, label: Label) -> Label:
+        assert isinstance(label, Label)
+        return label
+"""
+
+
+def ran(*arguments: str, folder: Path = ROOT) -> str:
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def address() -> str:
+    return api.get_runtime_context().gcs_address
+
+
+def test_classes_of_a_script_and_of_its_modules_run_on_hosts_that_cannot_import_them(
+    session: actors.Session, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "shelves.py").write_text(SHELVES)
+    store: Any = Redis.from_url(session.url)
+    before = {host.pid for host in actors.status().hosts}
+
+    def digests() -> dict[bytes, bytes]:
+        assert ran("program.py", session.url, address(), folder=tmp_path) == "404\n"
+        return store.hgetall(Keys("default").code)
+
+    first, again = digests(), digests()
+    (tmp_path / "program.py").write_text(PROGRAM.replace("LIMIT = 2", "LIMIT = 2  # books"))
+    changed = digests()
+    store.close()
+
+    assert first == again
+    assert first[b"Reader"] != changed[b"Reader"]
+    assert {host.pid for host in actors.status().hosts} == before, "a cluster that was joined keeps its hosts"
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_ref_works_with_get_wait_and_as_an_argument(session: actors.Session) -> None:
+    refs = [Hall["o"].add.remote(Seat(row)).to_object_ref() for row in (1, 2)]
+    ready, rest = ray.wait(refs, num_returns=2, timeout=WITHIN_S)
+
+    assert (len(ready), rest) == (2, [])
+    assert ray.get(refs[0], timeout=WITHIN_S) == Seat(2)
+    assert type(ray.get(refs[0])) is Seat
+    assert ray.get(rows.remote(refs[1]), timeout=WITHIN_S) == 4
+
+
+async def test_an_object_ref_can_be_awaited(session: actors.Session) -> None:
+    ref: Any = Count["o"].add.remote().to_object_ref()
+    assert await asyncio.wait_for(ref, WITHIN_S) == 1
+
+
+def test_an_object_ref_raises_the_error_itself(session: actors.Session) -> None:
+    ref = Hall["o"].fail.remote(Seat(5)).to_object_ref()
+    with pytest.raises(NoSeat, match="no seat 5") as caught:
+        ray.get(ref, timeout=WITHIN_S)
+    assert caught.value.code == 410
+
+
+# --- recovery --------------------------------------------------------------------------------------------------------
+
+
+def test_survivors_take_over_at_once_when_a_host_is_killed_and_ray_restarts_it(hosts: list[HostStatus]) -> None:
+    victim = hosts[0]
+    keys = keys_of(victim.pid)
+    before = actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+
+    began = boot_seconds()
+    os.kill(victim.pid, signal.SIGKILL)
+    after = actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+    taken = boot_seconds() - began
+
+    assert after == [n + 1 for n in before]
+    assert taken < TAKEOVER_MAX_S
+    found = until(actors.status, lambda status: len([host for host in status.hosts if host.shards]) == 2).hosts
+    assert {host.id for host in found} == {host.id for host in hosts}
+    assert victim.pid not in {host.pid for host in found}
+
+
+def test_it_recovers_without_the_supervisor_which_adopts_the_hosts_when_it_is_back(
+    session: actors.Session, hosts: list[HostStatus]
+) -> None:
+    supervisor: Any = api.get_actor(f"supervisor:{Place(session.url, 'default', 'disk').name}", namespace=RAY_NAMESPACE)
+    keys = keys_of(hosts[1].pid)
+
+    api.kill(supervisor, no_restart=False)
+    os.kill(hosts[1].pid, signal.SIGKILL)
+
+    assert actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+    abouts = until(lambda: asked(supervisor), bool)
+    assert {about.id for about in abouts} == {host.id for host in hosts}
+    assert hosts[0].pid in {about.pid for about in abouts}
+
+
+def asked(supervisor: Any) -> list[Any]:
+    try:
+        return api.get(supervisor.ensure.remote(None), timeout=WITHIN_S)
+    except ray.exceptions.ActorUnavailableError:
+        return []
+
+
+# --- other programs --------------------------------------------------------------------------------------------------
+
+
+def test_up_starts_hosts_once_and_changes_their_number(session: actors.Session) -> None:
+    def up(*more: str) -> list[str]:
+        command = ("-m", "actors.ray", "up", "--redis", session.url, "--namespace", "up", "--address", address())
+        return ran(*command, *more).splitlines()
+
+    first = up("--hosts", "1")
+    assert len(first) == 1
+    assert first[0].startswith("host ")
+    assert up() == first
+    two = up("--hosts", "2")
+    assert (len(two), two[0]) == (2, first[0])
+    assert up("--hosts", "0") == []
+    supervisor = api.get_actor(f"supervisor:{Place(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
+    api.kill(supervisor)
+
+
+OWN = """
+import sys
+import actors
+from actors import Context, VirtualObject, handler
+
+class Sleeper(VirtualObject):
+    @handler
+    async def sleep(self, ctx: Context) -> None:
+        await ctx.sleep("10m")
+
+if __name__ == "__main__":
+    actors.init(hosts=1)
+    ref = Sleeper["a"].sleep.remote()
+    ref.accepted().result(timeout=20)
+    print("waiting", flush=True)
+    ref.result()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_program_with_a_ray_of_its_own_leaves_no_process(tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    mark = f"PROGRAM_MARK={tmp_path}"
+
+    def left() -> list[str]:
+        found = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and mark in environ(entry)]
+        return [f"{entry.name} {(entry / 'cmdline').read_text()[:200]}" for entry in found if entry.exists()]
+
+    process = subprocess.Popen(
+        [sys.executable, "own.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM_MARK": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(end)
+    output, _ = process.communicate(timeout=WITHIN_S)
+
+    assert output.count("Traceback") == (1 if end is signal.SIGINT else 0), output
+    assert output == "" or output.rstrip().endswith("KeyboardInterrupt"), output
+    until(left, lambda found: not found)
+
+
+def environ(entry: Path) -> list[str]:
+    try:
+        return (entry / "environ").read_text("utf-8", "replace").split("\0")
+    except OSError:
+        return []
