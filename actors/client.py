@@ -29,7 +29,7 @@ from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableErr
 from .invocation import Invocation
 from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, bounded, message_of, started_id
-from .patience import Patience
+from .patience import Patience, end
 from .place import Request
 from .slots import Slot, on_this_loop
 
@@ -149,9 +149,7 @@ class Client:
 
     def _stop(self) -> None:
         async def stop() -> None:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end(self._tasks)
             await self._store.aclose()
 
         self._call(stop())
@@ -239,7 +237,7 @@ class Client:
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""
         slot = self._slot(Invocation(id_, self))
-        await _Ended(lambda: on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
+        await _Wait(on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
         if slot.error is not None:
             raise slot.error
         assert slot.outcome is not None
@@ -444,3 +442,13 @@ class Client:
             await asyncio.sleep(RENEW_EVERY)
             self._queue.append(Attach(shard_in(f"{self._unique}-0"), f"{self._unique}-0"))
             self._wanted.set()
+
+
+class _Wait:
+    """Awaits what a generator waits for."""
+
+    def __init__(self, wait: Generator[Any, Any, None]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._wait

@@ -29,7 +29,7 @@ from .code import CodeBook
 from .errors import DamagedError, UnavailableError
 from .leases import RENEW_EVERY, Leases, RenewalThread
 from .ownership import Ownership
-from .patience import Patience
+from .patience import Patience, end
 from .policy import Policy, resolve
 from .services import Limits, Services
 from .shard import OwnedShard
@@ -46,7 +46,6 @@ TIMERS_AT_ONCE: Final = 1_000
 """Most timers moved in one script call."""
 COLLECT_EVERY: Final = 5.0
 """Seconds between two looks for idle objects."""
-CANCEL_AGAIN: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,13 +160,7 @@ class Host:
         if self._renewal is not None:
             await asyncio.to_thread(self._renewal.stop)
         self._ownership.drop()
-        pending = set(self._tasks)
-        while pending:
-            # Again and again: a time-out that ends at the same moment can take a cancellation for its own.
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
-        await self._ownership.sign_off()
+        await end(self._tasks)
         await self._store.aclose()
 
     def _about(self) -> bytes:

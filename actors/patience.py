@@ -1,8 +1,11 @@
-"""Patience: going on asking a store that does not answer. Nothing is lost meanwhile; callers see it take longer."""
+"""Patience: going on asking a store that does not answer, and going on ending tasks that do not end.
+
+Nothing is lost while a store is silent; callers see it take longer.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from .errors import UnavailableError
@@ -12,7 +15,22 @@ logger = logging.getLogger("actors")
 WAIT_FIRST: Final = 0.02
 WAIT_MAX: Final = 1.0
 """Seconds between two tries: the first wait, doubled each time up to the last."""
+CANCEL_AGAIN: Final = 0.1
+"""Seconds after which a task that has not ended is cancelled again."""
 T = TypeVar("T")
+
+
+async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough before Python 3.12: `asyncio.wait_for`, with which the client library sends, takes a cancellation
+    for its own when what it waited for is done at that moment (bpo-37658), and the task goes on.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
 
 
 class Patience:

@@ -32,7 +32,6 @@ api: Final[Any] = ray
 
 READY_MAX: Final = 120.0
 """Seconds within which the hosts must have started."""
-_ASKED_FOR: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 LEAVE_MAX: Final = 45.0
 """Seconds that hosts have to hand over."""
 REFERENCES_MAX: Final = 10_000
@@ -143,14 +142,10 @@ class Cluster:
 
 
 def _of_own_processes() -> dict[str, str]:
-    """Return the environment of a Ray of our own: its workers import what this program can, and hash alike.
-
-    Where this program is killed, Ray's agents would ask its control service, which is gone as well, for a minute.
-    """
+    """Return the environment of a Ray of our own: its workers import what this program can, and hash alike."""
     installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
     paths = [path for path in sys.path if path and os.path.isdir(path) and not path.startswith(installed)]
-    patience = {_ASKED_FOR: os.environ.get(_ASKED_FOR, "5")}
-    return {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths), **patience}
+    return {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager

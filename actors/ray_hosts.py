@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from journal.codec import MISSING
 from journal.redis import Durability, RedisStore
 from journal.store import Store
 

@@ -220,7 +220,8 @@ class Counter(VirtualObject):
 def as_of_another_process(digit: str) -> bytes:
     """Return the code of `Counter` so that loading it does not give the class that lives here."""
     data = bundle_of(Counter).data
-    return data.replace(cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[Counter].encode(), digit.encode() * 32)
+    trackers: dict[type, str] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    return data.replace(trackers[Counter].encode(), digit.encode() * 32)
 
 
 async def test_a_deployment_is_seen_by_calls_by_name_within_a_second() -> None:

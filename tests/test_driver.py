@@ -1,4 +1,4 @@
-"""Driver: init and shutdown of real programs, with a host of their own: what they start, share, refuse and leave behind."""
+"""Driver: init and shutdown of real programs, with a host of their own: what they start, refuse and leave behind."""
 
 import asyncio
 import os
