@@ -129,21 +129,22 @@ class _Pickler(cloudpickle.Pickler):
                 self._seen.modules.add(name)
                 if isinstance(obj, type):
                     self._seen.classes.add(obj)
-        elif type(obj).__module__ == "dataclasses":
-            # cloudpickle makes new ones of them, and everybody compares them with `is`.
-            name = next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
-            if name is not None:
-                return name
-        reduced: Any = cast("Any", super()).reducer_override(obj)
-        if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple):
-            _with_slots(obj, reduced)
-        return reduced
+        return _sentinel(obj) or _with_slots(obj, cast("Any", super()).reducer_override(obj), _pickling)
 
 
-def _with_slots(cls: Any, reduced: Any) -> None:
-    """Have the class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
-    if isinstance(reduced, tuple) and reduced[0] is _pickling.cloudpickle._make_skeleton_class:
-        reduced[1][3]["__slots__"] = cls.__slots__
+def _sentinel(obj: Any) -> str | None:
+    """Return the name of what everybody compares with `is`, and cloudpickle would make anew."""
+    if type(obj).__module__ != "dataclasses":
+        return None
+    return next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
+
+
+def _with_slots(obj: Any, reduced: Any, pickling: Any) -> Any:
+    """Have a class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
+    if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple):
+        if isinstance(reduced, tuple) and reduced[0] is pickling.cloudpickle._make_skeleton_class:
+            reduced[1][3]["__slots__"] = obj.__slots__
+    return reduced
 
 
 def _names(classes: set[type]) -> dict[Name, type]:
@@ -177,8 +178,15 @@ def _by_value(names: set[str], pickling: Any) -> Generator[None]:
 
 def portable(value: Any, pickling: Any) -> bytes:
     """Return a pickle, by this copy of cloudpickle, in which classes that were sent to hosts go by value."""
+
+    class Pickler(pickling.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            return _sentinel(obj) or _with_slots(obj, super().reducer_override(obj), pickling)
+
+    file = io.BytesIO()
     with _lock, _by_value({module for module, _ in sent() if _travels(module)}, pickling):
-        return pickling.dumps(value)
+        Pickler(file).dump(value)
+    return file.getvalue()
 
 
 def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -220,7 +221,7 @@ class Counter(VirtualObject):
 def as_of_another_process(digit: str) -> bytes:
     """Return the code of `Counter` so that loading it does not give the class that lives here."""
     data = bundle_of(Counter).data
-    trackers: dict[type, str] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    trackers: Any = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
     return data.replace(trackers[Counter].encode(), digit.encode() * 32)
 
 

@@ -1,6 +1,7 @@
 """Patience with tasks and with a silent store."""
 
 import asyncio
+import itertools
 
 from simulation import virtual_loop
 
@@ -40,5 +41,5 @@ def test_a_silent_store_is_asked_again_and_again_with_growing_waits() -> None:
 
     with virtual_loop() as loop:
         assert loop.run_until_complete(Patience("test").until_answered(ask)) == "answer"
-    waits = [round(later - earlier, 2) for earlier, later in zip(asked, asked[1:], strict=False)]
+    waits = [round(later - earlier, 2) for earlier, later in itertools.pairwise(asked)]
     assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]
