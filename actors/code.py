@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import FunctionType, ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 import cloudpickle
 
@@ -67,24 +67,35 @@ class Bundle:
 
 
 def bundle_of(cls: type[Durable]) -> Bundle:
-    """Return the code of a class, by value.
+    """Return the code of a class, by value, with all types of its module and all that they reach.
 
     Raises:
         UsageError: something that its handlers refer to cannot be sent; it says what.
     """
+    try:
+        return _bundle({cls, *_beside(cls)})
+    except UsageError:
+        return _bundle({cls})  # another class of the module may be the one that cannot be sent
+
+
+def _bundle(classes: set[type]) -> Bundle:
     with _lock:
-        found = _Reached({cls}, {cls.__module__} if _travels(cls.__module__) else set())
-        while True:
-            data, seen = _dumped(cls, found)
-            if seen == found:
-                break
+        found = _Reached(classes, {cls.__module__ for cls in classes if _travels(cls.__module__)})
+        while (seen := _seen(found)) != found:
             found = seen
-    names = _names(found.classes)
+        names = _names(found.classes)
+        data = _dumped(names, found)[0]
     for each in names.values():
         note_sent(each)
     types = {type_name(each): name for name, each in names.items() if _is_type(each)}
     header = json.dumps({"python": _PYTHON, "types": types}).encode()
-    return Bundle(_digest(cls, found, data), header + b"\n" + data, tuple(sorted(types)))
+    return Bundle(_digest(found, sorted(types), data), header + b"\n" + data, tuple(sorted(types)))
+
+
+def _beside(cls: type[Durable]) -> set[type]:
+    """Return the types that the module of a class defines, so that whichever is used first, they get one hash."""
+    values = vars(sys.modules[cls.__module__]).values() if cls.__module__ in sys.modules else ()
+    return {each for each in values if isinstance(each, type) and each.__module__ == cls.__module__ and _is_type(each)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,7 @@ class _Reached:
     """Names of those that go by value."""
 
 
-def _is_type(cls: type) -> bool:
+def _is_type(cls: type) -> TypeGuard[type[Durable]]:
     return issubclass(cls, Durable) and "_options" in vars(cls)
 
 
@@ -141,10 +152,10 @@ def _sentinel(obj: Any) -> str | None:
 
 def _with_slots(obj: Any, reduced: Any, pickling: Any) -> Any:
     """Have a class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
-    if type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple):
-        if isinstance(reduced, tuple) and reduced[0] is pickling.cloudpickle._make_skeleton_class:
-            reduced[1][3]["__slots__"] = obj.__slots__
-    return reduced
+    is_plain = type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple)
+    if is_plain and type(reduced) is tuple and reduced[0] is pickling.cloudpickle._make_skeleton_class:
+        cast("Any", reduced)[1][3]["__slots__"] = cast("Any", obj).__slots__
+    return cast("Any", reduced)
 
 
 def _names(classes: set[type]) -> dict[Name, type]:
@@ -153,14 +164,20 @@ def _names(classes: set[type]) -> dict[Name, type]:
     return {name: found if (found := living(*name)) in classes else names[name] for name in sorted(names)}
 
 
-def _dumped(cls: type[Durable], reached: _Reached) -> tuple[bytes, _Reached]:
-    file, seen = io.BytesIO(), _Reached({cls}, set(reached.modules))
+def _seen(reached: _Reached) -> _Reached:
+    """Return what these reach, when those modules go by value."""
+    seen = _dumped(_names(reached.classes), reached)[1]
+    return _Reached(seen.classes | reached.classes, seen.modules | reached.modules)
+
+
+def _dumped(names: dict[Name, type], reached: _Reached) -> tuple[bytes, _Reached]:
+    file, seen = io.BytesIO(), _Reached(set(), set())
     try:
         with _by_value(reached.modules, _pickling):
-            cast("Any", _Pickler(file, seen)).dump(_names(reached.classes))
+            cast("Any", _Pickler(file, seen)).dump(names)
     except Exception as error:  # a user's globals may hold anything
-        raise UsageError(_unsendable(cls, seen.modules, error)) from error
-    return file.getvalue(), _Reached(seen.classes | reached.classes, seen.modules)
+        raise UsageError(_unsendable(names, seen.modules, error)) from error
+    return file.getvalue(), seen
 
 
 @contextmanager
@@ -181,7 +198,8 @@ def portable(value: Any, pickling: Any) -> bytes:
 
     class Pickler(pickling.Pickler):
         def reducer_override(self, obj: Any) -> Any:
-            return _sentinel(obj) or _with_slots(obj, super().reducer_override(obj), pickling)
+            reduced: Any = pickling.Pickler.reducer_override(self, obj)
+            return _sentinel(obj) or _with_slots(obj, reduced, pickling)
 
     file = io.BytesIO()
     with _lock, _by_value({module for module, _ in sent() if _travels(module)}, pickling):
@@ -189,9 +207,10 @@ def portable(value: Any, pickling: Any) -> bytes:
     return file.getvalue()
 
 
-def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:
+def _unsendable(names: dict[Name, type], modules: set[str], error: Exception) -> str:
+    types = ", ".join(type_name(cls) for cls in names.values() if _is_type(cls))
     culprits: list[str] = []
-    for name in sorted(modules | {cls.__module__}):
+    for name in sorted(modules & sys.modules.keys()):
         for key, value in list(vars(sys.modules[name]).items()):
             if key.startswith("__") or isinstance(value, type | FunctionType | ModuleType):
                 continue
@@ -201,16 +220,16 @@ def _unsendable(cls: type[Durable], modules: set[str], error: Exception) -> str:
                 culprits.append(f"{name}.{key} ({type(value).__name__})")
     named = f" It may be {', '.join(culprits[:5])}." if culprits else ""
     return (
-        f"the code of {type_name(cls)} cannot be sent to hosts: {error}.{named} What its handlers refer to and no "
+        f"the code of {types} cannot be sent to hosts: {error}.{named} What its handlers refer to and no "
         "pickle can hold (a socket, a lock, an open file, a client) is made in a step, or by a function that it calls"
     )
 
 
-def _digest(cls: type[Durable], reached: _Reached, data: bytes) -> str:
+def _digest(reached: _Reached, types: list[str], data: bytes) -> str:
     digest = hashlib.blake2b(digest_size=10)
-    digest.update(f"{_PYTHON}\0{cls.__module__}\0{type_name(cls)}\0".encode())
+    digest.update(f"{_PYTHON}\0{types}\0".encode())
     has_sources = True
-    for name in sorted(reached.modules | {cls.__module__}):
+    for name in sorted(reached.modules | {cls.__module__ for cls in reached.classes}):
         try:
             source = inspect.getsource(sys.modules[name])
         except (OSError, TypeError):  # a notebook, a prompt
@@ -304,8 +323,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
         if living(*name) is not cls:
             cls.__qualname__ = name[1]  # cloudpickle keeps the last part of it alone
             adopt(cls, scope)
-    types = [cast("type[Durable]", cls) for cls in names.values() if _is_type(cls)]
-    return {type_name(cls): cls for cls in types}
+    return {type_name(cls): cls for cls in names.values() if _is_type(cls)}
 
 
 def _imported(type_: str, module: str, qualname: str) -> type[Durable]:

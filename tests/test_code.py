@@ -154,15 +154,15 @@ def test_the_hash_is_that_of_the_sources_of_all_modules_that_are_reached(shop: P
 CLIENT = threading.Lock()
 
 
-class Locked(VirtualObject):
+class CodeLocked(VirtualObject):
     @handler
     async def use(self, ctx: Context) -> bool:
         return CLIENT.locked()
 
 
 def test_code_that_cannot_be_sent_names_what_holds_it_up_and_what_to_do() -> None:
-    with pytest.raises(UsageError, match=r"Locked cannot be sent to hosts: .*CLIENT \(lock\).* made in a step"):
-        bundle_of(Locked)
+    with pytest.raises(UsageError, match=r"CodeLocked cannot be sent to hosts: .*CLIENT \(lock\).* made in a step"):
+        bundle_of(CodeLocked)
 
 
 @dataclasses.dataclass
@@ -209,7 +209,7 @@ def test_one_object_of_a_local_class_does_not_replace_the_methods_of_the_class()
     assert Local.name is before
 
 
-class Counter(VirtualObject):
+class CodeCounter(VirtualObject):
     n: int = state(0)
 
     @handler
@@ -219,26 +219,28 @@ class Counter(VirtualObject):
 
 
 def as_of_another_process(digit: str) -> bytes:
-    """Return the code of `Counter` so that loading it does not give the class that lives here."""
-    data = bundle_of(Counter).data
-    trackers: Any = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
-    return data.replace(trackers[Counter].encode(), digit.encode() * 32)
+    """Return the code of `CodeCounter` so that loading it does not give the class that lives here."""
+    data = bundle_of(CodeCounter).data
+    pickling: Any = cloudpickle
+    for cls in (CodeCounter, CodeLocked):
+        data = data.replace(pickling.cloudpickle._get_or_create_tracker_id(cls).encode(), digit.encode() * 32)
+    return data
 
 
 async def test_a_deployment_is_seen_by_calls_by_name_within_a_second() -> None:
     now = [100.0]
     store = MemoryStore(lambda: 0)
     book = CodeBook(store, live=False, now=lambda: now[0])
-    await store.put_code("old", as_of_another_process("0"), ["Counter"])
-    old = await book.fetch("Counter", "")
-    await store.put_code("new", as_of_another_process("1"), ["Counter"])
+    await store.put_code("old", as_of_another_process("0"), ["CodeCounter"])
+    old = await book.fetch("CodeCounter", "")
+    await store.put_code("new", as_of_another_process("1"), ["CodeCounter"])
 
-    assert book.find("Counter", "") is old
+    assert book.find("CodeCounter", "") is old
     now[0] += CURRENT_FOR
-    assert book.find("Counter", "") is None
-    new = await book.fetch("Counter", "")
+    assert book.find("CodeCounter", "") is None
+    new = await book.fetch("CodeCounter", "")
     assert (book.code_of(old.cls), book.code_of(new.cls)) == ("old", "new")
-    assert book.find("Counter", "old") is old
+    assert book.find("CodeCounter", "old") is old
 
 
 async def test_a_type_that_nobody_has_stored_is_not_found() -> None:
@@ -251,13 +253,13 @@ async def test_a_type_that_nobody_has_stored_is_not_found() -> None:
 
 async def test_code_of_another_python_is_imported_by_path(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore(lambda: 0)
-    bundle = bundle_of(Counter)
+    bundle = bundle_of(CodeCounter)
     head, _, body = bundle.data.partition(b"\n")
     await store.put_code(
-        "other", json.dumps({**json.loads(head), "python": "3.9"}).encode() + b"\n" + body, ["Counter"]
+        "other", json.dumps({**json.loads(head), "python": "3.9"}).encode() + b"\n" + body, ["CodeCounter"]
     )
 
-    found = await CodeBook(store, live=False).fetch("Counter", "other")
+    found = await CodeBook(store, live=False).fetch("CodeCounter", "other")
 
-    assert found.cls is Counter
+    assert found.cls is CodeCounter
     assert "is of Python 3.9: importing its classes by path" in caplog.text

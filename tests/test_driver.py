@@ -108,7 +108,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
             os.kill(pid, signal.SIGKILL)
 
 
-class Count(VirtualObject):
+class DriverCount(VirtualObject):
     n: int = state(0)
 
     @handler
@@ -140,14 +140,14 @@ def test_other_arguments_are_refused_while_connected(session: actors.Session) ->
 
 
 def test_nothing_works_before_init_and_after_shutdown(tmp_path: Path) -> None:
-    for call in (Count["a"].add.remote, actors.status, lambda: actors.attach("1-0")):
+    for call in (DriverCount["a"].add.remote, actors.status, lambda: actors.attach("1-0")):
         with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
             call()
     with actors.init(hosts="local", directory=tmp_path):
-        ref = Count["a"].add.remote()
+        ref = DriverCount["a"].add.remote()
         assert ref.result(timeout=10) == 1
     with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
-        Count["a"].add.remote()
+        DriverCount["a"].add.remote()
     assert ref.result() == 1
 
 
@@ -162,7 +162,7 @@ def test_leaving_the_block_ends_its_own_session_alone(tmp_path: Path) -> None:
 def test_state_outlives_the_session(tmp_path: Path) -> None:
     for expected in (1, 2):
         with actors.init(hosts="local", directory=tmp_path):
-            assert Count["a"].add.remote().result(timeout=10) == expected
+            assert DriverCount["a"].add.remote().result(timeout=10) == expected
 
 
 @pytest.mark.parametrize("hosts", ["two", -1, True, 1.5])
@@ -198,7 +198,7 @@ def test_a_store_that_does_not_answer_is_an_error_and_leaves_nothing_connected()
 def test_a_policy_holds_for_every_class(tmp_path: Path) -> None:
     with actors.init(hosts="local", directory=tmp_path, policy=Policy(idle_timeout=0)) as session:
         assert session.settings.policy == Policy(idle_timeout=0)
-        assert Count["a"].add.remote().result(timeout=10) == 1
+        assert DriverCount["a"].add.remote().result(timeout=10) == 1
 
 
 # --- where it is called ----------------------------------------------------------------------------------------------
@@ -206,24 +206,24 @@ def test_a_policy_holds_for_every_class(tmp_path: Path) -> None:
 
 async def test_init_works_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
     with actors.init(hosts="local", directory=tmp_path):
-        assert await asyncio.wait_for(Count["a"].add.remote(), 10) == 1
+        assert await asyncio.wait_for(DriverCount["a"].add.remote(), 10) == 1
         assert len(actors.status().hosts) == 1
 
 
 def test_a_handler_does_not_connect(session: actors.Session) -> None:
     with pytest.raises(actors.TerminalError, match=r"actors.init\(\) is for programs"):
-        Count["a"].init_inside.remote().result(timeout=10)
+        DriverCount["a"].init_inside.remote().result(timeout=10)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_is_not_connected_and_says_so(session: actors.Session, tmp_path: Path) -> None:
-    ref = Count["a"].add.remote()
+    ref = DriverCount["a"].add.remote()
     assert ref.result(timeout=10) == 1
     said = tmp_path / "said"
     pid = os.fork()
     if pid == 0:
         lines: list[str] = []
-        for call in (Count["a"].add.remote, actors.status, ref.result, ref.status):
+        for call in (DriverCount["a"].add.remote, actors.status, ref.result, ref.status):
             try:
                 call()
             except UsageError as error:
@@ -234,14 +234,14 @@ def test_a_forked_child_is_not_connected_and_says_so(session: actors.Session, tm
     lines = said.read_text().splitlines()
     assert len(lines) == 4
     assert all("call actors.init()" in line for line in lines)
-    assert Count["a"].add.remote().result(timeout=10) == 2
+    assert DriverCount["a"].add.remote().result(timeout=10) == 2
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
 def test_status_names_hosts_shards_store_and_namespace(session: actors.Session) -> None:
-    assert Count["a"].add.remote().result(timeout=10) == 1
+    assert DriverCount["a"].add.remote().result(timeout=10) == 1
     deadline = boot_seconds() + WITHIN_S
     while not actors.status().hosts[0].shards and boot_seconds() < deadline:
         guard.pause()  # a host says each second what it has
@@ -256,18 +256,18 @@ def test_a_password_is_not_shown() -> None:
 
 
 def test_an_invocation_is_found_again_by_its_id(session: actors.Session) -> None:
-    ref = Count["a"].add.remote(5)
+    ref = DriverCount["a"].add.remote(5)
     assert ref.result(timeout=10) == 5
     assert actors.attach(ref.id).result(timeout=10) == 5
 
 
 def test_an_object_is_called_by_name(session: actors.Session) -> None:
-    assert actors.object("Count", "a").remote("add", by=3).result(timeout=10) == 3
+    assert actors.object("DriverCount", "a").remote("add", by=3).result(timeout=10) == 3
 
 
 def test_there_is_no_object_ref_without_ray(session: actors.Session) -> None:
     with pytest.raises(UnavailableError, match="no Ray in this program"):
-        Count["a"].add.remote().to_object_ref()
+        DriverCount["a"].add.remote().to_object_ref()
 
 
 def test_importing_actors_imports_no_ray() -> None:

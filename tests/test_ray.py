@@ -52,7 +52,7 @@ def doubled(seat: Seat) -> Seat:
     return Seat(seat.row * 2, seat.name)
 
 
-class Hall(VirtualObject):
+class RayHall(VirtualObject):
     seats: list[Seat] = state(default_factory=list)
     by_row: Any = state(None)
 
@@ -75,17 +75,17 @@ class Hall(VirtualObject):
         raise NoSeat(f"no seat {seat.row}", 410, {"row": str(seat.row)})
 
 
-class Tour(Service):
+class RayTour(Service):
     @handler
     async def visit(self, ctx: Context, hall: str) -> str:
         try:
-            await Hall[hall].fail.remote(Seat(7))
+            await RayHall[hall].fail.remote(Seat(7))
         except NoSeat as error:
             return f"{type(error).__name__} {error.code} {error}"
         return "?"
 
 
-class Count(VirtualObject):
+class RayCount(VirtualObject):
     n: int = state(0)
 
     @handler
@@ -137,7 +137,7 @@ def until(ask: Callable[[], Any], is_over: Callable[[Any], bool]) -> Any:
 def keys_of(pid: int) -> list[str]:
     """Return keys whose objects live in this process."""
     keys = [f"k{number}" for number in range(32)]
-    places = actors.get([Count[key].place.remote() for key in keys], timeout=WITHIN_S)
+    places = actors.get([RayCount[key].place.remote() for key in keys], timeout=WITHIN_S)
     return [key for key, place in zip(keys, places, strict=True) if place[0] == pid]
 
 
@@ -145,8 +145,8 @@ def keys_of(pid: int) -> list[str]:
 
 
 def test_objects_of_users_classes_go_both_ways_as_what_they_are(session: actors.Session) -> None:
-    seat = Hall["a"].add.remote(Seat(2, "x")).result(timeout=WITHIN_S)
-    first = Hall["a"].first.remote().result(timeout=WITHIN_S)
+    seat = RayHall["a"].add.remote(Seat(2, "x")).result(timeout=WITHIN_S)
+    first = RayHall["a"].first.remote().result(timeout=WITHIN_S)
 
     assert seat == Seat(4, "x")
     assert first == {4: {(4,): Seat(4, "x")}}
@@ -155,18 +155,18 @@ def test_objects_of_users_classes_go_both_ways_as_what_they_are(session: actors.
 
 def test_users_errors_reach_handlers_and_programs_as_what_they_are(session: actors.Session) -> None:
     with pytest.raises(NoSeat, match="no seat 3") as caught:
-        Hall["a"].fail.remote(Seat(3)).result(timeout=WITHIN_S)
+        RayHall["a"].fail.remote(Seat(3)).result(timeout=WITHIN_S)
 
     assert (caught.value.code, caught.value.metadata) == (410, {"row": "3"})
-    assert Tour.visit.remote("a").result(timeout=WITHIN_S) == "NoSeat 410 no seat 7"
+    assert RayTour.visit.remote("a").result(timeout=WITHIN_S) == "NoSeat 410 no seat 7"
 
 
 def test_a_step_runs_on_the_cluster(session: actors.Session) -> None:
-    assert Count["r"].squared.remote(7).result(timeout=WITHIN_S) == 49
+    assert RayCount["r"].squared.remote(7).result(timeout=WITHIN_S) == 49
 
 
 def test_hosts_hash_alike(session: actors.Session) -> None:
-    assert Count["a"].place.remote().result(timeout=WITHIN_S)[1] == 0
+    assert RayCount["a"].place.remote().result(timeout=WITHIN_S)[1] == 0
 
 
 PROGRAM = """
@@ -276,7 +276,7 @@ def test_an_object_ref_works_with_get_wait_and_as_an_argument(session: actors.Se
     def row_of(seat: Any) -> int:
         return seat.row
 
-    refs = [Hall["o"].add.remote(Seat(row)).to_object_ref() for row in (1, 2)]
+    refs = [RayHall["o"].add.remote(Seat(row)).to_object_ref() for row in (1, 2)]
     ready, rest = api.wait(refs, num_returns=2, timeout=WITHIN_S)
 
     assert (len(ready), rest) == (2, [])
@@ -286,12 +286,12 @@ def test_an_object_ref_works_with_get_wait_and_as_an_argument(session: actors.Se
 
 
 async def test_an_object_ref_can_be_awaited(session: actors.Session) -> None:
-    ref: Any = Count["o"].add.remote().to_object_ref()
+    ref: Any = RayCount["o"].add.remote().to_object_ref()
     assert await asyncio.wait_for(ref, WITHIN_S) == 1
 
 
 def test_an_object_ref_raises_the_error_itself(session: actors.Session) -> None:
-    ref = Hall["o"].fail.remote(Seat(5)).to_object_ref()
+    ref = RayHall["o"].fail.remote(Seat(5)).to_object_ref()
     with pytest.raises(NoSeat, match="no seat 5") as caught:
         ray.get(ref, timeout=WITHIN_S)
     assert caught.value.code == 410
@@ -303,11 +303,11 @@ def test_an_object_ref_raises_the_error_itself(session: actors.Session) -> None:
 def test_survivors_take_over_at_once_when_a_host_is_killed_and_ray_restarts_it(hosts: list[HostStatus]) -> None:
     victim = hosts[0]
     keys = keys_of(victim.pid)
-    before = actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+    before = actors.get([RayCount[key].add.remote() for key in keys], timeout=WITHIN_S)
 
     began = boot_seconds()
     os.kill(victim.pid, signal.SIGKILL)
-    after = actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+    after = actors.get([RayCount[key].add.remote() for key in keys], timeout=WITHIN_S)
     taken = boot_seconds() - began
 
     assert after == [n + 1 for n in before]
@@ -326,7 +326,7 @@ def test_it_recovers_without_the_supervisor_which_adopts_the_hosts_when_it_is_ba
     api.kill(supervisor, no_restart=False)
     os.kill(hosts[1].pid, signal.SIGKILL)
 
-    assert actors.get([Count[key].add.remote() for key in keys], timeout=WITHIN_S)
+    assert actors.get([RayCount[key].add.remote() for key in keys], timeout=WITHIN_S)
     abouts = until(lambda: asked(supervisor), bool)
     assert {about.id for about in abouts} == {host.id for host in hosts}
     assert hosts[0].pid in {about.pid for about in abouts}
