@@ -31,7 +31,7 @@ from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, bounded, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import Slot, on_this_loop
+from .slots import Slot, Wait, on_this_loop
 
 logger = logging.getLogger("actors")
 
@@ -237,7 +237,7 @@ class Client:
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""
         slot = self._slot(Invocation(id_, self))
-        await _Wait(on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
+        await Wait(on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
         if slot.error is not None:
             raise slot.error
         assert slot.outcome is not None
@@ -442,13 +442,3 @@ class Client:
             await asyncio.sleep(RENEW_EVERY)
             self._queue.append(Attach(shard_in(f"{self._unique}-0"), f"{self._unique}-0"))
             self._wanted.set()
-
-
-class _Wait:
-    """Awaits what a generator waits for."""
-
-    def __init__(self, wait: Generator[Any, Any, None]) -> None:
-        self._wait = wait
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._wait

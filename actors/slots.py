@@ -56,3 +56,13 @@ def on_this_loop(
             return
         waiting.append(wake)
     yield from future
+
+
+class Wait:
+    """Awaits what a generator waits for."""
+
+    def __init__(self, wait: Generator[Any, Any, None]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._wait
