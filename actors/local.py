@@ -43,7 +43,7 @@ BEGIN_AGAIN_AFTER: Final = 1.0
 
 def _processes(look: Look) -> list[tuple[str, str]]:
     """Return the incarnation and the process of each host."""
-    return [(name, orjson.loads(about.partition(b" ")[2])["process"]) for name, about in look.hosts.items()]
+    return [(name, orjson.loads(about.partition(b" ")[2]).get("process", "")) for name, about in look.hosts.items()]
 
 
 async def bury_ended(store: Store) -> int:
