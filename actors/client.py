@@ -29,7 +29,7 @@ from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableErr
 from .invocation import Invocation
 from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, bounded, message_of, started_id
-from .patience import Patience, end
+from .patience import Patience, close, end
 from .place import Request
 from .slots import Slot, Wait, on_this_loop
 
@@ -109,7 +109,7 @@ class Client:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        self._loop.close()
+        close(self._loop)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

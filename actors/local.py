@@ -17,7 +17,7 @@ from journal.names import new_id
 from journal.store import SHARDS, Look, Store
 
 from .host import Host, Identity
-from .patience import Patience
+from .patience import Patience, close
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .services import Limits
@@ -170,7 +170,7 @@ class LocalHost:
             self._loop.run_until_complete(self._run())
         finally:
             self._made.set()
-            self._loop.close()
+            close(self._loop)
 
     async def _run(self) -> None:
         self._task = asyncio.current_task()

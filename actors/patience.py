@@ -17,6 +17,8 @@ WAIT_MAX: Final = 1.0
 """Seconds between two tries: the first wait, doubled each time up to the last."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds after which a task that has not ended is cancelled again."""
+TURNS_TO_CLOSE: Final = 3
+"""A transport closes its socket in the next turn of its loop, a stream a turn later."""
 T = TypeVar("T")
 
 
@@ -31,6 +33,13 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
+
+
+def close(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop that has stopped, once connections that were dropped on it have closed their sockets."""
+    for _ in range(TURNS_TO_CLOSE):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
 
 
 class Patience:

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import orjson
 import pytest
 
 import actors
-from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, state
+from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, processes, state
+from actors.local import bury_ended
 from journal import guard
 from journal.clock import boot_seconds
+from journal.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 15.0
@@ -316,17 +319,33 @@ def test_a_second_ctrl_c_ends_the_wait_for_a_step_that_hangs(program: Program) -
     assert program.leaves_nothing()
 
 
-def test_a_program_that_is_killed_takes_its_server_along_and_its_next_life_does_not_wait_for_leases(
-    program: Program,
-) -> None:
+def test_a_program_that_is_killed_takes_its_server_along(program: Program) -> None:
     process = program.started("sleep")
     process.kill()
     process.communicate(timeout=WITHIN_S)
     assert program.leaves_nothing()
 
-    began = boot_seconds()
-    process = program.started("hang")
-    assert boot_seconds() - began < 2.5  # a lease lasts three seconds
-    process.kill()
-    process.communicate(timeout=WITHIN_S)
-    assert program.leaves_nothing()
+
+async def test_only_hosts_whose_processes_are_known_to_have_ended_are_buried() -> None:
+    child = subprocess.Popen(  # noqa: ASYNC220  # it does nothing but wait
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
+    )
+    me = processes.this_process()
+    there = f"{processes._machine()} {child.pid} {processes._start(child.pid)}"
+    store = MemoryStore(lambda: 0)
+    for process in (me, there, f"elsewhere {child.pid} 1", ""):
+        await store.renew(process or "older", {}, orjson.dumps({"process": process}))
+    child.communicate(timeout=WITHIN_S)
+    await asyncio.wait_for(processes.until_ended(there), WITHIN_S)
+
+    assert await bury_ended(store) == 1
+    assert (await store.look(16)).hosts.keys() == {me, f"elsewhere {child.pid} 1", "older"}
+
+
+async def test_a_number_that_was_given_to_another_process_proves_the_end_of_the_first() -> None:
+    machine, pid, _ = processes.this_process().rsplit(" ", 2)
+    before = f"{machine} {pid} 1"
+
+    assert processes.has_ended(before)
+    await asyncio.wait_for(processes.until_ended(before), WITHIN_S)
+    assert processes.has_ended(processes.this_process()) is False
