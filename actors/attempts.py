@@ -103,8 +103,10 @@ class Attempts:
 
     def end_back_off(self, run: InFlight) -> None:
         """If the event is there that ends the back-off, the next attempt may begin."""
+        if not run.backing_off:
+            return
         found = next((event for event in run.pending if event.kind is EventKind.ATTEMPT), None)
-        if run.backing_off and found is not None:
+        if found is not None:
             run.pending.remove(found)
             run.spent.append(found.id)
             run.backing_off, run.began_again = False, True

@@ -130,10 +130,12 @@ class BoundHandler(Call[Remote], Generic[Remote, Plain]):
 class Handler(Generic[Remote, Plain]):
     """A method that others may invoke."""
 
-    __slots__ = ("_binder", "_hints", "_is_named", "exclusive", "fn", "name", "policy")
+    __slots__ = ("_binder", "_hints", "_is_named", "exclusive", "fn", "is_async", "name", "policy")
 
     def __init__(self, fn: Callable[..., Any], *, exclusive: bool, policy: Policy | None = None) -> None:
         self.fn = fn
+        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
+        """It returns a coroutine."""
         self.name = fn.__name__
         self.exclusive = exclusive
         self.policy = policy
@@ -164,11 +166,6 @@ class Handler(Generic[Remote, Plain]):
                 owner, _, handler = _short(self.fn).rpartition(".")
                 raise AttributeError(f"{owner}.{handler} is called on an object: {owner}[key].{handler}.{name}(...)")
             raise AttributeError(f"a handler has no attribute {name!r}")
-
-    @property
-    def is_async(self) -> bool:
-        """It returns a coroutine."""
-        return inspect.iscoroutinefunction(inspect.unwrap(self.fn))
 
     @property
     def hints(self) -> Mapping[str, Any]:

@@ -79,6 +79,19 @@ class Owner(Protocol):
         ...
 
 
+class _Nobody:
+    """The owner of a loop that has ended."""
+
+    def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None: ...
+    def clear_timer(self, handle: asyncio.TimerHandle, /) -> None: ...
+    def foreign_call(self) -> None: ...
+    def entry_cancelled(self, future: "EntryFuture", /) -> None: ...
+    def warn(self, message: str, exception: BaseException | None, /) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Future(asyncio.Future[Any]):
     """A future that hashes by its number."""
 
@@ -363,6 +376,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._inside(self._close_all)
         self._ready.clear()
         self._root = self._tasks = self._strays = None
+        self.owner = _NOBODY  # the owner holds its loop: without the way back, no cycle waits for the collector
 
     def _close_all(self) -> None:
         self._ready.clear()

@@ -17,6 +17,8 @@ from .errors import NondeterminismError
 class Phase(Enum):
     """Where an execution stands."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes their name, in Python
+
     REPLAYING = "replaying"
     PROCESSING = "processing"
     SUSPENDED = "suspended"
@@ -27,6 +29,8 @@ class Phase(Enum):
 
 class Happening(Enum):
     """What moves an execution to another phase."""
+
+    __hash__ = object.__hash__
 
     DRAINED = "everything durable was delivered"
     DROPPED = "it leaves memory"

@@ -64,9 +64,10 @@ class OwnedShard:
             self.staging.delayed(message, inbox_id)
             return
         run = InFlight(message, self.shard, inbox_id)
-        run.adopt(self.recovered.pop(message.id, []))
         run.pending.extend(events)
-        self._attempts.end_back_off(run)
+        if message.id in self.recovered:
+            run.adopt(self.recovered.pop(message.id))
+            self._attempts.end_back_off(run)
         self._admit(run)
 
     def accept_recovered(self, inbox_id: str, data: bytes, events: dict[str, list[Event]]) -> None:
