@@ -44,6 +44,14 @@ def tree(pid: int) -> list[int]:
     return [pid, *descendants(pid)]
 
 
+def runs(pid: int) -> bool:
+    """Whether there is such a process and it has not ended."""
+    try:
+        return _stat(pid)[0] not in "ZX"
+    except _GONE:
+        return False
+
+
 def cpu_s(pids: Iterable[int]) -> float:
     """Return the CPU seconds, user and system, of these processes and of their children that have ended."""
     ticks = 0

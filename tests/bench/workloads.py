@@ -1,0 +1,179 @@
+"""The workloads' objects and services: W1 to W7, the same things that the other systems are given to do.
+
+W1 and W2 count on many keys and on one; W3 takes ten steps; W4 is a checkout saga; W5 calls 100 objects at once; W6
+sleeps; W7 is W3 with steps that write a token into a file, so that an audit can see which ran twice.
+"""
+
+import asyncio
+import os
+import time
+from typing import TypedDict
+from uuid import uuid4
+
+from actors import Context, Service, TerminalError, VirtualObject, handler, shared, state
+
+KEYS = 1000
+STEPS = 10
+FAN = 100
+TEN = sum(range(STEPS))
+"""What ten steps add up to."""
+
+_open: dict[str, int] = {}
+
+
+def note(log: str, *words: object) -> None:
+    """Append a line to a file with one write, which a kill of the process cannot tear."""
+    if log not in _open:
+        _open[log] = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(_open[log], (" ".join(map(str, words)) + "\n").encode())
+
+
+class BenchCounter(VirtualObject):
+    """W1, W2 and W5: one field, read and written."""
+
+    n: int = state(0)
+
+    @handler
+    async def add(self, ctx: Context, by: int) -> int:
+        """Add to the field and return it."""
+        self.n += by
+        return self.n
+
+    @shared
+    async def value(self, ctx: Context) -> int:
+        """Return the field."""
+        return self.n
+
+
+async def number(i: int) -> int:
+    """Return the number: a step that costs nothing by itself."""
+    return i
+
+
+def logged(log: str, flow: str, i: int) -> str:
+    """Write a token into the log and return it: a step whose every run is seen."""
+    token = uuid4().hex
+    note(log, flow, i, token, time.time())
+    return token
+
+
+class BenchFlow(Service):
+    """W3 and W7: ten steps, one after the other."""
+
+    @handler
+    async def ten(self, ctx: Context, name: str) -> int:
+        """Take ten async steps."""
+        total = 0
+        for i in range(STEPS):
+            total += await ctx.run("step", number, i)
+        return total
+
+    @handler
+    async def ten_logged(self, ctx: Context, log: str, name: str) -> list[str]:
+        """Take ten steps, plain functions that write a token each; return the tokens."""
+        return [await ctx.run("step", logged, log, name, i) for i in range(STEPS)]
+
+
+class BenchOrder(TypedDict):
+    """What W4 checks out."""
+
+    ticket: str
+    map: str
+    seat: str
+    decline: bool
+
+
+class BenchTicket(VirtualObject):
+    """W4: a ticket is available, reserved or sold."""
+
+    status: str | None = state(None)
+
+    @handler
+    async def reserve(self, ctx: Context, order: str) -> bool:
+        """Reserve it if it is available."""
+        if self.status is not None:
+            raise TerminalError("not available")
+        self.status = "RESERVED"
+        return True
+
+    @handler
+    async def confirm(self, ctx: Context, order: str) -> bool:
+        """Sell it if it is reserved."""
+        if self.status != "RESERVED":
+            raise TerminalError("not reserved")
+        self.status = "SOLD"
+        return True
+
+    @handler
+    async def release(self, ctx: Context, order: str) -> bool:
+        """Make it available again."""
+        if self.status == "RESERVED":
+            ctx.clear("status")
+        return True
+
+    @shared
+    async def get(self, ctx: Context) -> str | None:
+        """Return its status."""
+        return self.status
+
+
+class BenchSeatMap(VirtualObject):
+    """W4: a field for each seat."""
+
+    @handler
+    async def set(self, ctx: Context, seat: str, status: str) -> bool:
+        """Show the seat so."""
+        ctx.set(seat, status)
+        return True
+
+
+def pay(decline: bool) -> bool:
+    """Pay, or be declined."""
+    return not decline
+
+
+def email() -> bool:
+    """Tell the buyer."""
+    return True
+
+
+class BenchCheckout(Service):
+    """W4: four to six calls and one or two steps."""
+
+    @handler
+    async def process(self, ctx: Context, order: BenchOrder) -> str:
+        """Reserve, pay, confirm and tell, or undo."""
+        name, seat = order["ticket"], order["seat"]
+        ticket, seats = BenchTicket[name], BenchSeatMap[order["map"]]
+        await ticket.reserve.remote(name)
+        await seats.set.remote(seat, "RESERVED")
+        if not await ctx.run("payment", pay, order["decline"]):
+            await seats.set.remote(seat, "AVAILABLE")
+            await ticket.release.remote(name)
+            return "declined"
+        await ticket.confirm.remote(name)
+        await seats.set.remote(seat, "SOLD")
+        await ctx.run("email", email)
+        return "confirmed"
+
+
+class BenchFan(Service):
+    """W5: one handler, a hundred objects."""
+
+    @handler
+    async def out(self, ctx: Context, base: int) -> int:
+        """Call them at once and wait for all."""
+        calls = (BenchCounter[f"f{(base + i) % KEYS}"].add.remote(1) for i in range(FAN))
+        return len(await asyncio.gather(*calls))
+
+
+class BenchSleeper(VirtualObject):
+    """W6: sleeps, and writes when it began and when it woke; a replay writes another beginning."""
+
+    @handler
+    async def nap(self, ctx: Context, log: str, seconds: float) -> bool:
+        """Sleep durably."""
+        note(log, "S", ctx.key, time.time())
+        await asyncio.sleep(seconds)
+        note(log, "E", ctx.key, time.time())
+        return True
