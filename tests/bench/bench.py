@@ -5,17 +5,16 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from actors import Invocation
 
 from .load import Gauge, Window, blocking_loop
 from .meter import TRIES, fastest, measured
 from .stack import Stack
+from .table import Row
 
 R = TypeVar("R")
-Row = dict[str, Any]
-"""A row of the table: a workload and its figures, or a check and whether it is `ok`. It is what `--json` writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

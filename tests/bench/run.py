@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from .bench import Bench, Options
 from .kill import kill
@@ -40,32 +40,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if said.show:
         rows, _ = _read(said.show)
     else:
-        is_local = said.hosts == "local"
         options = Options(
             clients=said.clients,
             seconds=said.seconds,
             warm=said.warm,
             tries=said.tries,
             sleepers=said.sleepers,
-            hosts="local" if is_local else int(said.hosts),
+            hosts=said.hosts,
             directory=Path(said.directory),
         )
         wanted = said.only | {bare for bare, (_, needed_by) in BARE.items() if said.only & needed_by}
-        rows, about = _measured(options, wanted - NEED_RAY if is_local else wanted)
-        if said.json:
-            goals = [{"goal": one.goal.text, "value": one.value, "is": one.word} for one in verdicts(rows, beside)]
-            found = {"peer": "perdure", "meta": about, "rows": rows, "goals": goals}
-            Path(said.json).write_text(json.dumps(found, indent=1), "utf-8")
+        rows, about = list[Row](), _about(options)
+        try:
+            _measure(options, wanted - NEED_RAY if said.hosts == "local" else wanted, rows, about)
+        finally:  # a workload that fails takes no other one's rows with it
+            if said.json:
+                goals = [{"goal": one.goal.text, "value": one.value, "is": one.word} for one in verdicts(rows, beside)]
+                found = {"peer": "perdure", "meta": about, "rows": rows, "goals": goals}
+                Path(said.json).write_text(json.dumps(found, indent=1), "utf-8")
     print(table(rows, beside, name))  # noqa: T201 - it is what was asked for
     return 0 if all(row.get("ok", True) for row in rows) else 1
 
 
-def _measured(options: Options, wanted: set[str]) -> tuple[list[Row], dict[str, Any]]:
+def _measure(options: Options, wanted: set[str], rows: list[Row], about: dict[str, Any]) -> None:
     # Ray asks for a token otherwise, and gives its workers less of the CPU than it has itself.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    rows: list[Row] = []
-    about = _about(options)
     steps = {**{bare: run for bare, (run, _) in BARE.items()}, **WORKLOADS}
     for name, run in steps.items():
         if name not in wanted:
@@ -74,7 +74,6 @@ def _measured(options: Options, wanted: set[str]) -> tuple[list[Row], dict[str, 
         with stack(options.hosts, options.directory) as ready:
             about["store"] = ready.store_version
             asyncio.run(run(Bench(options, ready, rows)))
-    return rows, about
 
 
 def _about(options: Options) -> dict[str, Any]:
@@ -103,6 +102,10 @@ def _names(text: str) -> set[str]:
     return names
 
 
+def _hosts(text: str) -> int | Literal["local"]:
+    return "local" if text == "local" else int(text)
+
+
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -116,7 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--warm", type=float, default=usual.warm, help="seconds before it (%(default)s)")
     add("--tries", type=int, default=usual.tries, help="at most, if others use the machine (%(default)s)")
     add("--sleepers", type=int, default=usual.sleepers, help="of W6 (%(default)s)")
-    add("--hosts", default=usual.hosts, help="on Ray (%(default)s), or local: in this process, without Ray rows and W7")
+    add(
+        "--hosts",
+        type=_hosts,
+        default=usual.hosts,
+        help="on Ray (%(default)s), or local: in this process, without Ray rows and W7",
+    )
     add("--directory", default=usual.directory, help="where the stores write; emptied afterwards (%(default)s)")
     add("--json", metavar="FILE", help="write the rows here")
     add("--beside", metavar="FILE", help="another system's rows, as JSON")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 Row = dict[str, Any]
+"""A workload and its figures, or a check and whether it is `ok`. It is what `--json` writes and `--beside` reads."""
 
 NARROW: Final = ("workload", "clients", "ops_per_s", "p50_ms", "p95_ms", "p99_ms")
 SLEEPERS: Final = 10_000
@@ -23,7 +24,7 @@ class Figure:
     field: str
 
     def of(self, rows: Iterable[Row]) -> float | None:
-        """Return the figure; None if there is no such row."""
+        """Return the figure, of several rows the best one; None if there is none."""
         found = [
             float(row[self.field])
             for row in rows
