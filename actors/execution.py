@@ -42,6 +42,36 @@ NO_HEADERS: Final[Mapping[str, str]] = {}
 class Execution:
     """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
 
+    __slots__ = (
+        "_attempt",
+        "_calls",
+        "_declared",
+        "_divergence",
+        "_entries",
+        "_foreign",
+        "_handler",
+        "_loop",
+        "_message",
+        "_now_ms",
+        "_random",
+        "_root",
+        "_scope",
+        "_step_of",
+        "_steps",
+        "_surroundings",
+        "_target",
+        "_timer_of",
+        "_timers",
+        "cleared",
+        "error",
+        "on_foreign_call",
+        "outcome",
+        "phase",
+        "set_timers",
+        "unstarted",
+        "view",
+    )
+
     def __init__(
         self,
         surroundings: Surroundings,
@@ -257,6 +287,8 @@ class Execution:
             self._loop.drop()
 
     def _warn_of_leftovers(self) -> None:
+        if not self._entries.made and not self._loop.unfinished():
+            return
         for name in self._calls.unawaited():
             self.warn(f"`{name}` was never awaited: its result is lost. Use .send() if nobody waits", None)
         for step in self._steps.values():

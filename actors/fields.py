@@ -8,14 +8,14 @@ Invariants:
     3. A field mutated in place is noticed: what was touched is encoded again and compared.
 """
 
-from asyncio import AbstractEventLoop
-from asyncio import _get_running_loop as running_loop  # pyright: ignore[reportPrivateUsage]  # see place.py
 from collections.abc import Mapping
+from threading import get_ident
 from typing import Any, Final
 
 from journal.codec import MISSING
 
 from .errors import UsageError
+from .loop import DeterministicLoop
 from .state import State
 from .values import LIVE, Scope, decode, encode
 
@@ -29,7 +29,7 @@ class StateView:
     __slots__ = ("_annotations", "_base", "_before", "_cleared", "_loop", "_reads", "_refusal", "_scope", "_values")
 
     def __init__(
-        self, base: Mapping[str, bytes], loop: AbstractEventLoop, refusal: str = "", scope: Scope = LIVE
+        self, base: Mapping[str, bytes], loop: DeterministicLoop, refusal: str = "", scope: Scope = LIVE
     ) -> None:
         self._base, self._loop, self._refusal, self._scope = base, loop, refusal, scope
         self._values: dict[str, Any] = {}
@@ -42,7 +42,7 @@ class StateView:
 
     def get(self, field: State[Any], /) -> Any:
         """Return a declared field's value, its default if it is not set."""
-        if running_loop() is not self._loop:
+        if self._loop.inside != get_ident():
             raise _elsewhere(field.name)
         try:
             return self._values[field.name]
@@ -58,7 +58,7 @@ class StateView:
 
     def read(self, name: str, field: State[Any] | None) -> Any:
         """Return a field's value, its default if it is declared, else MISSING."""
-        if running_loop() is not self._loop:
+        if self._loop.inside != get_ident():
             raise _elsewhere(name)
         if name in self._values:
             return self._values[name]
@@ -86,7 +86,7 @@ class StateView:
         return sorted(names)
 
     def _check_writable(self, name: str) -> None:
-        if running_loop() is not self._loop:
+        if self._loop.inside != get_ident():
             raise _elsewhere(name)
         if self._refusal:
             raise UsageError(f"{self._refusal}: {name!r} cannot be written")

@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
+from threading import get_ident
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -147,11 +148,14 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         "_strays",
         "_tasks",
         "escaped",
+        "inside",
         "owner",
     )
 
     def __init__(self, owner: Owner, now: float) -> None:
         self.owner = owner
+        self.inside = 0
+        """The thread that runs the handler right now, by `threading.get_ident`; 0 between two events."""
         self.escaped: BaseException | None = None
         self._now = now
         self._ready: deque[asyncio.Handle] = deque()
@@ -337,10 +341,12 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         previous, hooks = _running_loop(), sys.get_asyncgen_hooks()
         assert previous is not self, "a handler's loop was driven from within the handler"
         _set_running_loop(self)
+        self.inside = get_ident()
         sys.set_asyncgen_hooks(None, self._generator_left)
         try:
             work()
         finally:
+            self.inside = 0
             _set_running_loop(previous)
             sys.set_asyncgen_hooks(*hooks)
 

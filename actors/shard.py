@@ -59,7 +59,7 @@ class OwnedShard:
         message = Message.parse(data)
         if message.id in self.in_flight or self.is_draining:
             return
-        if message.due_ms > time_of(inbox_id):
+        if message.due_ms and message.due_ms > time_of(inbox_id):
             self._asleep[message.id] = list(events)
             self.staging.delayed(message, inbox_id)
             return
@@ -144,7 +144,6 @@ class OwnedShard:
     # Sorting: whose class is known, who needs a turn
 
     def _sort(self, activation: Activation) -> None:
-        activation.used_at = self._services.now()
         if activation.loading or self.is_lost:
             return
         if activation.fields is None:
@@ -248,6 +247,7 @@ class OwnedShard:
         self._asleep[run.id] = list(run.pending)
         self.in_flight.pop(run.id, None)
         activation.sharing.discard(run)
+        activation.used_at = self._services.now()
         if run.exclusive:
             activation.held_by, activation.current = run.id, None
 

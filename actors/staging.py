@@ -210,6 +210,8 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
     seen = view.changes()
     for name in run.olds:
         seen.setdefault(name, view.found(name))
+    if not seen:
+        return seen
     changed = {name: value for name, value in seen.items() if value != stored.get(name)}
     for name, value in changed.items():
         if value is not None:
