@@ -1,6 +1,7 @@
 """Servers for tests: a real Redis or Valkey as a child process, on loopback and a free port, stopped by its pid."""
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -55,9 +56,9 @@ class Server:
         except OSError:
             return False
 
-    def kill(self) -> None:
-        """End it as a power cut would: nothing is flushed."""
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End it, unless it is told otherwise as a power cut would: nothing is flushed."""
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(how)
             self._process.wait()
             self._process = None
