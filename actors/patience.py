@@ -13,8 +13,9 @@ from .errors import UnavailableError
 logger = logging.getLogger("actors")
 
 WAIT_FIRST: Final = 0.02
-WAIT_MAX: Final = 1.0
-"""Seconds between two tries: the first wait, doubled each time up to the last."""
+WAIT_MAX: Final = 0.5
+"""Seconds between two tries: the first wait, doubled each time up to the last. So long may work wait for nothing once
+the store is back; half of it, on average."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds after which a task that has not ended is cancelled again."""
 TURNS_TO_CLOSE: Final = 3
@@ -43,18 +44,24 @@ def close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Patience:
-    """Waits longer each time, until renewed."""
+    """Waits longer each time, until renewed. Says why each time that it waits longer, then only what is new."""
 
     def __init__(self, who: str) -> None:
-        self._who, self._delay = who, WAIT_FIRST
+        self._who, self._delay, self._said = who, WAIT_FIRST, ""
 
     def renew(self) -> None:
         """Begin with short waits again: the store has answered."""
-        self._delay = WAIT_FIRST
+        if self._said:
+            logger.warning("%s: the store answers again", self._who)
+        self._delay, self._said = WAIT_FIRST, ""
 
     async def wait(self, error: UnavailableError) -> None:
         """Say why, and wait."""
-        logger.warning("%s: %s; trying again in %g s", self._who, error, self._delay)
+        if self._said != str(error):
+            is_last = self._delay == WAIT_MAX
+            self._said = str(error) if is_last else ""
+            every = "every" if is_last else "in"
+            logger.warning("%s: %s; trying again %s %g s", self._who, error, every, self._delay)
         await asyncio.sleep(self._delay)
         self._delay = min(2 * self._delay, WAIT_MAX)
 

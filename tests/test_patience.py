@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 
+import pytest
 from simulation import virtual_loop
 
 from actors.errors import UnavailableError
@@ -30,7 +31,7 @@ async def test_a_task_that_takes_a_cancellation_for_its_own_is_cancelled_again()
     assert swallowed == 3
 
 
-def test_a_silent_store_is_asked_again_and_again_with_growing_waits() -> None:
+def test_a_silent_store_is_asked_again_and_again_with_growing_waits(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[float] = []
 
     async def ask() -> str:
@@ -42,4 +43,7 @@ def test_a_silent_store_is_asked_again_and_again_with_growing_waits() -> None:
     with virtual_loop() as loop:
         assert loop.run_until_complete(Patience("test").until_answered(ask)) == "answer"
     waits = [round(later - earlier, 2) for earlier, later in itertools.pairwise(asked)]
-    assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]
+    assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5, 0.5]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 7, "it goes on saying the same"
+    assert said[5:] == ["test: silent; trying again every 0.5 s", "test: the store answers again"]
