@@ -5,7 +5,8 @@ for which a lease holds (`leases`), the rule of placement (`placement`), nor wha
 
 Invariants:
     1. A lease of somebody else is taken only when it is free, or when its value has not changed for a whole time to
-       live on this host's clock: no wall clock decides.
+       live on this host's clock: no wall clock decides. One of its own that lapsed it takes back at once, with a new
+       epoch: nobody else acts on it, and what this host held under it is dropped.
     2. A shard is served from the end of its recovery: the journal and `events` first, whole, then the inbox, and only
        then what is new, so that no message is seen twice.
     3. A shard that began to be handed over is handed over, whatever the placement says meanwhile.
@@ -49,6 +50,7 @@ class Ownership:
         self.shards: dict[Shard, OwnedShard] = {}
         self._seen_hosts: dict[str, tuple[bytes, float]] = {}
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
+        self._looked_at = now()
         self._again = asyncio.Event()
         self._is_leaving = False
 
@@ -63,6 +65,7 @@ class Ownership:
             self._again.clear()
             try:
                 await self._look(services, count)
+                self._looked_at = self._now()
                 patience.renew()
             except UnavailableError as error:
                 await patience.wait(error)
@@ -85,6 +88,10 @@ class Ownership:
                 self.lose(self.shards[shard], "the store is behind")
         await self._leases.renew(self._store)
         look = await self._store.look(count)
+        if self._now() - self._looked_at > LEASE_TTL.total_seconds():
+            # Who could not ask, or was not answered, knows nothing of how long the others have been silent.
+            self._seen_hosts.clear()
+            self._seen_leases.clear()
         hosts = await self._live(look.hosts)
         if self._is_leaving:
             return
@@ -110,12 +117,13 @@ class Ownership:
 
     async def _challenge(self, services: Services, shard: Shard, lease: str) -> None:
         now = self._now()
-        seen, since = self._seen_leases.get(shard, ("", now))
-        if lease and lease != seen:
-            self._seen_leases[shard] = (lease, now)
-            return
-        if lease and now - since < LEASE_TTL.total_seconds():
-            return
+        if lease and not lease.startswith(f"{self._leases.incarnation} "):
+            seen, since = self._seen_leases.get(shard, ("", now))
+            if lease != seen:
+                self._seen_leases[shard] = (lease, now)
+                return
+            if now - since < LEASE_TTL.total_seconds():
+                return
         try:
             answer = await self._store.acquire(shard, self._leases.incarnation, lease)
         except DamagedError as error:
