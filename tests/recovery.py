@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", choices=("kills", "store", "embedded", []), help="(all)")
     asked = parser.parse_args(arguments)
     parts: list[str] = asked.parts or ["kills", "store", "embedded"]
-    api.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    api.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     if "kills" in parts:
         of_kills(asked.runs)
     if "store" in parts:

@@ -194,7 +194,7 @@ def test_a_store_that_dies_after_a_submit_and_before_its_answer_has_it_once(scen
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    api.init(num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
+    api.init("local", num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
     yield
     api.shutdown()
 
