@@ -1,26 +1,22 @@
 """RedisStore: the store on one Redis or Valkey primary.
 
-Owns the connections and the translation of transitions into script calls; the scripts own the transitions. The only
-importer of `redis`.
+Owns the translation of transitions into script calls; the scripts own the transitions, and `line` the connections.
 
 Invariants:
-    1. The client library never repeats a write by itself: only who numbers a write may send it again.
+    1. No write is repeated here: only who numbers a write may send it again.
     2. Blocking reads have a connection of their own, so nothing waits behind them.
     3. `open_namespace` refuses a store whose settings could lose what it has acknowledged (promise 10).
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final, Literal, TypeVar, cast
-
-from redis import asyncio as redis
-from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from typing import Any, Final, Literal
 
 from .entries import Event
-from .errors import DamagedError, SettingsError, UnavailableError, UsageError
+from .errors import DamagedError, SettingsError
 from .keys import Keys
+from .line import Command, Lines, Refusal, UnknownScript
 from .names import Epoch, Shard, new_id, shard_in
 from .settings import WANTED, check_settings, check_version, refusal
 from .store import (
@@ -42,6 +38,7 @@ from .store import (
 )
 from .wire import (
     commit_arguments,
+    pairs_in,
     parse_answer,
     parse_dormant,
     parse_event,
@@ -54,9 +51,6 @@ Durability = Literal["disk", "relaxed"]
 """`disk`: every acknowledged write is synced; `relaxed`: whatever the server is set to, said aloud."""
 
 FORMAT: Final = 1
-ANSWER_MAX: Final = 10.0
-"""Seconds after which a command that is not answered counts as lost."""
-
 BLOCK_MAX_MS: Final = 5_000
 """How long a read blocks at most: well before it counts as lost."""
 
@@ -65,11 +59,6 @@ _PRELUDED: Final = ("submit", "commit")
 
 _REFUSED_WHEN_FULL: Final = ("submit",)
 """Scripts that a store without memory refuses; what is there goes on, and makes room."""
-
-_TAKES_NO_WRITES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ")
-"""Errors that pass; the server finds them before a script that says its flags begins."""
-
-T = TypeVar("T")
 
 
 def _script(name: str) -> str:
@@ -86,39 +75,23 @@ class RedisStore:
     def __init__(
         self, url: str, namespace: str = "default", *, limits: Limits | None = None, durability: Durability = "disk"
     ) -> None:
-        self._url, self._keys, self._durability = url, Keys(namespace), durability
+        self._keys, self._durability = Keys(namespace), durability
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
-        try:
-            self._redis = self._client(single=False)
-        except ValueError as error:
-            raise UsageError(f"{url!r} is no URL of a Redis or Valkey, redis://host:port/0 for one: {error}") from error
-        self._reader = self._client(single=True)
+        self._lines = Lines(url)
+        self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
         self._shas: dict[str, str] = {}
         self._beats = 0
 
-    def _client(self, *, single: bool) -> redis.Redis:
-        return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # **kwargs are untyped
-            self._url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            socket_timeout=ANSWER_MAX,
-            socket_connect_timeout=ANSWER_MAX,
-            single_connection_client=single,
-            encoding_errors="surrogatepass",  # a user's text may hold what is no valid UTF-8
-        )
-
     async def aclose(self) -> None:
-        await self._reader.aclose()
-        await self._redis.aclose()
+        await self._lines.aclose()
 
     # Sending
 
     async def _do(self, *command: Any) -> Any:
-        return await _sent(self._redis, *command)
+        return await self._lines.ask(*command)
 
     async def _run(self, name: str, *arguments: Any) -> Any:
         sha = self._shas.get(name)
@@ -126,10 +99,10 @@ class RedisStore:
             sha = self._shas[name] = (await self._do("SCRIPT", "LOAD", _script(name))).decode()
         try:
             return await self._do("EVALSHA", sha, 0, self._keys.namespace, *arguments)
-        except exceptions.NoScriptError:  # a restarted server has forgotten it, and ran nothing
+        except UnknownScript:
             self._shas.pop(name, None)
             return await self._run(name, *arguments)
-        except exceptions.ResponseError as error:
+        except Refusal as error:
             raise DamagedError(f"{name} failed in namespace {self._keys.namespace!r}: {error}") from error
 
     # Namespace
@@ -152,9 +125,9 @@ class RedisStore:
     async def _check_version(self) -> None:
         try:
             info = await self._do("INFO", "server")
-        except exceptions.ResponseError:  # who may not ask finds out when the scripts are loaded
+        except Refusal:  # who may not ask finds out when the scripts are loaded
             return
-        check_version(str(info["redis_version"]))
+        check_version(info.partition(b"redis_version:")[2].split(b"\r\n")[0].decode())
 
     async def _check_settings(self) -> None:
         found: dict[str, str] = {}
@@ -163,7 +136,7 @@ class RedisStore:
                 answer = await self._do("CONFIG", "GET", name)
                 found |= {name: answer[1].decode()} if answer else {}
             role = (await self._do("ROLE"))[0].decode()
-        except exceptions.ResponseError as error:
+        except Refusal as error:
             raise refusal(f"its settings may not be read ({error})") from error
         check_settings(found, role)
 
@@ -176,13 +149,18 @@ class RedisStore:
     async def open_writer(self) -> str:
         writer = new_id()
         replies = self._keys.replies(writer)
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.set(self._keys.writer(writer), 0, px=self._session_ms)
-        # An empty stream: replies are appended only where it exists, so who is gone gets nothing.
-        pipe.xgroup_create(replies, "none", "0", mkstream=True)
-        pipe.xgroup_destroy(replies, "none")
-        pipe.pexpire(replies, self._session_ms)
-        await _answered(pipe.execute())
+        *_, done = await self._lines.ask_all(
+            ("MULTI",),
+            ("SET", self._keys.writer(writer), 0, "PX", self._session_ms),
+            # An empty stream: replies are appended only where it exists, so who is gone gets nothing.
+            ("XGROUP", "CREATE", replies, "none", "0", "MKSTREAM"),
+            ("XGROUP", "DESTROY", replies, "none"),
+            ("PEXPIRE", replies, self._session_ms),
+            ("EXEC",),
+        )
+        for answer in done:
+            if isinstance(answer, Refusal):
+                raise answer
         return writer
 
     async def submit(
@@ -212,7 +190,7 @@ class RedisStore:
             outcome = await self._do("HGET", self._keys.outcomes(shard), invocation)
         else:
             found = await self._do("XRANGE", self._keys.done(shard), place[1:], place[1:])
-            outcome = found[0][1][b"o"] if found else None
+            outcome = found[0][1][3] if found else None
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
 
     # Hosts: ownership
@@ -241,11 +219,9 @@ class RedisStore:
         return int(await self._run("bury", incarnation))
 
     async def look(self, shards: int) -> Look:
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.hgetall(self._keys.hosts)
-        pipe.mget([self._keys.lease(Shard(shard)) for shard in range(shards)])
-        hosts, leases = await _answered(pipe.execute())
-        return Look({k.decode(): v for k, v in hosts.items()}, [text_of(lease) for lease in leases])
+        names = [self._keys.lease(Shard(shard)) for shard in range(shards)]
+        hosts, leases = await self._lines.ask_all(("HGETALL", self._keys.hosts), ("MGET", *names))
+        return Look({k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases])
 
     # Hosts: reading
 
@@ -254,14 +230,14 @@ class RedisStore:
             block_ms, self._interrupted = 0, False
         wait = ("BLOCK", min(block_ms, BLOCK_MAX_MS)) if block_ms > 0 else ()  # BLOCK 0 would be for ever
         names, after = zip(*streams, strict=True)
-        try:
-            if self._reader_id is None:
-                self._reader_id = await _sent(self._reader, "CLIENT", "ID")
-                self._reader.response_callbacks.pop("XREAD", None)  # raw lists: half the time of dicts
-            return await _sent(self._reader, "XREAD", "COUNT", count, *wait, "STREAMS", *names, *after)
-        except BaseException:
-            self._reader_id = None  # the next connection has another
-            raise
+        async with self._reading:
+            try:
+                if self._reader_id is None:
+                    (self._reader_id,) = await self._reader.ask(("CLIENT", "ID"))
+                return (await self._reader.ask(("XREAD", "COUNT", count, *wait, "STREAMS", *names, *after)))[0]
+            except BaseException:
+                self._reader_id = None  # the next connection has another
+                raise
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
         keys, arrivals = self._keys, Arrivals()
@@ -288,7 +264,7 @@ class RedisStore:
             self._interrupted = True
 
     async def _page(self, key: str, after: str, count: int) -> list[Any]:
-        return await _raw(self._redis, "XRANGE", key, f"({after}" if after else "-", "+", "COUNT", count)
+        return await self._do("XRANGE", key, f"({after}" if after else "-", "+", "COUNT", count)
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
         return [(id_.decode(), fields[1]) for id_, fields in await self._page(self._keys.inbox(shard), after, count)]
@@ -301,28 +277,27 @@ class RedisStore:
         return [(id_.decode(), fields[1].decode(), fields[3]) for id_, fields in page]
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
-        pipe = self._redis.pipeline(transaction=False)
-        for id_ in ids:
-            pipe.xrange(self._keys.inbox(shard), id_, id_)
-        found = await _answered(pipe.execute())
-        return [entries[0][1][b"m"] if entries else None for entries in found]
+        key = self._keys.inbox(shard)
+        found = await self._lines.ask_all(*(("XRANGE", key, id_, id_) for id_ in ids))
+        return [entries[0][1][1] if entries else None for entries in found]
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
-        pipe = self._redis.pipeline(transaction=False)
+        commands: list[Command] = []
         for shard, target in objects:
-            pipe.hgetall(self._keys.state(shard, target))
-            pipe.hget(self._keys.held(shard), target)
-        found = await _answered(pipe.execute())
+            commands += (
+                ("HGETALL", self._keys.state(shard, target)),
+                ("HGET", self._keys.held(shard), target),
+            )
+        found = await self._lines.ask_all(*commands)
         return [
-            Loaded({text_of(name): value for name, value in found[i].items()}, text_of(found[i + 1]))
-            for i in range(0, len(found), 2)
+            Loaded({text_of(name): value for name, value in pairs_in(fields)}, text_of(held))
+            for fields, held in pairs_in(found)
         ]
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
-        pipe = self._redis.pipeline(transaction=False)
-        for shard, invocation in invocations:
-            pipe.hgetall(self._keys.asleep(shard, invocation))
-        return [parse_dormant(fields) for fields in await _answered(pipe.execute())]
+        keys = (self._keys.asleep(shard, invocation) for shard, invocation in invocations)
+        found = await self._lines.ask_all(*(("HGETALL", key) for key in keys))
+        return [parse_dormant(dict(pairs_in(fields))) for fields in found]
 
     # Hosts: writing
 
@@ -344,38 +319,3 @@ class RedisStore:
 
     async def current_code(self, type_name: str) -> str:
         return text_of(await self._do("HGET", self._keys.code, type_name))
-
-
-async def _answered(command: Awaitable[T]) -> T:
-    try:
-        return await command
-    except exceptions.AuthenticationError as error:
-        raise UnavailableError(
-            f"the store does not let us in: {error} Name and password belong in the URL, redis://name:password@host"
-        ) from error
-    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        raise UnavailableError(f"the store does not answer: {error}") from error
-    except (exceptions.ReadOnlyError, exceptions.OutOfMemoryError) as error:
-        raise UnavailableError(f"the store takes no writes: {error}") from error
-    except exceptions.ResponseError as error:
-        if str(error).startswith(_TAKES_NO_WRITES):
-            raise UnavailableError(f"the store takes no writes: {error}") from error
-        raise
-
-
-async def _sent(client: redis.Redis, *command: Any) -> Any:
-    sent = client.execute_command(*command)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return await _answered(cast("Awaitable[Any]", sent))
-
-
-async def _raw(client: redis.Redis, *command: Any) -> Any:
-    """Send a command past the library's own parsing of its answer."""
-    connection = await _answered(client.connection_pool.get_connection())
-    try:
-        await _answered(connection.send_command(*command))
-        return await _answered(cast("Awaitable[Any]", connection.read_response()))
-    except BaseException:
-        await connection.disconnect()
-        raise
-    finally:
-        await client.connection_pool.release(connection)

@@ -3,7 +3,7 @@
 Owns the Python side of what the heads of `scripts/*.lua` say; pure, so that it needs no server.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .entries import Event, EventKind, order_of
@@ -129,6 +129,11 @@ def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:
     records = [(key[1:].decode(), value) for key, value in fields.items() if key[:1] == b"j"]
     records.sort(key=lambda record: order_of(record[0]))
     return Dormant(fields[b"id"].decode(), fields[b"m"], records, text_of(fields.get(b"paused")))
+
+
+def pairs_in(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Return what a flat list holds two by two, such as fields and values."""
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def text_of(data: bytes | None) -> str:
