@@ -31,7 +31,7 @@ from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, bounded, message_of, started_id
 from .patience import Patience, close, end
 from .place import Request
-from .slots import Slot, Wait, on_this_loop
+from .slots import Slot, Wait, Waiting, on_this_loop, tell
 
 logger = logging.getLogger("actors")
 
@@ -42,6 +42,7 @@ SUBMIT_MAX: Final = 1_000
 KNOWN_WITHIN: Final = 10.0
 """Seconds for which an id that the store does not know is asked for again: it may be on its way."""
 RENEW_EVERY: Final = 3_600.0
+OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
 
 
 class Client:
@@ -156,7 +157,7 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         for slot in list(self._slots.values()):
-            self._settle(slot, error=UnavailableError("the client was shut down: the outcome is not known here"))
+            self._settle(slot, UnavailableError("the client was shut down: the outcome is not known here"))
 
     # Starting (`place.Caller`), in any thread
 
@@ -300,15 +301,10 @@ class Client:
             raise UnavailableError("there is no Ray in this program: it runs with hosts='local'")
         return self._object_ref(invocation, self._slot(invocation, told=False).returns)
 
-    def _settle(self, slot: Slot, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
+    def _settle(self, slot: Slot, error: Exception) -> None:
         with self._lock:
-            if slot.has_ended:
-                return
-            slot.outcome, slot.error, slot.is_accepted = outcome, error, True
-            waiting, slot.waiting = [*slot.waiting, *slot.accepting], []
-            slot.accepting = []
-        for wake in waiting:
-            wake()
+            told = slot.settle(None, error)
+        tell(told)
 
     # Sending and receiving, on the client's loop
 
@@ -351,7 +347,7 @@ class Client:
                     f"{id_} was refused: the inbox of its shard is full (inbox_max); its hosts do not keep up"
                 )
                 self._forget(slot, id_, error=error)
-        accepting: list[Callable[[], None]] = []
+        accepting: list[Waiting] = []
         with self._lock:
             for operation in operations:
                 slot = self._slots.get(operation.invocation)
@@ -361,8 +357,7 @@ class Client:
                     slot.accepting = []
                     if not slot.is_attached and not slot.waiting:
                         del self._slots[operation.invocation]  # a send: who waits later attaches
-        for wake in accepting:
-            wake()
+        tell(accepting)
 
     async def _start_over(self, refused: list[Outgoing | Attach]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
@@ -382,9 +377,7 @@ class Client:
         for operation in refused:
             slot = self._slots.get(operation.invocation)
             if slot is not None and not slot.is_attached:
-                self._settle(
-                    slot, error=UnavailableError(f"{operation.invocation}: whether it was accepted is unknown")
-                )
+                self._settle(slot, UnavailableError(f"{operation.invocation}: whether it was accepted is unknown"))
         self._wanted.set()
 
     async def _receive(self) -> None:
@@ -399,29 +392,40 @@ class Client:
                 continue
             if writer != self._writer:
                 continue
-            for reply in replies:
-                if order_of(reply.id) >= order_of(self._seen):
-                    self._take(reply)
+            self._take(replies)
             if replies:
                 self._seen = replies[-1].id
 
-    def _take(self, reply: Reply) -> None:
-        slot = self._slots.get(reply.invocation)
-        kind, id_ = reply.payload[:1].decode(), reply.invocation
-        if kind == ReplyKind.NOTICE:
+    def _take(self, replies: list[Reply]) -> None:
+        if replies and order_of(replies[0].id) < order_of(self._seen):  # an answer to an earlier question
+            replies = [reply for reply in replies if order_of(reply.id) >= order_of(self._seen)]
+        told: list[Waiting] = []
+        with self._lock:
+            others = [reply for reply in replies if not self._ended(reply, told)]
+        tell(told)
+        for reply in others:
+            self._take_other(reply)
+
+    def _ended(self, reply: Reply, told: list[Waiting]) -> bool:
+        if reply.payload[:1] not in OUTCOMES:
+            return False
+        slot = self._slots.pop(reply.invocation, None)
+        if slot is not None:
+            told += slot.settle(reply.payload, None)
+        return True
+
+    def _take_other(self, reply: Reply) -> None:
+        id_, slot = reply.invocation, self._slots.get(reply.invocation)
+        if reply.payload[:1].decode() == ReplyKind.NOTICE:
             logger.warning("%s", reply.payload[1:].decode())
-        elif slot is None:
-            return
-        elif kind == ReplyKind.UNKNOWN and slot.is_own:
+        elif slot is not None and slot.is_own:
             why = "the store had forgotten this program, and does not know it: its outcome is unknown"
             self._forget(slot, id_, error=UnavailableError(f"{id_}: {why}"))
-        elif kind == ReplyKind.UNKNOWN:
+        elif slot is not None:
             self._ask_again(slot, id_)
-        else:
-            self._forget(slot, id_, outcome=reply.payload)
 
-    def _forget(self, slot: Slot, id_: str, *, outcome: bytes | None = None, error: Exception | None = None) -> None:
-        self._settle(slot, outcome=outcome, error=error)
+    def _forget(self, slot: Slot, id_: str, *, error: Exception) -> None:
+        self._settle(slot, error)
         with self._lock:
             self._slots.pop(id_, None)
 
