@@ -11,14 +11,14 @@ from typing import Any
 
 from journal.codec import MISSING
 from journal.entries import teller_of_entry
-from journal.names import ObjectId, derived_id, shard_in
+from journal.names import address_of, derived_id, shard_in
 from journal.store import Outgoing
 
 from . import outcomes
 from .errors import UsageError
 from .invocation import Invocation, Waiter
 from .loop import DeterministicLoop, EntryFuture
-from .outgoing import arguments_of, bounded, message_of, started_id
+from .outgoing import arguments_of, message_of, started_id
 from .place import Request
 from .values import Scope
 
@@ -61,8 +61,8 @@ class Calls:
     ) -> Invocation[Any]:
         """Make the entry of a call or a send, and its message if the journal does not hold the entry."""
         around = self._surroundings
-        address = str(ObjectId(request.type_name, request.key))
-        arguments = bounded(arguments_of(request), f"message to {address}.{request.handler}", around.payload_max)
+        address = address_of(request.type_name, request.key)
+        arguments = arguments_of(request, address, around.payload_max)
         name = f"{'send' if request.one_way else 'call'} {address}.{request.handler}"
         index = make(name)
         id_ = started_id(request, address, derived_id(self._invocation, str(index)), around.shards)

@@ -19,19 +19,18 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Final
 
 from journal.clock import wall_ms
-from journal.codec import MISSING
 from journal.entries import ReplyKind, order_of, teller_of_driver
-from journal.names import ObjectId, new_id, shard_in
+from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
 
 from .code import bundle_of
 from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Invocation
 from .objects import Durable, declaration, find_type
-from .outgoing import arguments_of, bounded, message_of, started_id
+from .outgoing import arguments_of, message_of, started_id
 from .patience import Patience, close, end
 from .place import Request
-from .slots import Slot, Wait, Waiting, on_this_loop, tell
+from .slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
 
 logger = logging.getLogger("actors")
 
@@ -163,8 +162,8 @@ class Client:
 
     def start(self, request: Request, /) -> Invocation[Any]:
         """Start an invocation; it leaves in the order of these calls."""
-        address = str(ObjectId(request.type_name, request.key))
-        arguments = bounded(arguments_of(request), f"message to {address}.{request.handler}", self._payload_max)
+        address = address_of(request.type_name, request.key)
+        arguments = arguments_of(request, address, self._payload_max)
         code = self._code_of(request)
         with self._lock:
             if self._is_closing:
@@ -180,7 +179,7 @@ class Client:
             message = message_of(request, id_, address, arguments, caller, code, self._wall())
             slot = self._slots.get(id_)
             if slot is None:
-                slot = self._slots[id_] = Slot(request.declared.returns if request.declared is not None else MISSING)
+                slot = self._slots[id_] = Slot(request.declared)
             slot.is_own = True
             slot.is_attached = slot.is_attached or not request.one_way
             self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
@@ -214,12 +213,12 @@ class Client:
     def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> Slot:
         """Return what is known of an invocation; with `told`, ask the store to tell us its outcome."""
         self._check_process()
+        kept: Slot | None = invocation.kept
+        if kept is not None and (kept.is_attached or not told):
+            return kept
         id_ = invocation.id
         with self._lock:
-            slot = invocation.kept if isinstance(invocation.kept, Slot) else self._slots.get(id_)
-            if slot is None:
-                slot = Slot(is_accepted=True)
-            invocation.kept = slot
+            slot = invocation.kept = kept or self._slots.get(id_) or Slot(is_accepted=True)
             if told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True
@@ -232,13 +231,13 @@ class Client:
         """Wait on the running loop for the outcome."""
         slot = self._slot(invocation)
         if not slot.has_ended:
-            yield from on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock)
+            yield from end_of(slot, self._lock)
         return slot.result()
 
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""
         slot = self._slot(Invocation(id_, self))
-        await Wait(on_this_loop(slot.waiting, lambda: slot.has_ended, self._lock))
+        await Wait(end_of(slot, self._lock))
         if slot.error is not None:
             raise slot.error
         assert slot.outcome is not None
@@ -248,41 +247,30 @@ class Client:
         """Wait on the running loop until the store has it."""
         slot = self._slot(invocation, told=False)
         if not slot.is_accepted:
-            yield from on_this_loop(slot.accepting, lambda: slot.is_accepted, self._lock)
+            yield from acceptance_of(slot, self._lock)
 
     def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
         """Block until so many have ended or the time is over."""
         slots = {invocation.id: self._slot(invocation) for invocation in invocations}
-        changed = threading.Semaphore(0)
-        with self._lock:
-            missing = [slot for slot in slots.values() if not slot.has_ended]
-            for slot in missing:
-                slot.waiting.append(changed.release)
-        needed = count - (len(slots) - len(missing))
-        deadline = None if timeout_s is None else self._loop.time() + timeout_s
-        while needed > 0:
-            left = None if deadline is None else max(0.0, deadline - self._loop.time())
-            if not changed.acquire(timeout=left):
-                break
-            needed -= 1
+        block_until(count, slots.values(), timeout_s, self._lock)
         return {id_ for id_, slot in slots.items() if slot.has_ended}
 
     def result(self, invocation: Invocation[Any], /) -> Any:
         """Block until it has ended."""
         slot = self._slot(invocation)
         if not slot.has_ended:
-            self.ready([invocation], 1, None)
+            block_until(1, (slot,), None, self._lock)
         return slot.result()
 
     def accepted(self, invocation: Invocation[Any], timeout_s: float | None, /) -> bool:
         """Block until the store has it or the time is over."""
         slot = self._slot(invocation, told=False)
-        done = threading.Event()
+        countdown = Countdown(1)
         with self._lock:
             if slot.is_accepted:
                 return True
-            slot.accepting.append(done.set)
-        return done.wait(timeout_s)
+            slot.accepting += (countdown,)
+        return countdown.wait(timeout_s)
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
@@ -354,7 +342,7 @@ class Client:
                 if slot is not None and isinstance(operation, Outgoing):
                     slot.is_accepted = True
                     accepting += slot.accepting
-                    slot.accepting = []
+                    slot.accepting = ()
                     if not slot.is_attached and not slot.waiting:
                         del self._slots[operation.invocation]  # a send: who waits later attaches
         tell(accepting)

@@ -6,23 +6,26 @@ from journal.entries import Message
 from journal.names import derived_id, invocation_id
 
 from .errors import UsageError
-from .place import Request
-from .values import encode
+from .place import EMPTY_OPTIONS, Request
+from .values import encode, encode_arguments
 
 KEEP_MS: Final = 86_400_000
 """How long the outcome of an invocation with an idempotency key is kept, whatever the count: a day."""
 
 
-def arguments_of(request: Request) -> bytes:
+def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     """Return the arguments, encoded.
 
     Raises:
-        UsageError: one of them cannot be stored.
+        UsageError: one of them cannot be stored, or all take more than `payload_max` bytes.
     """
     try:
-        return encode([list(request.args), request.kwargs])
+        arguments = encode_arguments(request.args, request.kwargs)
     except UsageError as error:
         raise _unsendable(request, error) from error
+    if len(arguments) > payload_max:
+        raise _too_long(f"message to {address}.{request.handler}", arguments, payload_max)
+    return arguments
 
 
 def _unsendable(request: Request, error: UsageError) -> UsageError:
@@ -44,11 +47,15 @@ def bounded(data: bytes, what: str, payload_max: int) -> bytes:
         UsageError: there are more than `payload_max` of them.
     """
     if len(data) > payload_max:
-        raise UsageError(
-            f"the {what} takes {len(data):,} bytes, the limit payload_max is {payload_max:,}: keep large data "
-            "elsewhere and pass a reference"
-        )
+        raise _too_long(what, data, payload_max)
     return data
+
+
+def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
+    return UsageError(
+        f"the {what} takes {len(data):,} bytes, the limit payload_max is {payload_max:,}: keep large data elsewhere "
+        "and pass a reference"
+    )
 
 
 def started_id(request: Request, address: str, unique: str, shards: int) -> str:
@@ -64,6 +71,8 @@ def message_of(
 ) -> Message:
     """Return the message of a request."""
     options = request.options
+    if options is EMPTY_OPTIONS:
+        return Message(id_, address, request.handler, arguments, caller, code)
     delay_ms = int(options.delay.total_seconds() * 1000)
     return Message(
         id_,

@@ -6,8 +6,8 @@ threads may trade the interpreter's lock. So those who wait are gathered, and ea
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from journal.codec import MISSING
@@ -22,8 +22,8 @@ Waiting = Callable[[], None] | asyncio.Future[None]
 class Slot:
     """What is known here of one invocation, and who waits for it."""
 
-    returns: Any = MISSING
-    """The annotation of the result."""
+    declared: Any = None
+    """The handler as its class declares it, or None where that is not known: its result may need its annotation."""
     outcome: bytes | None = None
     error: Exception | None = None
     is_own: bool = False
@@ -31,21 +31,27 @@ class Slot:
     is_accepted: bool = False
     is_attached: bool = False
     asked_at: float = 0.0
-    waiting: list[Waiting] = field(default_factory=list[Waiting])
-    accepting: list[Waiting] = field(default_factory=list[Waiting])
+    waiting: tuple[Waiting, ...] = ()
+    accepting: tuple[Waiting, ...] = ()
+    """Tuples: most have one that waits, or none, and an empty one costs nothing."""
 
     @property
     def has_ended(self) -> bool:
         return self.outcome is not None or self.error is not None
 
-    def settle(self, outcome: bytes | None, error: Exception | None) -> list[Waiting]:
+    def settle(self, outcome: bytes | None, error: Exception | None) -> tuple[Waiting, ...]:
         """Note the end; return who is to be told, nobody if it was known."""
         if self.has_ended:
-            return []
+            return ()
         self.outcome, self.error, self.is_accepted = outcome, error, True
-        told = self.waiting + self.accepting if self.accepting else self.waiting
-        self.waiting, self.accepting = [], []
+        told = self.waiting + self.accepting
+        self.waiting = self.accepting = ()
         return told
+
+    @property
+    def returns(self) -> Any:
+        """The annotation of the result."""
+        return MISSING if self.declared is None else self.declared.returns
 
     def result(self) -> Any:
         if self.error is not None:
@@ -75,16 +81,69 @@ def _told(futures: list[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
-def on_this_loop(
-    waiting: list[Waiting], is_over: Callable[[], bool], lock: threading.Lock
-) -> Generator[Any, Any, None]:
-    """Wait on the running loop; one future for each wait, so that a cancelled one leaves the others alone."""
+def end_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
+    """Wait on the running loop for the end; one future for each wait, so that a cancelled one leaves others alone."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     with lock:
-        if is_over():
+        if slot.has_ended:
             return
-        waiting.append(future)
+        slot.waiting += (future,)
+    try:
+        yield from future
+    except BaseException:
+        _leave(future, (slot,), lock)
+        raise
+
+
+def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
+    """Wait on the running loop until the store has it."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    with lock:
+        if slot.is_accepted:
+            return
+        slot.accepting += (future,)
     yield from future
+
+
+class Countdown:
+    """Blocks a thread until it was told so many times, all by one thread."""
+
+    __slots__ = ("_left", "_over")
+
+    def __init__(self, count: int) -> None:
+        self._left, self._over = count, threading.Lock()
+        self._over.acquire()
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._over.release()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Return whether it was, within this time."""
+        return self._over.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+
+
+def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lock: threading.Lock) -> None:
+    """Block until so many of these have ended or the time is over."""
+    with lock:
+        missing = [slot for slot in slots if not slot.has_ended]
+        needed = count - (len(slots) - len(missing))
+        if needed <= 0:
+            return
+        countdown = Countdown(needed)
+        for slot in missing:
+            slot.waiting += (countdown,)
+    try:
+        countdown.wait(timeout_s)
+    finally:
+        _leave(countdown, missing, lock)
+
+
+def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
+    with lock:
+        for slot in slots:
+            slot.waiting = tuple(one for one in slot.waiting if one is not who)
 
 
 class Wait:

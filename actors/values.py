@@ -90,13 +90,22 @@ def encode(value: Any, annotation: Any = MISSING) -> bytes:
     return codec.encode(value, annotation, dumps=pickled)
 
 
+def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return the bytes from which `decode` makes the list of both.
+
+    Raises:
+        UsageError: one of them cannot be stored.
+    """
+    return codec.encode_arguments(args, kwargs, dumps=pickled)
+
+
 def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
     """Return the value that `encode` was given, with the classes of this scope.
 
     Raises:
         DecodeError: this process lacks what the value needs.
     """
-    return codec.decode(data, annotation, loads=partial(unpickled, scope=scope))
+    return codec.decode(data, annotation, loads=unpickled if scope is LIVE else partial(unpickled, scope=scope))
 
 
 def pickled(value: Any) -> bytes:

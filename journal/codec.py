@@ -89,6 +89,22 @@ def encode(value: Any, annotation: Any = MISSING, *, dumps: Callable[[Any], byte
     return b"P" + _pickle(value, dumps) if text is None else b"T" + text
 
 
+def encode_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, dumps: Callable[[Any], bytes] = pickled
+) -> bytes:
+    """Return what `encode` returns for the list of both; what is plain alone is seen at a glance.
+
+    Raises:
+        UsageError: one of them cannot be stored.
+    """
+    if not kwargs and _SAFE.issuperset(map(type, args)):
+        try:
+            return b"J" + _to_json((args, kwargs), None, _OPTIONS)
+        except TypeError:
+            pass  # a wide int, a lone surrogate
+    return encode([list(args), kwargs], dumps=dumps)
+
+
 def decode(data: bytes, annotation: Any = MISSING, *, loads: Callable[[bytes], Any] = unpickled) -> Any:
     """Return the value that `encode` was given; `annotation` is looked at only if it was needed to write.
 

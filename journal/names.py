@@ -34,13 +34,18 @@ class ObjectId:
     key: str | None
 
     def __str__(self) -> str:
-        return self.type if self.key is None else f"{self.type}/{self.key}"
+        return address_of(self.type, self.key)
 
     @classmethod
     def parse(cls, text: str) -> "ObjectId":
         """Return the address that `str` wrote: a type's name has no slash, so the first one begins the key."""
         name, slash, key = text.partition("/")
         return cls(name, key if slash else None)
+
+
+def address_of(type: str, key: str | None) -> str:
+    """Return the address of an object, or of a service, which has no key."""
+    return type if key is None else f"{type}/{key}"
 
 
 def shard_of(address: str, shards: int) -> Shard:

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from journal.codec import MISSING, decode, encode, is_json, pickled
+from journal.codec import MISSING, decode, encode, encode_arguments, is_json, pickled
 from journal.errors import DecodeError, UnavailableError, UsageError
 
 
@@ -345,6 +345,16 @@ def test_any_value_comes_back_under_any_annotation(value: Any, annotation: Any) 
 )
 def test_values_made_by_their_annotation_come_back(data: some.DataObject, annotation: Any) -> None:
     assert_exact(data.draw(some.from_type(annotation)), annotation)
+
+
+@given(some.lists(JSON_LIKE | ANYTHING, max_size=3), some.dictionaries(some.text(), JSON_LIKE, max_size=2))
+def test_arguments_are_written_as_the_list_of_both(args: list[Any], kwargs: dict[str, Any]) -> None:
+    assert encode_arguments(tuple(args), kwargs) == encode([args, kwargs])
+
+
+@pytest.mark.parametrize("argument", [2**70, "\ud800", Text("a"), Number(1), Level.LOW, math.nan, (1,), True, None])
+def test_an_argument_is_written_as_in_a_list(argument: Any) -> None:
+    assert encode_arguments((argument,), {}) == encode([[argument], {}])
 
 
 def test_a_cycle_comes_back_as_a_cycle() -> None:
