@@ -183,10 +183,9 @@ class Client:
             slot.is_own = True
             slot.is_attached = slot.is_attached or not request.one_way
             self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
-            wake = not self._is_woken
-            self._is_woken = True
-        if wake:
-            self._loop.call_soon_threadsafe(self._wanted.set)
+            if not self._is_woken:
+                self._loop.call_soon_threadsafe(self._wanted.set)
+                self._is_woken = True  # in this order: Ctrl-C between the two costs a second call, not all later ones
         return Invocation(id_, self, slot)
 
     def _wall(self) -> int:
@@ -218,7 +217,7 @@ class Client:
             return kept
         id_ = invocation.id
         with self._lock:
-            slot = invocation.kept = kept or self._slots.get(id_) or Slot(is_accepted=True)
+            slot = invocation.kept = invocation.kept or self._slots.get(id_) or Slot(is_accepted=True)
             if told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True
@@ -390,9 +389,9 @@ class Client:
         told: list[Waiting] = []
         with self._lock:
             others = [reply for reply in replies if not self._ended(reply, told)]
-        tell(told)
-        for reply in others:
+        for reply in others:  # first: a failed attempt is said before its invocation's end
             self._take_other(reply)
+        tell(told)
 
     def _ended(self, reply: Reply, told: list[Waiting]) -> bool:
         if reply.payload[:1] not in OUTCOMES:

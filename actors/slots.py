@@ -90,7 +90,7 @@ def end_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
         slot.waiting += (future,)
     try:
         yield from future
-    except BaseException:
+    except asyncio.CancelledError:  # no more than that: the collector closes generators under whatever lock is held
         _leave(future, (slot,), lock)
         raise
 

@@ -63,6 +63,21 @@ async def test_a_wait_that_was_cancelled_leaves_the_others_and_nothing_behind() 
     assert slot.waiting == ()
 
 
+def test_a_wait_that_is_collected_takes_no_lock() -> None:
+    slot, lock, loop = Slot(), threading.Lock(), asyncio.new_event_loop()
+
+    async def begin() -> Any:
+        wait = end_of(slot, lock)
+        next(wait)
+        return wait
+
+    wait = loop.run_until_complete(begin())
+    with lock:  # as the collector may, in the middle of anything
+        wait.close()
+    tell(settle([slot]))
+    loop.close()
+
+
 async def test_an_end_is_an_acceptance_too() -> None:
     slot, lock = Slot(), threading.Lock()
     wait = asyncio.ensure_future(Wait(acceptance_of(slot, lock)))
