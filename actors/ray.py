@@ -87,7 +87,10 @@ class Cluster:
     def _join(self) -> None:
         if api.is_initialized():
             return
-        options: dict[str, Any] = {"address": self._address} if self._address else {"include_dashboard": False}
+        # "local": unsaid, Ray joins whatever cluster somebody started here last, or waits for one that is gone.
+        options: dict[str, Any] = {"address": self._address or "local"}
+        if self._address is None:
+            options["include_dashboard"] = False
         with contextlib.nullcontext() if self._address else _as_environment(_of_own_processes()):
             try:
                 api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)

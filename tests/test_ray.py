@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -412,3 +413,23 @@ def environ(entry: Path) -> list[str]:
         return (entry / "environ").read_text("utf-8", "replace").split("\0")
     except OSError:
         return []
+
+
+def test_a_ray_of_its_own_is_no_cluster_that_somebody_left_behind(tmp_path: Path) -> None:
+    program = (
+        f"import actors\nwith actors.init(hosts=1, directory={str(tmp_path)!r}): print(len(actors.status().hosts))"
+    )
+    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie below it: their paths are bounded
+        Path(short, "ray").mkdir()
+        Path(short, "ray", "ray_current_cluster").write_text("127.0.0.1:9")  # nobody listens there
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "RAY_TMPDIR": short},
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
