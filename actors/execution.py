@@ -42,36 +42,6 @@ NO_HEADERS: Final[Mapping[str, str]] = {}
 class Execution:
     """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
 
-    __slots__ = (
-        "_attempt",
-        "_calls",
-        "_declared",
-        "_divergence",
-        "_entries",
-        "_foreign",
-        "_handler",
-        "_loop",
-        "_message",
-        "_now_ms",
-        "_random",
-        "_root",
-        "_scope",
-        "_step_of",
-        "_steps",
-        "_surroundings",
-        "_target",
-        "_timer_of",
-        "_timers",
-        "cleared",
-        "error",
-        "on_foreign_call",
-        "outcome",
-        "phase",
-        "set_timers",
-        "unstarted",
-        "view",
-    )
-
     def __init__(
         self,
         surroundings: Surroundings,

@@ -29,19 +29,16 @@ import sys
 from asyncio import futures, tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import suppress
 from contextvars import Context
 from threading import get_ident
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from .closing import close_task, unwind
 from .errors import UsageError
 
 T = TypeVar("T")
 FutureT = TypeVar("FutureT", bound="Future")
-
-CLOSE_ATTEMPTS: Final = 100
-"""How often a coroutine that awaits again after `GeneratorExit` is closed before it is given up."""
 
 TASKS_KEPT: Final = 64
 """How many tasks a loop lists before it looks for finished ones to forget; doubles with those it must keep."""
@@ -51,9 +48,6 @@ _set_running_loop = asyncio._set_running_loop
 _ASYNCIO_TASKS: Final = cast("dict[str, Any]", vars(tasks))
 _SLEEP_ENDS: Final[object] = vars(futures)["_set_result_unless_cancelled"]
 _AS_COMPLETED: Final = {"as_completed", "_AsCompletedIterator.__init__"}
-
-# Coroutines that would not end are kept for ever: the collector would let them run on, anywhere, at any time.
-_undying: Final[list[object]] = []
 
 
 class Owner(Protocol):
@@ -260,7 +254,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._numbers = number = self._numbers + 1
         task = Task(number, coro, loop=self, name=name or f"task-{number}", context=context)
         if self._dead:
-            _close(task)
+            close_task(task)
         else:
             self._keep(task)
         return task
@@ -387,18 +381,17 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def _close_all(self) -> None:
         self._ready.clear()
         for task in reversed([self._root, *(self._tasks or ())]):
-            if task is not None and not task.done() and not _close(task):
-                _undying.append(task.get_coro())
+            if task is not None and not task.done() and not close_task(task):
                 message = f"{task.get_name()} awaits again and again while it is closed; it is left as it is"
                 self.owner.warn(message, None)
         while self._strays:
-            _unwind(self._strays.pop())
+            unwind(self._strays.pop())
 
     def _generator_left(self, generator: AsyncGenerator[Any, Any]) -> None:
         # The interpreter calls this for a generator that nobody holds and that has not ended.
         if _running_loop() is self:
             if self._dead:
-                _unwind(generator)
+                unwind(generator)
             else:
                 self.create_task(generator.aclose())
         elif not self._dead:
@@ -424,26 +417,6 @@ def _is_called_by_as_completed(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _close(task: asyncio.Task[Any]) -> bool:
-    task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
-    coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
-    for _ in range(CLOSE_ATTEMPTS):
-        try:
-            coro.close()
-        except BaseException:  # noqa: BLE001 -- its `finally` failed, or awaited: the next close tells which
-            continue
-        return True
-    return False
-
-
-def _unwind(generator: AsyncGenerator[Any, Any]) -> None:
-    closing = generator.aclose()
-    with suppress(BaseException):  # also the StopIteration of a generator that has ended
-        closing.send(None)
-        for _ in range(CLOSE_ATTEMPTS):
-            closing.throw(GeneratorExit)
 
 
 def _refusal(name: str) -> Callable[..., Any]:

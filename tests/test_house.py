@@ -40,6 +40,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "actors": (
         "errors",
         "policy",
+        "closing",
         "loop",
         "place",
         "invocation",

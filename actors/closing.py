@@ -1,0 +1,38 @@
+"""Closing: ending coroutines and generators of users for good, also those that resist.
+
+Owns nothing but the unwinding itself. What will not end is kept for ever: the collector would let it run on, anywhere,
+at any time.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from typing import Any, Final, cast
+
+CLOSE_ATTEMPTS: Final = 100
+"""How often a coroutine that awaits again after `GeneratorExit` is closed before it is given up."""
+
+_undying: Final[list[object]] = []
+
+
+def close_task(task: asyncio.Task[Any]) -> bool:
+    """Close the task's coroutine where it stands; return False if it awaits again and again."""
+    task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
+    coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
+    for _ in range(CLOSE_ATTEMPTS):
+        try:
+            coro.close()
+        except BaseException:  # noqa: BLE001 -- its `finally` failed, or awaited: the next close tells which
+            continue
+        return True
+    _undying.append(coro)
+    return False
+
+
+def unwind(generator: AsyncGenerator[Any, Any]) -> None:
+    """Close an asynchronous generator where it stands, without a loop."""
+    closing = generator.aclose()
+    with suppress(BaseException):  # also the StopIteration of a generator that has ended
+        closing.send(None)
+        for _ in range(CLOSE_ATTEMPTS):
+            closing.throw(GeneratorExit)
