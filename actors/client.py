@@ -69,7 +69,7 @@ class Client:
         self._slots: dict[str, Slot] = {}
         self._queue: deque[Outgoing | Attach] = deque()
         self._code: dict[type[Durable], str] = {}
-        self._is_closing = False
+        self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count = new_id(), 0
         self._shards = SHARDS
@@ -131,13 +131,26 @@ class Client:
         self._offset_ms = await self._store.now_ms() - wall_ms()
         await self._open_writer()
         self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew)]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """Without all of its tasks a client answers nobody: say so to everybody, now and from here on."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("the client failed: a defect of Perdure, please report it", exc_info=error)
+        with self._lock:
+            self._failure = f"the client failed ({error!r}): call actors.shutdown() and actors.init()"
+            slots, self._slots = list(self._slots.values()), {}
+        for slot in slots:
+            self._settle(slot, UnavailableError(f"{self._failure}; the outcome is not known here"))
 
     async def _open_writer(self) -> None:
         self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
         self._teller = teller_of_driver(self._writer)
 
     async def _drained(self, patience_s: float) -> bool:
-        self._is_closing = True
+        self._failure = self._failure or "this client was shut down: call actors.init() again"
         try:
             async with asyncio.timeout(patience_s):
                 while self._queue or not self._idle.is_set():
@@ -166,8 +179,8 @@ class Client:
         arguments = arguments_of(request, address, self._payload_max)
         code = self._code_of(request)
         with self._lock:
-            if self._is_closing:
-                raise UnavailableError("this client was shut down: call actors.init() again")
+            if self._failure:
+                raise UnavailableError(self._failure)
             if len(self._slots) >= PENDING_MAX:
                 raise OverloadedError(
                     f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before "
@@ -218,6 +231,8 @@ class Client:
         id_ = invocation.id
         with self._lock:
             slot = invocation.kept = invocation.kept or self._slots.get(id_) or Slot(is_accepted=True)
+            if told and self._failure and not slot.has_ended:
+                slot.settle(None, UnavailableError(f"{self._failure}; the outcome is not known here"))
             if told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
+from actors import Context, VirtualObject, handler
+from actors.client import Client
+from actors.errors import UnavailableError
+from actors.invocation import Invocation
+from actors.place import EMPTY_OPTIONS, Request
 from actors.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
+from journal.clock import wall_ms
+from journal.memory import MemoryStore
+from journal.store import Reply
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
@@ -111,3 +119,31 @@ def test_a_countdown_says_whether_it_was_told_in_time() -> None:
     countdown()
     countdown()
     assert countdown.wait(None)
+
+
+class FailingStore(MemoryStore):
+    """A store with a defect: what it raises is no answer of a store."""
+
+    async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
+        raise LookupError("a defect")
+
+
+class Unheard(VirtualObject):
+    @handler
+    async def call(self, ctx: Context) -> None: ...
+
+
+def test_a_client_that_fails_tells_everybody(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(lambda: FailingStore(wall_ms), sends_code=False, payload_max=1_000)
+    client.open()
+    try:
+        with pytest.raises(UnavailableError, match="a defect"):
+            for _ in range(1_000):  # the first may have been started before the task failed
+                client.result(
+                    client.start(Request("Unheard", "a", "call", (), {}, False, EMPTY_OPTIONS, None, Unheard))
+                )
+        with pytest.raises(UnavailableError, match="a defect"):
+            client.result(Invocation("0123-0", client))
+        assert "the client failed" in caplog.text
+    finally:
+        client.close()
