@@ -82,6 +82,8 @@ class RedisStore:
         self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
+        self._streams: dict[Shard, tuple[str, str]] = {}
+        self._places: dict[bytes, tuple[Shard, bool]] = {}
         self._shas: dict[str, str] = {}
         self._beats = 0
 
@@ -240,14 +242,11 @@ class RedisStore:
                 raise
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
-        keys, arrivals = self._keys, Arrivals()
-        places: dict[bytes, tuple[Shard, bool]] = {}
-        streams = [(keys.control, control)]
+        arrivals, places = Arrivals(), self._places
+        streams = [(self._keys.control, control)]
         for shard, cursor in cursors.items():
-            inbox, events = keys.inbox(shard), keys.events(shard)
+            inbox, events = self._streams.get(shard) or self._name_streams(shard)
             streams += ((inbox, cursor.inbox), (events, cursor.events))
-            places[inbox.encode("utf-8", "surrogatepass")] = (shard, True)
-            places[events.encode("utf-8", "surrogatepass")] = (shard, False)
         for stream, entries in await self._blocking(count, block_ms, *streams) or ():
             if stream not in places:
                 arrivals.control = entries[-1][0].decode()
@@ -258,6 +257,12 @@ class RedisStore:
             else:
                 arrivals.events += [(shard, parse_event(entry)) for entry in entries]
         return arrivals
+
+    def _name_streams(self, shard: Shard) -> tuple[str, str]:
+        inbox, events = self._streams[shard] = self._keys.inbox(shard), self._keys.events(shard)
+        self._places[inbox.encode("utf-8", "surrogatepass")] = (shard, True)
+        self._places[events.encode("utf-8", "surrogatepass")] = (shard, False)
+        return inbox, events
 
     async def interrupt(self) -> None:
         if self._reader_id is None or not await self._do("CLIENT", "UNBLOCK", self._reader_id):

@@ -14,6 +14,7 @@ from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, redis_en
 
 from journal.errors import DamagedError, SettingsError, UnavailableError
 from journal.keys import TABLE, Keys
+from journal.line import Lines, Refusal
 from journal.names import Shard, new_id
 from journal.redis import Durability, RedisStore
 from journal.settings import check_settings, check_version
@@ -393,3 +394,53 @@ async def picture(store: Store) -> dict[str, bytes]:
     namespace = keys_of(store).namespace
     names = sorted(await ask(store, "KEYS", f"{namespace}:*"))
     return {name.decode().removeprefix(namespace + ":"): await ask(store, "DUMP", name) for name in names}
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines
+
+
+async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("journal.line.ANSWER_MAX", 0.2)
+    lines = Lines(url)
+
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="no answer for"):
+            await lines.ask("BLPOP", "nothing", 0)
+        assert await lines.ask("PING") == b"PONG"
+
+    await lines.aclose()
+
+
+async def test_a_line_whose_command_was_cancelled_gives_nobody_its_answer(url: str) -> None:
+    lines = Lines(url)
+    asking = asyncio.ensure_future(lines.ask("BLPOP", "nothing", 0.3))
+    while not asking.done():
+        asking.cancel()
+        await asyncio.sleep(0)
+
+    assert asking.cancelled()
+    assert await lines.ask("ECHO", "mine") == b"mine"
+
+    await lines.aclose()
+
+
+async def test_text_that_is_no_valid_utf_8_crosses_a_line(url: str) -> None:
+    lines = Lines(url)
+
+    assert await lines.ask("ECHO", "caf\udce9") == "caf\udce9".encode("utf-8", "surrogatepass")
+
+    await lines.aclose()
+
+
+async def test_a_command_that_is_refused_leaves_its_line_in_step(url: str) -> None:
+    lines = Lines(url)
+
+    with pytest.raises(Refusal):
+        await lines.ask("HGET", "too few")
+    with pytest.raises(Refusal):
+        await lines.ask_all(("ECHO", "one"), ("HGET", "too few"), ("ECHO", "three"))
+
+    assert await lines.ask("ECHO", "mine") == b"mine"
+    await lines.aclose()

@@ -13,14 +13,12 @@ local ns, inbox_limit, done_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention, refusal = tonumber(ARGV[4]), ARGV[5]
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local floor = math.floor
+local band = bit.band
 
-local function section(flags, bit) return floor(flags / bit) % 2 == 1 end
-
--- Calls `command key <arguments at, …>` in slices of at most 1,000.
-local function sliced(command, key, at, count)
+-- Calls `command key <values[at], …>` in slices of at most 1,000.
+local function sliced(command, key, at, count, values)
   for first = at, at + count - 1, 1000 do
-    call(command, key, unpack(ARGV, first, math.min(first + 999, at + count - 1)))
+    call(command, key, unpack(values or ARGV, first, math.min(first + 999, at + count - 1)))
   end
 end
 
@@ -32,6 +30,15 @@ local function record(key, last, invocation, data)
     id = ms .. '-' .. string.format('%.0f', tonumber(sequence) + 1)
   end
   return call('XADD', key, id, 'i', invocation, 'd', data)
+end
+
+-- Puts a message into its inbox, or attaches to what is known; false if there is no room. No limit: nobody to be told.
+local function accept(ns, replies, prefix, invocation, teller, data, limit)
+  if attach(ns, replies, prefix, invocation, teller) then return true end
+  if limit and call('XLEN', prefix .. ':inbox') >= limit then return false end
+  local id = call('XADD', prefix .. ':inbox', '*', 'm', data)
+  call('HSET', prefix .. ':ids', invocation, teller == '' and ('i' .. id) or ('i' .. id .. ' ' .. teller))
+  return true
 end
 
 local function send(replies, prefix, invocation, teller, data)
@@ -60,20 +67,22 @@ local function lay_to_sleep(prefix, invocation, target, inbox_id, asleep, holds,
   if paused ~= '' then call('HSET', key, 'paused', paused) end
 end
 
-local function finish(prefix, replies, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
-  local entry = call('HGET', prefix .. ':ids', invocation)
+local function tell_all(prefix, replies, invocation, entry, outcome)
   for teller in string.gmatch(select(2, place_of(entry)), '%S+') do
     tell(ns, replies, teller, invocation, outcome, 'r')
   end
+end
+
+-- Ends an invocation that has slept or whose outcome is kept.
+local function finish(prefix, replies, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+  tell_all(prefix, replies, invocation, call('HGET', prefix .. ':ids', invocation), outcome)
   if asleep then
     call('DEL', prefix .. ':asleep:' .. invocation)
     if call('HGET', prefix .. ':held', target) == invocation then call('HDEL', prefix .. ':held', target) end
   else
     call('XDEL', prefix .. ':inbox', inbox_id)
   end
-  for first = 1, #journal, 1000 do
-    call('XDEL', prefix .. ':journal', unpack(journal, first, math.min(first + 999, #journal)))
-  end
+  sliced('XDEL', prefix .. ':journal', 1, #journal, journal)
   if keep > 0 then
     call('HSET', prefix .. ':outcomes', invocation, outcome)
     call('ZADD', prefix .. ':forget', now + keep, invocation)
@@ -85,33 +94,66 @@ local function finish(prefix, replies, invocation, target, inbox_id, asleep, out
   end
 end
 
+-- Ends all others that stand one after the other in a part, with one command where `finish` takes one for each.
+local function finish_all(prefix, replies, ends)
+  local invocations, outcomes, summaries = ends.invocations, ends.outcomes, ends.summaries
+  if #invocations == 0 then return end
+  local ids, done, ended = prefix .. ':ids', prefix .. ':done', {}
+  for k, entry in ipairs(call('HMGET', ids, unpack(invocations))) do
+    local invocation, outcome = invocations[k], outcomes[k]
+    if string.find(entry, ' i:', 1, true) and #ended > 0 then -- who has ended before it is not told
+      call('HSET', ids, unpack(ended))
+      ended = {}
+    end
+    tell_all(prefix, replies, invocation, entry, outcome)
+    ended[#ended + 1] = invocation
+    ended[#ended + 1] = 'd' .. call('XADD', done, '*', 'i', invocation, 'o', outcome, 's', summaries[k])
+  end
+  call('HSET', ids, unpack(ended))
+  call('XDEL', prefix .. ':inbox', unpack(ends.inbox_ids))
+  sliced('XDEL', prefix .. ':journal', 1, #ends.journal, ends.journal)
+end
+
+local function no_ends() return {invocations = {}, outcomes = {}, summaries = {}, inbox_ids = {}, journal = {}} end
+
 -- Forgets at most two finished invocations for each one added.
 local function trim(prefix, added)
-  local key = prefix .. ':done'
+  local key, ids = prefix .. ':done', prefix .. ':ids'
   local excess = call('XLEN', key) - done_max
-  local oldest = call('XRANGE', key, '-', '+', 'COUNT', 1)[1][1]
-  local old_enough = tonumber(string.match(oldest, '^(%d+)')) <= now - retention
-  for _, old in ipairs(call('XRANGE', key, '-', '+', 'COUNT', (excess > 0 or old_enough) and 2 * added or 1)) do
-    local id, invocation = old[1], old[2][2]
-    if excess <= 0 and tonumber(string.match(id, '^(%d+)')) > now - retention then break end
-    excess = excess - 1
-    call('XDEL', key, id)
-    if call('HGET', prefix .. ':ids', invocation) == 'd' .. id then call('HDEL', prefix .. ':ids', invocation) end
+  local oldest = call('XRANGE', key, '-', '+', 'COUNT', excess > 0 and 2 * added or 1)
+  if excess <= 0 and tonumber(string.match(oldest[1][1], '^(%d+)')) <= now - retention then
+    oldest = call('XRANGE', key, '-', '+', 'COUNT', 2 * added)
   end
-  for _, invocation in ipairs(call('ZRANGEBYSCORE', prefix .. ':forget', '-inf', now, 'LIMIT', 0, 2 * added)) do
-    call('HDEL', prefix .. ':outcomes', invocation)
-    call('HDEL', prefix .. ':ids', invocation)
-    call('ZREM', prefix .. ':forget', invocation)
+  local old, invocations, forgotten = {}, {}, {}
+  for k, entry in ipairs(oldest) do
+    if excess < k and tonumber(string.match(entry[1], '^(%d+)')) > now - retention then break end
+    old[k], invocations[k] = entry[1], entry[2][2]
   end
+  sliced('XDEL', key, 1, #old, old)
+  for first = 1, #old, 1000 do
+    local last = math.min(first + 999, #old)
+    for k, entry in ipairs(call('HMGET', ids, unpack(invocations, first, last))) do
+      if entry == 'd' .. old[first + k - 1] then forgotten[#forgotten + 1] = invocations[first + k - 1] end
+    end
+  end
+  sliced('HDEL', ids, 1, #forgotten, forgotten)
+  local kept = call('ZRANGEBYSCORE', prefix .. ':forget', '-inf', now, 'LIMIT', 0, 2 * added)
+  sliced('HDEL', prefix .. ':outcomes', 1, #kept, kept)
+  sliced('HDEL', ids, 1, #kept, kept)
+  sliced('ZREM', prefix .. ':forget', 1, #kept, kept)
 end
 
 local function apply(prefix, at, stop)
-  local replies, first, last, finished, written = {}, '', nil, 0, {}
+  local replies, first, last, finished, written, ends = {}, '', nil, 0, {}, no_ends()
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-    local asleep, journal = section(flags, 2048), {}
+    local asleep, journal = band(flags, 2048) ~= 0, {}
     at = at + 4
-    if section(flags, 1) then
+    if #ends.invocations == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
+      finish_all(prefix, replies, ends)
+      ends = no_ends()
+    end
+    if band(flags, 1) ~= 0 then
       local added = record(prefix .. ':journal', last, invocation, ARGV[at])
       if first == '' then first = added end
       last = added
@@ -119,29 +161,29 @@ local function apply(prefix, at, stop)
       table.insert(written[invocation], added)
       at = at + 1
     end
-    if section(flags, 2) then
+    if band(flags, 2) ~= 0 then
       local n = tonumber(ARGV[at]); sliced('XDEL', prefix .. ':events', at + 1, n); at = at + 1 + n
     end
-    if section(flags, 4) then
+    if band(flags, 4) ~= 0 then
       local n = tonumber(ARGV[at]); sliced('HSET', prefix .. ':state:' .. target, at + 1, n); at = at + 1 + n
     end
-    if section(flags, 8) then
+    if band(flags, 8) ~= 0 then
       local n = tonumber(ARGV[at]); sliced('HDEL', prefix .. ':state:' .. target, at + 1, n); at = at + 1 + n
     end
-    if section(flags, 16) then
+    if band(flags, 16) ~= 0 then
       local n = tonumber(ARGV[at]); sliced('ZADD', prefix .. ':timers', at + 1, n); at = at + 1 + n
     end
-    if section(flags, 32) then
+    if band(flags, 32) ~= 0 then
       local n = tonumber(ARGV[at]); sliced('ZREM', prefix .. ':timers', at + 1, n); at = at + 1 + n
     end
-    if section(flags, 64) then
+    if band(flags, 64) ~= 0 then
       local n = tonumber(ARGV[at]); at = at + 1
       for _ = 1, n do
         send(replies, ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
         at = at + 4
       end
     end
-    if section(flags, 512) then
+    if band(flags, 512) ~= 0 then
       local place = call('HGET', prefix .. ':ids', invocation)
       local tellers = place and is_open(place) and select(2, place_of(place)) or ''
       for teller in string.gmatch(tellers, '%S+') do
@@ -149,34 +191,53 @@ local function apply(prefix, at, stop)
       end
       at = at + 1
     end
-    if section(flags, 1024) then
+    if band(flags, 1024) ~= 0 then
       local n = tonumber(ARGV[at])
       for k = 1, n do journal[k] = ARGV[at + k] end
       at = at + 1 + n
     end
-    if section(flags, 128) or section(flags, 256) then
+    if band(flags, 384) ~= 0 then
       for _, id in ipairs(written[invocation] or {}) do journal[#journal + 1] = id end
       written[invocation] = nil
     end
-    if section(flags, 128) then
-      finish(prefix, replies, invocation, target, inbox_id, asleep, ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), journal)
+    if band(flags, 128) ~= 0 then
+      local outcome, summary, keep = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+      if asleep or keep > 0 then
+        finish_all(prefix, replies, ends)
+        ends = no_ends()
+        finish(prefix, replies, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+      else
+        local k = #ends.invocations + 1
+        ends.invocations[k], ends.outcomes[k], ends.summaries[k] = invocation, outcome, summary
+        ends.inbox_ids[k] = inbox_id
+        for _, id in ipairs(journal) do ends.journal[#ends.journal + 1] = id end
+      end
       finished = finished + 1
       at = at + 3
-    elseif section(flags, 256) then
+    elseif band(flags, 256) ~= 0 then
       lay_to_sleep(prefix, invocation, target, inbox_id, asleep, ARGV[at] == '1', ARGV[at + 1], journal)
       at = at + 2
     end
   end
+  finish_all(prefix, replies, ends)
   if finished > 0 then trim(prefix, finished) end
   send_replies(ns, replies)
   return first
 end
 
-local answers, at = {}, 7
+local answers, keys, heads, changed, at = {}, {}, {}, {}, 7
 for part = 1, tonumber(ARGV[6]) do
-  local prefix, owner, number, count = ns .. ':' .. ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local key = prefix .. ':head'
-  local head = call('GET', key) or ''
+  keys[part] = ns .. ':' .. ARGV[at] .. ':head'
+  at = at + 4 + tonumber(ARGV[at + 3])
+end
+for first = 1, #keys, 1000 do
+  local last = math.min(first + 999, #keys)
+  for k, head in ipairs(call('MGET', unpack(keys, first, last))) do heads[keys[first + k - 1]] = head or '' end
+end
+at = 7
+for part, key in ipairs(keys) do
+  local owner, number, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local head = heads[key]
   local epoch, incarnation, last, answer = string.match(head, '^(%d+) (%S+) (%d+) ?(.*)$')
   at = at + 4
   if not epoch or epoch .. ' ' .. incarnation ~= owner then
@@ -186,16 +247,19 @@ for part = 1, tonumber(ARGV[6]) do
   elseif tonumber(last) + 1 ~= number then
     answers[part] = 'f' .. head
   else
-    local ok, first = pcall(apply, prefix, at, at + count)
+    local ok, first = pcall(apply, ns .. ':' .. ARGV[at - 4], at, at + count)
     if ok then
-      call('SET', key, owner .. ' ' .. ARGV[at - 2] .. ' ' .. first)
+      heads[key] = owner .. ' ' .. ARGV[at - 2] .. ' ' .. first
       answers[part] = 'c' .. first
     else
       local reason = type(first) == 'table' and first.err or tostring(first)
-      call('SET', key, 'damaged ' .. reason .. ' (' .. head .. ')')
+      heads[key] = 'damaged ' .. reason .. ' (' .. head .. ')'
       answers[part] = 'd' .. reason
     end
+    changed[#changed + 1] = key
+    changed[#changed + 1] = heads[key]
   end
   at = at + count
 end
+for first = 1, #changed, 1000 do call('MSET', unpack(changed, first, math.min(first + 999, #changed))) end
 return answers

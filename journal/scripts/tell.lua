@@ -55,15 +55,6 @@ local function attach(ns, replies, prefix, invocation, teller)
   return true
 end
 
--- Puts a message into its inbox, or attaches to what is known; false if there is no room. No limit: nobody to be told.
-local function accept(ns, replies, prefix, invocation, teller, data, limit)
-  if attach(ns, replies, prefix, invocation, teller) then return true end
-  if limit and call('XLEN', prefix .. ':inbox') >= limit then return false end
-  local id = call('XADD', prefix .. ':inbox', '*', 'm', data)
-  call('HSET', prefix .. ':ids', invocation, teller == '' and ('i' .. id) or ('i' .. id .. ' ' .. teller))
-  return true
-end
-
 local function send_replies(ns, replies)
   for writer, list in pairs(replies) do
     for first = 1, #list, 1000 do
