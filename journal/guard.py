@@ -43,6 +43,8 @@ LOG = "valkey.log"
 SETTINGS = (
     *("--bind", "127.0.0.1"),
     *("--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no", "--save", ""),
+    # A small hash is searched from its start: `ids` with its hundreds of fields is no small one.
+    *("--hash-max-listpack-entries", "64"),
     *("--maxmemory-policy", "noeviction", "--dir", ".", "--logfile", LOG, "--daemonize", "no"),
 )
 
