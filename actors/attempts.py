@@ -15,6 +15,7 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from datetime import timedelta
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from .policy import resolve, seconds
 from .replay import Phase
 from .services import Services
 from .staging import Staged, Staging, changes_of
-from .steps import LeaseLapsed, Step
+from .steps import LeaseLapsed, Step, context_of
 
 logger = logging.getLogger("actors")
 
@@ -225,16 +226,18 @@ class Attempts:
         steps, execution.unstarted = execution.unstarted, {}
         for index, step in steps.items():
             run.running[index] = step
-            self._tasks[run.id, index] = self._services.spawn(self._act(run, execution, step))
+            step_id = f"{run.id}:{index}"
+            act = self._act(run, execution, step, step_id)
+            self._tasks[run.id, index] = self._services.spawn(act, context_of(step_id))
 
-    async def _act(self, run: InFlight, execution: Execution, step: Step) -> None:
+    async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str) -> None:
         def failed(error: BaseException, attempt: int, delay_s: float) -> None:
             text = f"step {step.name!r}: attempt {attempt} failed, the next follows in {delay_s:g} s"
             told = f"{_named(run)}: {text}\n{outcomes.traced(error)}"
             self._staging.notice(run.id, told.encode(errors="backslashreplace"), [])
 
         try:
-            outcome = await self._services.steps.run(step, f"{run.id}:{step.index}", self._may_act, failed)
+            outcome = await self._services.steps.run(step, step_id, self._may_act, failed)
         except LeaseLapsed:
             return  # whoever owns the shard now starts it
         except UsageError as error:
@@ -244,7 +247,7 @@ class Attempts:
         if run.execution is execution and run.running.pop(step.index, None) is not None and not run.ended:
             run.outcomes.append((step.index, outcome))
             if not run.settling:
-                self.deliver(run)
+                Context().run(self.deliver, run)  # nothing of the step reaches the handler
 
     def _may_act(self) -> bool:
         return self._leased() and not self.is_draining

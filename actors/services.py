@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -56,7 +57,7 @@ class Services:
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
     """Seconds of a clock that never goes back."""
-    spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+    spawn: Callable[[Coroutine[Any, Any, None], Context], "asyncio.Task[None]"]
     wake_writer: Callable[[], None]
     wake_timers: Callable[[], None]
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])

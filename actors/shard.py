@@ -12,6 +12,7 @@ Invariants:
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import Context
 
 from journal.entries import Event, EventKind, Message, Record, time_of
 from journal.names import Epoch, Shard
@@ -156,7 +157,7 @@ class OwnedShard:
             if found is None:
                 activation.arrivals.appendleft(run)
                 activation.loading = True
-                self._services.spawn(self._fetch_code(activation, run))
+                self._services.spawn(self._fetch_code(activation, run), Context())
                 return
             run.declared, run.handler = found, found.handlers.get(run.message.handler)
             self._place(activation, run)

@@ -5,8 +5,8 @@ the record of its outcome.
 
 Invariants:
     1. The lease is looked at immediately before each attempt of an action; where it has lapsed the action is not begun.
-    2. The action runs in a fresh context in which `place.in_step` holds the step's id, so that nothing of the handler's
-       or the host's context leaks into it, and calls from it are refused.
+    2. Each attempt of an action runs in a fresh context in which `place.in_step` holds the step's id, so that nothing
+       of the handler's or the host's context leaks into it, and calls from it are refused.
 """
 
 import asyncio
@@ -63,6 +63,8 @@ class StepRunner:
     ) -> bytes:
         """Return the outcome, encoded; `failed` is told of each attempt that another one follows.
 
+        Call it in a task of its own, in the step's context (`context_of`): a first attempt runs in that task.
+
         Raises:
             LeaseLapsed: the action, or its next attempt, may not be started here.
         """
@@ -73,8 +75,11 @@ class StepRunner:
                 raise LeaseLapsed
             step.is_acting = True
             try:
-                async with asyncio.timeout(step.timeout_s):
-                    value = await self._attempt(step, step_id)
+                if step.timeout_s is None:
+                    value = await self._attempt(step, step_id, attempt)
+                else:
+                    async with asyncio.timeout(step.timeout_s):
+                        value = await self._attempt(step, step_id, attempt)
                 return self._encoded(step, value)
             except Exception as error:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
                 found = self._given_up(error, step, attempt, self._now() - began, retry)
@@ -98,14 +103,15 @@ class StepRunner:
         late = retry.max_duration is not None and elapsed_s >= seconds(retry.max_duration)
         return outcomes.used_up(error, step.name, attempt) if spent or late else None
 
-    async def _attempt(self, step: Step, step_id: str) -> Any:
-        context = contextvars.Context()
-        context.run(in_step.set, step_id)
+    async def _attempt(self, step: Step, step_id: str, attempt: int) -> Any:
         fn = step.fn
+        is_async = inspect.iscoroutinefunction(fn)
+        if is_async and attempt == 1:
+            return await fn(*step.args, **step.kwargs)
         if hasattr(fn, "remote") and hasattr(fn, "bind"):
             return await _unwrapped(fn.remote(*step.args, **step.kwargs))
-        call = functools.partial(fn, *step.args, **step.kwargs)
-        if inspect.iscoroutinefunction(fn) or self._executor is None:
+        context, call = context_of(step_id), functools.partial(fn, *step.args, **step.kwargs)
+        if is_async or self._executor is None:
             value = context.run(call)
         else:
             value = await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call)
@@ -119,6 +125,13 @@ class StepRunner:
         except UsageError as error:
             raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {error}") from error
         return bounded(data, f"result of the step {step.name!r}", self._payload_max)
+
+
+def context_of(step_id: str) -> contextvars.Context:
+    """Return a fresh context for an action."""
+    context = contextvars.Context()
+    context.run(in_step.set, step_id)
+    return context
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
