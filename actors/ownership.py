@@ -24,7 +24,7 @@ from journal.names import Shard
 from journal.store import Granted, Store
 
 from .errors import DamagedError, UnavailableError
-from .leases import LEASE_TTL, RENEW_EVERY, Leases
+from .leases import LEASE_TTL, Leases
 from .patience import Patience
 from .placement import placed
 from .services import Services
@@ -36,6 +36,8 @@ PAGE: Final = 1_000
 """Most entries of a stream in one page of a recovery."""
 DRAIN_LOOK: Final = 0.005
 """Seconds between two looks whether shards have drained."""
+LOOK_EVERY: Final = 0.5
+"""Seconds between two looks at hosts and leases: so much later than it lapses, at most, a lease is taken."""
 BURY_AFTER: Final = 10.0
 """Seconds of silence after which any host takes a dead one off the list."""
 
@@ -71,7 +73,7 @@ class Ownership:
                 await patience.wait(error)
                 continue
             try:
-                async with asyncio.timeout(RENEW_EVERY.total_seconds()):
+                async with asyncio.timeout(LOOK_EVERY):
                     await self._again.wait()
             except TimeoutError:
                 continue
@@ -93,6 +95,7 @@ class Ownership:
             self._seen_hosts.clear()
             self._seen_leases.clear()
         hosts = await self._live(look.hosts)
+        self._note(look.leases)
         if self._is_leaving:
             return
         mine = {shard for shard, host in placed(hosts, count).items() if host == self._host}
@@ -114,6 +117,13 @@ class Ownership:
         for incarnation in set(self._seen_hosts) - set(found):
             del self._seen_hosts[incarnation]
         return hosts
+
+    def _note(self, leases: list[str]) -> None:
+        """Note since when each lease stands still, also where it is nothing to this host yet: it may be in a moment."""
+        now = self._now()
+        for number, lease in enumerate(leases):
+            if self._seen_leases.get(Shard(number), ("", now))[0] != lease:
+                self._seen_leases[Shard(number)] = (lease, now)
 
     async def _challenge(self, services: Services, shard: Shard, lease: str) -> None:
         now = self._now()

@@ -1858,6 +1858,20 @@ async def _paused(world: Simulation, name: str, after_s: float) -> None:
     world.members[name].running.set()
 
 
+@pytest.mark.parametrize("after_s", [0.1, 0.4, 0.8])
+def test_the_shards_of_a_silent_host_are_taken_when_its_leases_have_lapsed(mode: Policy | None, after_s: float) -> None:
+    """Once, not twice the lease: who takes them has looked at the leases for as long as at the host."""
+
+    async def scenario(world: Simulation) -> None:
+        await asyncio.sleep(after_s)
+        world.members["a"].running.clear()
+        await asyncio.gather(*(Notes[key].read.remote() for key in "uvwxyz"))
+        assert world.elapsed - after_s < LEASE_S + 1
+        world.members["a"].running.set()
+
+    played(scenario, mode, ["a", "b"])
+
+
 @pytest.mark.parametrize("after_s", [0.3, 0.6, 1.5])
 def test_a_paused_host_commits_nothing_afterwards(mode: Policy | None, after_s: float) -> None:
     """Promise 6: whatever it asked for while it was away is refused, and the work went on elsewhere."""
