@@ -23,7 +23,17 @@ from .client import Client
 from .code import portable
 from .errors import DurableError, UnavailableError, UsageError
 from .policy import Policy
-from .ray_hosts import RAY_NAMESPACE, About, Outcomes, Place, Supervisor, keep_annotation
+from .ray_hosts import (
+    HEAD,
+    RAY_NAMESPACE,
+    About,
+    Outcomes,
+    Place,
+    Supervisor,
+    keep_annotation,
+    nodes_alive,
+    on_node,
+)
 from .values import Name, sent
 
 logger = logging.getLogger("actors")
@@ -72,7 +82,7 @@ class Cluster:
                 get_if_exists=True,
                 max_restarts=-1,
                 max_task_retries=0,
-                num_cpus=0,
+                **on_node(nodes_alive(HEAD)[0]),  # without the head nobody could restart anything
             ).remote(new_id(), self._place, self._policy, {} if self._started_ray else {"PYTHONHASHSEED": "0"})
         try:
             return self._got(self._supervisor.ensure.remote(count), READY_MAX)

@@ -7,9 +7,11 @@ Invariants:
     1. The leases of a host are freed early only when its process is known to be gone from its node; a host that merely
        cannot be reached may still act on them.
     2. No call that does something is repeated by Ray; a host's constructor cannot fail, for that would end it for good.
+    3. The numbers of a cluster's hosts have no gap, but while one is moved: a supervisor that finds one fills it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -45,6 +47,10 @@ ANSWER_MAX: Final = 5.0
 """Seconds within which a node must say whether a process is gone."""
 AGAIN_FIRST, AGAIN_MAX = 0.02, 1.0
 """Seconds between two questions to a host that is being restarted."""
+SPREAD_EVERY: Final = 1.0
+"""Seconds between two looks at how the hosts are spread over the nodes."""
+HEAD: Final = "node:__internal_head__"
+"""The resource by which Ray marks its head."""
 
 
 Classes = dict[Name, bytes]
@@ -79,6 +85,19 @@ class About(NamedTuple):
     pid: int
     process: str
     incarnation: str
+
+
+def nodes_alive(resource: str = "") -> list[str]:
+    """Return the nodes that Ray believes to live and that have this resource."""
+    found: list[dict[str, Any]] = api.nodes()
+    return sorted(node["NodeID"] for node in found if node["Alive"] and (not resource or resource in node["Resources"]))
+
+
+def on_node(node: str) -> dict[str, Any]:
+    """Return the options that place an actor there; when that node is lost, anywhere."""
+    # One byte, since Ray places what needs nothing at random, whatever the strategy says.
+    strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+    return {"num_cpus": 0, "memory": 1, "scheduling_strategy": strategy}
 
 
 def _log_here() -> None:
@@ -119,15 +138,17 @@ def _ended_by(stack: str) -> None:
 
 
 class Supervisor:
-    """Starts hosts, notices their deaths, and frees the leases of dead ones."""
+    """Starts hosts, spreads them over the nodes, notices their deaths, and frees the leases of dead ones."""
 
     def __init__(self, cluster: str, place: Place, policy: Policy | None, env: dict[str, str]) -> None:
         _log_here()
         self._cluster, self._place, self._policy, self._env = cluster, place, policy, env
         self._hosts: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
         self._adopted = asyncio.ensure_future(self._adopt())  # at once: Ray may have restarted this process
+        self._spreading = asyncio.ensure_future(self._keep_spread())
 
     async def ensure(self, count: int | None) -> list[About]:
         """See that there are `count` hosts, or, unsaid, those that there are; return who they are.
@@ -142,8 +163,7 @@ class Supervisor:
                 await self._ended(name)
             numbers = {_number(name) for name in self._hosts}
             for number in [number for number in range(wanted) if number not in numbers][: wanted - len(numbers)]:
-                name = f"{self._cluster}-{number}"
-                self._hosts[name] = self._started(name)
+                await self._start(f"{self._cluster}-{number}")
             abouts = await asyncio.gather(*(self._about(host) for host in self._hosts.values()))
             for about in abouts:
                 self._watch(about.id)
@@ -158,6 +178,10 @@ class Supervisor:
                 host = name.removeprefix(prefix)
                 self._hosts[host] = api.get_actor(name, namespace=RAY_NAMESPACE)
                 self._watch(host)
+        numbers = {_number(host) for host in self._hosts}
+        for number in sorted(set(range(max(numbers, default=0))) - numbers):
+            await self._start(f"{self._cluster}-{number}")
+            self._watch(f"{self._cluster}-{number}")
         store = self._place.connect()
         try:
             await bury_ended(store)
@@ -165,9 +189,13 @@ class Supervisor:
             logger.warning("leases of dead hosts are left to expire: %s", error)
         await store.aclose()
 
-    def _started(self, name: str) -> Any:
+    async def _start(self, name: str) -> None:
+        """Start a host on a node that has as few as any."""
+        alive = await asyncio.to_thread(nodes_alive)
+        self._nodes.pop(name, None)
+        node = min(alive, key=list(self._nodes.values()).count)
         made: Any = api.remote(HostProcess)
-        return made.options(
+        self._hosts[name] = made.options(
             name=f"host:{self._place.name}:{name}",
             namespace=RAY_NAMESPACE,
             lifetime="detached",
@@ -175,10 +203,45 @@ class Supervisor:
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=8,
-            num_cpus=0,
-            scheduling_strategy="SPREAD",
             runtime_env={"env_vars": self._env} if self._env else {},
+            **on_node(node),
         ).remote(name, self._place, self._policy)
+        self._nodes[name] = node
+
+    async def _keep_spread(self) -> None:
+        """Look again and again, since nodes join, and Ray restarts the hosts of a lost one wherever it likes."""
+        await self._adopted
+        while True:
+            await asyncio.sleep(SPREAD_EVERY)
+            try:
+                async with self._lock:
+                    await self._spread()
+            except Exception:
+                logger.exception("hosts could not be spread over the nodes")
+
+    async def _spread(self) -> None:
+        """Move one host, if a node has at least two more than another."""
+        by_node = {node: list[str]() for node in await asyncio.to_thread(nodes_alive)}
+        if self._nodes.keys() != self._hosts.keys() or not by_node.keys() >= set(self._nodes.values()):
+            return  # some are being started, or restarted elsewhere
+        for name, node in self._nodes.items():
+            by_node[node].append(name)
+        fullest, emptiest = max(by_node.values(), key=len), min(by_node.values(), key=len)
+        if len(fullest) - len(emptiest) > 1:
+            # Not the last one: should this process die now, the gap shows that there was another.
+            await self._move(min(fullest, key=_number))
+
+    async def _move(self, name: str) -> None:
+        logger.warning("host %s moves, from a node with too many to one with few", name)
+        host = self._hosts[name]
+        await self._ended(name)
+        with contextlib.suppress(ActorDiedError):  # from then on its name is free
+            while True:
+                await self._about(host)
+                await asyncio.sleep(AGAIN_FIRST)
+        await self._start(name)
+        self._watch(name)
+        await self._about(self._hosts[name])
 
     async def _about(self, host: Any) -> About:
         """Return who a host is, as soon as its process is there."""
@@ -200,11 +263,12 @@ class Supervisor:
         while True:
             try:
                 about = await self._about(self._hosts[name])
+                self._nodes[name] = about.node
                 await self._until_ended(about)
                 await self._bury(about)
             except ActorDiedError:  # somebody has ended it for good
                 await asyncio.sleep(AGAIN_MAX)
-                self._hosts[name] = self._started(name)
+                await self._start(name)
 
     async def _until_ended(self, about: About) -> None:
         """Return when a host's process has ended, or when Ray says so, which it does a second or two later."""
@@ -252,6 +316,7 @@ class Supervisor:
     async def _ended(self, name: str) -> None:
         """Let one host hand its shards over, and end it."""
         watch, host = self._watches.pop(name, None), self._hosts.pop(name)
+        self._nodes.pop(name, None)
         if watch is not None:
             watch.cancel()
         try:
