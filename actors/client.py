@@ -26,9 +26,10 @@ from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, 
 from .code import bundle_of
 from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Invocation
+from .loops import close, new_loop
 from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, message_of, started_id
-from .patience import Patience, close, end
+from .patience import Patience, end
 from .place import Request
 from .slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
 
@@ -62,7 +63,7 @@ class Client:
             object_ref,
         )
         self._store: Store = connect()  # first: what is wrong with the URL leaves no loop behind
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
         self._process = os.getpid()
         self._lock = threading.Lock()

@@ -17,7 +17,8 @@ from journal.names import new_id
 from journal.store import SHARDS, Look, Store
 
 from .host import Host, Identity
-from .patience import Patience, close
+from .loops import close, new_loop
+from .patience import Patience
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .services import Limits
@@ -149,7 +150,7 @@ class LocalHost:
     ) -> None:
         self._executor = Threads(STEP_THREADS)
         self._connect = connect
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop()
         identity = Identity(id=name or f"local-{new_id()}", node=node, pid=os.getpid(), process=this_process())
         self._host: Host | None = None
         self._make = lambda: Host(

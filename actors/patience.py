@@ -18,8 +18,6 @@ WAIT_MAX: Final = 0.5
 the store is back; half of it, on average."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds after which a task that has not ended is cancelled again."""
-TURNS_TO_CLOSE: Final = 3
-"""A transport closes its socket in the next turn of its loop, a stream a turn later."""
 T = TypeVar("T")
 
 
@@ -34,13 +32,6 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
-
-
-def close(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop that has stopped, once connections that were dropped on it have closed their sockets."""
-    for _ in range(TURNS_TO_CLOSE):
-        loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
 
 
 class Patience:

@@ -62,6 +62,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "staging",
         "attempts",
         "shard",
+        "loops",
         "patience",
         "leases",
         "placement",
