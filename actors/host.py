@@ -41,6 +41,8 @@ logger = logging.getLogger("actors")
 
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
+YIELD_AFTER: Final = 24
+"""After so many messages of one read the writer has its turn."""
 READ_MS: Final = 1_000
 """A blocking read returns after so long, so that the host is seen to turn."""
 TIMERS_AT_ONCE: Final = 1_000
@@ -188,7 +190,9 @@ class Host:
             if arrivals.control:
                 control = arrivals.control
                 self._ownership.look_again()
-            for shard, id_, data in arrivals.messages:
+            for count, (shard, id_, data) in enumerate(arrivals.messages, 1):
+                if count % YIELD_AFTER == 0:
+                    await asyncio.sleep(0)  # what has ended is written while the next are executed
                 owned = shards[shard]
                 owned.cursor.inbox = id_
                 if not owned.is_lost:
