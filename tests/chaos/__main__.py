@@ -1,0 +1,122 @@
+"""The campaign's command line: run a load under the faults of a seed, print how it recovered, audit what remains."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before Ray is imported: a local Ray wants a token otherwise
+
+import ray
+
+import actors
+from journal.clock import boot_seconds
+from journal.names import new_id
+from tests.servers import Server, valkey_binary
+
+from .audit import audit
+from .evidence import Evidence, effects_in, keys_at_rest, states
+from .faults import Faults, Suffered, pause
+from .fleet import Fleet
+from .schedule import Kind, schedule
+
+HOSTS, DRIVERS = 3, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one campaign; return 0 if the audit finds nothing wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="A load under faults, and an audit.")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1, help="decides what is done to whom, and when")
+    parser.add_argument("--directory", help="where the store, logs and errors go, and stay (a temporary one)")
+    said = parser.parse_args(arguments)
+    say(
+        f"seed {said.seed}, {said.seconds:g} s, {HOSTS} hosts, {DRIVERS} drivers",
+    )
+    with ExitStack() as stack:
+        kept = said.directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="perdure-"))
+        directory = Path(kept).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        evidence, suffered = campaign(directory, said.seed, said.seconds, stack)
+    report(evidence, suffered)
+    return verdict(evidence, said.seed)
+
+
+def campaign(directory: Path, seed: int, seconds: float, stack: ExitStack) -> tuple[Evidence, list[Suffered]]:
+    """Run the load under the seed's faults, and gather the evidence."""
+    namespace = f"chaos-{new_id()}"
+    server = Server(valkey_binary(), directory)
+    stack.callback(server.kill)
+    stack.enter_context(actors.init(server.url, hosts=HOSTS, namespace=namespace))
+    context: Any = ray.get_runtime_context()
+    fleet = Fleet(directory, server.url, namespace, context.gcs_address, seed, DRIVERS)
+    stack.callback(fleet.close)
+    faults = Faults(server, fleet)
+    with faults.watching():
+        fleet.wait_ready()
+        began = boot_seconds()
+        faults.happen(schedule(seed, seconds), began)
+        pause(began + seconds - boot_seconds())
+        fleet.finish()
+    keys_at_rest(server.url, namespace)
+    tallies, vaults, naps = states()
+    left = keys_at_rest(server.url, namespace)
+    operations, lives, troubles = fleet.logs()
+    for each in faults.suffered:
+        if each.fault.kind is Kind.DRIVER_KILLED:
+            successor = next((life for life in lives[each.victim] if life.started_at > each.at), None)
+            if successor is not None:
+                each.first_s = successor.first_at - each.at if successor.first_at else None
+                each.all_s = successor.resumed_at - each.at if successor.resumed_at else None
+    killed = frozenset(life.name for name in lives for life in lives[name][:-1])
+    effects = effects_in(fleet.book)
+    return (
+        Evidence(operations, killed, tallies, vaults, naps, effects, faults.stops, left, HOSTS, troubles),
+        faults.suffered,
+    )
+
+
+def report(evidence: Evidence, suffered: Sequence[Suffered]) -> None:
+    """Print what was done, and how long it took until work went on."""
+    say("\n    at  lasted  first    all  shards  fault; * where another fault fell into its recovery")
+    for each in suffered:
+        lasted = f"{each.fault.lasts_s:.2f}" if each.fault.lasts_s else "–"
+        say(
+            f"{each.fault.at_s:6.2f}  {lasted:>6} {_seconds(each.first_s)} {_seconds(each.all_s)}{' ' if each.is_alone else '*'}"
+            f" {len(each.shards) or '–':>6}  {each.fault.kind.value} ({each.victim})"
+        )
+    kinds = Counter(operation.kind for operation in evidence.operations.values())
+    settled = sum(operation.has_ended for operation in evidence.operations.values())
+    refused = sum(bool(operation.refusals) for operation in evidence.operations.values())
+    unknown = sum(not operation.is_settled or bool(operation.unknown) for operation in evidence.operations.values())
+    again = len(evidence.effects) - len({effect.operation for effect in evidence.effects})
+    say(f"\n{', '.join(f'{count} {kind}s' for kind, count in sorted(kinds.items()))}; {settled} answered")
+    say(f"{refused} transfers refused, {unknown} left unknown by a driver's death, {again} steps run again unrecorded")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _seconds(value: float | None) -> str:
+    return f"{value:6.2f}" if value is not None else "     –"
+
+
+def verdict(evidence: Evidence, seed: int) -> int:
+    """Print the audit; return the program's exit status."""
+    found = audit(evidence)
+    say(f"\naudit of seed {seed}")
+    for rule, wrong in found.items():
+        more = [f"… and {len(wrong) - 20} more"] if len(wrong) > 20 else []
+        say("\n           ".join([f"  {'WRONG' if wrong else 'ok   '}  {rule}", *wrong[:20], *more]))
+    return 1 if any(found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Faults: what is done to hosts, to the store and to drivers, and how long it takes until work goes on.
+
+Recovery is measured by requests that are sent right after the fault, to an object on each shard that it concerns; after
+a driver's death by what its successor notes. Only processes of the campaign are ever signalled: a host is one that its
+namespace lists, and whose command line is that of a host on Ray.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import actors
+from actors.driver import HostStatus
+from actors.errors import UnavailableError
+from journal.clock import boot_seconds
+from journal.names import ObjectId, shard_of
+from journal.store import SHARDS
+from tests.servers import Server
+
+from .fleet import Fleet
+from .objects import Probe
+from .schedule import Fault, Kind
+
+RECOVERED_WITHIN_S = 60.0
+HOST_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A host that was stopped for a while."""
+
+    pid: int
+    since: float
+
+
+@dataclass(slots=True)
+class Suffered:
+    """A fault that has happened, and how long it took."""
+
+    fault: Fault
+    at: float
+    victim: str
+    shards: frozenset[int] = frozenset()
+    is_alone: bool = True
+    """No other fault happened, or lasted, while this one was being recovered from."""
+    first_s: float | None = None
+    """To the first answer of an affected shard; after a driver's death, to its successor's first answer."""
+    all_s: float | None = None
+    """To an answer of each affected shard; after a driver's death, until all that it had left open was settled."""
+
+    def overlaps(self, other: "Suffered") -> bool:
+        """Whether one of the two happened while the other lasted or was recovered from."""
+        return self.at < other.over_at and other.at < self.over_at
+
+    @property
+    def over_at(self) -> float:
+        return self.at + max(self.fault.lasts_s, self.all_s or 0.0)
+
+
+class Faults:
+    """Does what a schedule says."""
+
+    def __init__(self, server: Server, fleet: Fleet) -> None:
+        self._server, self._fleet = server, fleet
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(32)
+        self._tasks: list[Future[None]] = []
+        self._hosts: Sequence[HostStatus] = ()
+        self._probes = {shard_of(str(ObjectId("Probe", f"{key}")), SHARDS): f"{key}" for key in range(50 * SHARDS)}
+        assert len(self._probes) == SHARDS
+        self.suffered: list[Suffered] = []
+        self.stops: list[Stop] = []
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Look who the hosts are, again and again; at the end, wait for what has begun."""
+        watch = threading.Thread(target=self._watch)
+        watch.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            watch.join()
+            self._pool.shutdown()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            try:
+                self._hosts = actors.status().hosts
+            except UnavailableError:
+                continue  # while the store is away, they are who they were
+
+    def happen(self, schedule: Sequence[Fault], began: float) -> None:
+        """Do all faults, each at its time; return when all are over and recovered from.
+
+        Raises:
+            TimeoutError: some shard does not answer any more.
+        """
+        for fault in schedule:
+            pause(began + fault.at_s - boot_seconds())
+            self._do(fault)
+        for task in self._tasks:
+            task.result()
+        for one in self.suffered:
+            one.is_alone = not any(one.overlaps(other) for other in self.suffered if other is not one)
+
+    def _do(self, fault: Fault) -> None:
+        match fault.kind:
+            case Kind.HOST_KILLED:
+                self._strike(fault, self._living(fault.rank)[:1], self._kill)
+            case Kind.HOSTS_KILLED:
+                self._strike(fault, self._living(fault.rank), self._kill)
+            case Kind.HOST_STOPPED:
+                self._strike(fault, self._living(fault.rank)[:1], self._stop)
+            case Kind.STORE_ENDED | Kind.STORE_KILLED:
+                suffered = Suffered(fault, boot_seconds(), "the store", frozenset(range(SHARDS)))
+                self._end_store(signal.SIGTERM if fault.kind is Kind.STORE_ENDED else signal.SIGKILL)
+                self._later(lambda: self._start_store(fault.lasts_s))
+                self._recover(suffered)
+            case Kind.DRIVER_KILLED:
+                at = boot_seconds()
+                self.suffered.append(Suffered(fault, at, self._fleet.kill(fault.rank)))
+
+    def _living(self, rank: int) -> list[HostStatus]:
+        """Return the hosts that live and own shards, the one that the rank chooses first; wait until there is one."""
+        deadline = boot_seconds() + HOST_WITHIN_S
+        while boot_seconds() < deadline:
+            found = [host for host in self._hosts if host.shards and _is_host(host.pid)]
+            if found:
+                first = rank % len(found)
+                return [*found[first:], *found[:first]]
+            pause(LOOK_EVERY_S)
+        raise TimeoutError("no host owns a shard")
+
+    def _strike(self, fault: Fault, hosts: Sequence[HostStatus], strike: Callable[[int, float], None]) -> None:
+        shards = frozenset(shard for host in hosts for shard in host.shards)
+        suffered = Suffered(fault, boot_seconds(), ", ".join(f"pid {host.pid}" for host in hosts), shards)
+        for host in hosts:
+            strike(host.pid, fault.lasts_s)
+        self._recover(suffered)
+
+    def _kill(self, pid: int, lasts_s: float) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def _stop(self, pid: int, lasts_s: float) -> None:
+        self.stops.append(Stop(pid, boot_seconds()))
+        os.kill(pid, signal.SIGSTOP)
+
+        def go_on() -> None:
+            pause(lasts_s)
+            if _is_host(pid):  # else a later fault has killed it
+                os.kill(pid, signal.SIGCONT)
+
+        self._later(go_on)
+
+    def _end_store(self, how: signal.Signals) -> None:
+        process = self._server._process
+        assert process is not None
+        process.send_signal(how)
+        process.wait()
+
+    def _start_store(self, after_s: float) -> None:
+        pause(after_s)
+        self._server.start()
+
+    def _recover(self, suffered: Suffered) -> None:
+        """Ask each shard, and note when the first and the last one has answered."""
+        self.suffered.append(suffered)
+        asked = [Probe[key].ask.remote() for shard, key in self._probes.items() if shard in suffered.shards]
+
+        def wait() -> None:
+            actors.wait(asked, timeout=RECOVERED_WITHIN_S)
+            suffered.first_s = boot_seconds() - suffered.at
+            actors.get(asked, timeout=RECOVERED_WITHIN_S)
+            suffered.all_s = boot_seconds() - suffered.at
+
+        self._later(wait)
+
+    def _later(self, task: Callable[[], None]) -> None:
+        self._tasks.append(self._pool.submit(task))
+
+
+def _is_host(pid: int) -> bool:
+    try:
+        return b"HostProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    threading.Event().wait(max(0.0, seconds))
