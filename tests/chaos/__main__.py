@@ -86,8 +86,9 @@ def report(evidence: Evidence, suffered: Sequence[Suffered]) -> None:
     say("\n    at  lasted  first    all  shards  fault; * where another fault fell into its recovery")
     for each in suffered:
         lasted = f"{each.fault.lasts_s:.2f}" if each.fault.lasts_s else "–"
+        mark = "*" if any(each.is_disturbed_by(other) for other in suffered) else " "
         say(
-            f"{each.fault.at_s:6.2f}  {lasted:>6} {_seconds(each.first_s)} {_seconds(each.all_s)}{' ' if each.is_alone else '*'}"
+            f"{each.fault.at_s:6.2f}  {lasted:>6} {_seconds(each.first_s)} {_seconds(each.all_s)}{mark}"
             f" {len(each.shards) or '–':>6}  {each.fault.kind.value} ({each.victim})"
         )
     kinds = Counter(operation.kind for operation in evidence.operations.values())

@@ -47,16 +47,15 @@ class Suffered:
     at: float
     victim: str
     shards: frozenset[int] = frozenset()
-    is_alone: bool = True
-    """No other fault happened, or lasted, while this one was being recovered from."""
     first_s: float | None = None
     """To the first answer of an affected shard; after a driver's death, to its successor's first answer."""
     all_s: float | None = None
     """To an answer of each affected shard; after a driver's death, until all that it had left open was settled."""
 
-    def overlaps(self, other: "Suffered") -> bool:
-        """Whether one of the two happened while the other lasted or was recovered from."""
-        return self.at < other.over_at and other.at < self.over_at
+    def is_disturbed_by(self, other: "Suffered") -> bool:
+        """Whether the other one, of hosts or of the store, fell into this one's time, or this one into its."""
+        is_other = other is not self and other.fault.kind is not Kind.DRIVER_KILLED
+        return is_other and self.at < other.over_at and other.at < self.over_at
 
     @property
     def over_at(self) -> float:
@@ -107,8 +106,6 @@ class Faults:
             self._do(fault)
         for task in self._tasks:
             task.result()
-        for one in self.suffered:
-            one.is_alone = not any(one.overlaps(other) for other in self.suffered if other is not one)
 
     def _do(self, fault: Fault) -> None:
         match fault.kind:
