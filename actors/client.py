@@ -31,7 +31,7 @@ from .objects import Durable, declaration, find_type
 from .outgoing import arguments_of, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
+from .slots import Slot, Wait, Waiting, acceptance_of, accepted_within, block_until, end_of, tell
 
 logger = logging.getLogger("actors")
 
@@ -279,13 +279,7 @@ class Client:
 
     def accepted(self, invocation: Invocation[Any], timeout_s: float | None, /) -> bool:
         """Block until the store has it or the time is over."""
-        slot = self._slot(invocation, told=False)
-        countdown = Countdown(1)
-        with self._lock:
-            if slot.is_accepted:
-                return True
-            slot.accepting += (countdown,)
-        return countdown.wait(timeout_s)
+        return accepted_within(self._slot(invocation, told=False), self._lock, timeout_s)
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
@@ -380,7 +374,8 @@ class Client:
         for operation in refused:
             slot = self._slots.get(operation.invocation)
             if slot is not None and not slot.is_attached:
-                self._settle(slot, UnavailableError(f"{operation.invocation}: whether it was accepted is unknown"))
+                unknown = UnavailableError(f"{operation.invocation}: whether it was accepted is unknown")
+                self._forget(slot, operation.invocation, error=unknown)
         self._wanted.set()
 
     async def _receive(self) -> None:

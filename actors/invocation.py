@@ -150,6 +150,7 @@ class Accepted:
 
         Raises:
             TimeoutError: it was not acknowledged in time; it may be yet.
+            UnavailableError: it was refused (`OverloadedError`), or whether the store has it cannot be known.
         """
         _refuse_to_block("accepted().result()")
         source = self._invocation._source_here()  # pyright: ignore[reportPrivateUsage]  # one file

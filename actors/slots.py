@@ -43,7 +43,8 @@ class Slot:
         """Note the end; return who is to be told, nobody if it was known."""
         if self.has_ended:
             return ()
-        self.outcome, self.error, self.is_accepted = outcome, error, True
+        self.outcome, self.error = outcome, error
+        self.is_accepted = self.is_accepted or outcome is not None
         told = self.waiting + self.accepting
         self.waiting = self.accepting = ()
         return told
@@ -52,6 +53,11 @@ class Slot:
     def returns(self) -> Any:
         """The annotation of the result."""
         return MISSING if self.declared is None else self.declared.returns
+
+    def check_accepted(self) -> None:
+        """Raise what became of a request that the store has not got, as far as is known."""
+        if not self.is_accepted and self.error is not None:
+            raise self.error.with_traceback(None)
 
     def result(self) -> Any:
         if self.error is not None:
@@ -99,10 +105,12 @@ def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]
     """Wait on the running loop until the store has it."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     with lock:
-        if slot.is_accepted:
-            return
-        slot.accepting += (future,)
+        if slot.is_accepted or slot.has_ended:
+            future.set_result(None)
+        else:
+            slot.accepting += (future,)
     yield from future
+    slot.check_accepted()
 
 
 class Countdown:
@@ -122,6 +130,19 @@ class Countdown:
     def wait(self, timeout_s: float | None) -> bool:
         """Return whether it was, within this time."""
         return self._over.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+
+
+def accepted_within(slot: Slot, lock: threading.Lock, timeout_s: float | None) -> bool:
+    """Block until the store has it, and return whether it has in this time."""
+    countdown = Countdown(1)
+    with lock:
+        if slot.is_accepted or slot.has_ended:
+            countdown()
+        else:
+            slot.accepting += (countdown,)
+    is_told = countdown.wait(timeout_s)
+    slot.check_accepted()
+    return is_told
 
 
 def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lock: threading.Lock) -> None:
