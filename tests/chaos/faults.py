@@ -111,7 +111,7 @@ class Faults:
         match fault.kind:
             case Kind.HOST_KILLED:
                 self._strike(fault, self._living(fault.rank)[:1], self._kill)
-            case Kind.HOSTS_KILLED:
+            case Kind.HOSTS_KILLED:  # those that own nothing yet, too
                 self._strike(fault, self._living(fault.rank), self._kill)
             case Kind.HOST_STOPPED:
                 self._strike(fault, self._living(fault.rank)[:1], self._stop)
@@ -125,13 +125,14 @@ class Faults:
                 self.suffered.append(Suffered(fault, at, self._fleet.kill(fault.rank)))
 
     def _living(self, rank: int) -> list[HostStatus]:
-        """Return the hosts that live and own shards, the one that the rank chooses first; wait until there is one."""
+        """Return the hosts that live, the owner of shards that the rank chooses first; wait until there is one."""
         deadline = boot_seconds() + HOST_WITHIN_S
         while boot_seconds() < deadline:
-            found = [host for host in self._hosts if host.shards and _is_host(host.pid)]
-            if found:
-                first = rank % len(found)
-                return [*found[first:], *found[:first]]
+            living = [host for host in self._hosts if _is_host(host.pid)]
+            owners = [host for host in living if host.shards]
+            if owners:
+                first = owners[rank % len(owners)]
+                return [first, *(host for host in living if host is not first)]
             pause(LOOK_EVERY_S)
         raise TimeoutError("no host owns a shard")
 
