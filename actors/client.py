@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Final
 
-from journal.clock import wall_ms
+from journal.clock import offset_ms, wall_ms
 from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
@@ -129,7 +129,7 @@ class Client:
 
     async def _open(self) -> None:
         self._shards = await self._store.open_namespace(SHARDS)
-        self._offset_ms = await self._store.now_ms() - wall_ms()
+        self._offset_ms = await offset_ms(self._store.now_ms)
         await self._open_writer()
         self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew)]
         for task in self._tasks:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from journal.clock import boot_seconds, wall_ms
+from journal.clock import boot_seconds, offset_ms, wall_ms
 from journal.names import new_id
 from journal.store import SHARDS, Store
 
@@ -105,7 +105,7 @@ class Host:
         """Serve until cancelled; a store that does not answer is waited for."""
         refuse_blocking()
         services = await self._open()
-        self._offset_ms = await self._patience.until_answered(self._store.now_ms) - self._wall()
+        self._offset_ms = await offset_ms(lambda: self._patience.until_answered(self._store.now_ms), self._wall)
         loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect())
         tasks = [self._spawn(loop) for loop in (*loops, self._ownership.run(services, self._count))]
         if self._own_thread:

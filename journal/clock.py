@@ -5,7 +5,8 @@ Everything else is handed a time or one of these functions, so that tests can ow
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 
 def wall_ms() -> int:
@@ -22,6 +23,21 @@ def boot_seconds() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+async def offset_ms(ask: Callable[[], Coroutine[Any, Any, int]], wall: Callable[[], int] = wall_ms) -> int:
+    """Return what to add to a time of day to have that of who is asked: too much by a round trip, never too little.
+
+    Too little would end sleeps early. The shortest of a few round trips counts: a process that is stopped while it
+    waits for an answer would be wrong for its whole life.
+    """
+    found: list[tuple[int, int]] = []
+    for _ in range(_ASKS):
+        before = wall()
+        told = await ask()
+        found.append((wall() - before, told - before))
+    return min(found)[1]
+
+
+_ASKS = 3
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 sleep = time.sleep
 """As it was when this was imported."""
