@@ -6,7 +6,8 @@ from enum import Enum
 
 FIRST_S, LAST_S = 2.0, 6.0
 """The first fault comes so long after the beginning, the last one so long before the end."""
-GAP_S = 1.5, 4.5
+GAPS_S = (1.0, 4.0), (1.0, 4.0), (8.0, 10.0)
+"""Most faults fall into the recovery from another; after some there is time to see how long it takes alone."""
 LEASE_S = 3.0
 
 
@@ -58,4 +59,4 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
         found.append(Fault(round(at_s, 2), kind, choose.randrange(1_000), lasts_s))
         if kind in ON_STORE:
             store_back_s = at_s + lasts_s + 1.0
-        at_s += choose.uniform(*GAP_S)
+        at_s += choose.uniform(*choose.choice(GAPS_S))
