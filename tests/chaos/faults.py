@@ -78,7 +78,9 @@ class Faults:
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """Look who the hosts are, again and again; at the end, wait for what has begun."""
+        """Look who the hosts are, again and again, from when every shard answers; at the end, wait for all tasks."""
+        # The first call of a class stores its code, and fails where the store is away.
+        actors.get([Probe[key].ask.remote() for key in self._probes.values()], timeout=RECOVERED_WITHIN_S)
         watch = threading.Thread(target=self._watch)
         watch.start()
         try:
