@@ -70,6 +70,7 @@ class Faults:
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(32)
         self._tasks: list[Future[None]] = []
+        self._start: Future[None] = self._pool.submit(lambda: None)
         self._hosts: Sequence[HostStatus] = ()
         self._probes = {shard_of(str(ObjectId("Probe", f"{key}")), SHARDS): f"{key}" for key in range(50 * SHARDS)}
         assert len(self._probes) == SHARDS
@@ -120,7 +121,7 @@ class Faults:
             case Kind.STORE_ENDED | Kind.STORE_KILLED:
                 suffered = Suffered(fault, boot_seconds(), "the store", frozenset(range(SHARDS)))
                 self._end_store(signal.SIGTERM if fault.kind is Kind.STORE_ENDED else signal.SIGKILL)
-                self._later(lambda: self._start_store(fault.lasts_s))
+                self._start = self._later(lambda: self._start_store(fault.lasts_s))
                 self._recover(suffered)
             case Kind.DRIVER_KILLED:
                 at = boot_seconds()
@@ -160,10 +161,8 @@ class Faults:
         self._later(go_on)
 
     def _end_store(self, how: signal.Signals) -> None:
-        process = self._server._process
-        assert process is not None
-        process.send_signal(how)
-        process.wait()
+        self._start.result()  # that of the fault before
+        self._server.kill(how)
 
     def _start_store(self, after_s: float) -> None:
         pause(after_s)
@@ -182,8 +181,9 @@ class Faults:
 
         self._later(wait)
 
-    def _later(self, task: Callable[[], None]) -> None:
+    def _later(self, task: Callable[[], None]) -> Future[None]:
         self._tasks.append(self._pool.submit(task))
+        return self._tasks[-1]
 
 
 def _is_host(pid: int) -> bool:
