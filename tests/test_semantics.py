@@ -43,6 +43,7 @@ from actors import (
 from actors.host import Host, Identity
 from actors.outgoing import arguments_of, message_of, started_id
 from actors.place import EMPTY_OPTIONS, Request
+from actors.services import Limits
 from journal.codec import MISSING
 from journal.entries import ReplyKind, teller_of_driver
 from journal.memory import MemoryStore
@@ -88,7 +89,8 @@ class Program:
         address = str(ObjectId(request.type_name, request.key))
         id_ = started_id(request, address, f"{self._writer}{self._count:x}", self._shards)
         caller = "" if request.one_way else teller_of_driver(self._writer)
-        message = message_of(request, id_, address, arguments_of(request), caller, "", self._now_ms())
+        arguments = arguments_of(request, address, Limits().payload_max)
+        message = message_of(request, id_, address, arguments, caller, "", self._now_ms())
         self._returns[id_] = request.declared.returns if request.declared is not None else MISSING
         if not request.one_way:
             self._expect(id_)
