@@ -104,6 +104,12 @@ class Host:
     async def run(self) -> None:
         """Serve until cancelled; a store that does not answer is waited for."""
         refuse_blocking()
+        try:
+            await self._serve()
+        finally:  # also where it was ended while it opened
+            await self.aclose()
+
+    async def _serve(self) -> None:
         services = await self._open()
         self._offset_ms = await offset_ms(lambda: self._patience.until_answered(self._store.now_ms), self._wall)
         loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect())
@@ -113,12 +119,9 @@ class Host:
             self._renewal.start()
         else:
             tasks.append(self._spawn(self._renew()))
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-        finally:
-            await self.aclose()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
 
     async def _open(self) -> Services:
         self._count = await self._patience.until_answered(lambda: self._store.open_namespace(SHARDS))
