@@ -49,11 +49,8 @@ class Declaration:
     handlers: Mapping[str, Handler[Any, Any]]
     fields: Mapping[str, State[Any]]
     options: Options
-
-    @property
-    def is_service(self) -> bool:
-        """It has no key and no state."""
-        return issubclass(self.cls, Service)
+    is_service: bool
+    """It has no key and no state."""
 
     def handler(self, name: str) -> Handler[Any, Any]:
         """Return the handler of this name.
@@ -105,7 +102,12 @@ def declaration(cls: type[Durable]) -> Declaration:
     if table.declaration is None:
         handlers, fields = _declared(cls)
         table.declaration = Declaration(
-            name=cls._options.name, cls=cls, handlers=handlers, fields=fields, options=cls._options
+            name=cls._options.name,
+            cls=cls,
+            handlers=handlers,
+            fields=fields,
+            options=cls._options,
+            is_service=issubclass(cls, Service),
         )
     return table.declaration
 
