@@ -57,7 +57,7 @@ class Gauge(VirtualObject):
         return self.total
 
 
-class Errand(Service):
+class Outing(Service):
     @handler
     async def run(self, ctx: Context, key: str) -> int:
         """A step, a sleep, and a call whose reply is the result."""
@@ -110,7 +110,7 @@ class Load:
         while not self._over:
             turn += 7
             key, began = f"{turn % KEYS}", boot_seconds()
-            ref = Gauge[key].add.remote() if number % 2 else Errand.run.remote(key)
+            ref = Gauge[key].add.remote() if number % 2 else Outing.run.remote(key)
             call = Call(shard_in(ref.id), key, began)
             self.calls.append(call)
             async with asyncio.timeout(WITHIN_S):
