@@ -100,8 +100,12 @@ class Ownership:
             return
         mine = {shard for shard, host in placed(hosts, count).items() if host == self._host}
         await self._give_up([owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining])
-        for shard in sorted(mine - set(self.shards)):
-            await self._challenge(services, shard, look.leases[shard])
+        wanted = sorted(mine - set(self.shards))
+        # Together: each takes a few round trips, and none waits for another. All to their end, whatever one raises.
+        challenges = (self._challenge(services, shard, look.leases[shard]) for shard in wanted)
+        for failure in await asyncio.gather(*challenges, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     async def _live(self, found: dict[str, bytes]) -> list[str]:
         now, hosts = self._now(), list[str]()
