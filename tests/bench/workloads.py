@@ -6,6 +6,7 @@ sleeps; W7 is W3 with steps that write a token into a file, so that an audit can
 
 import asyncio
 import os
+import threading
 import time
 from typing import TypedDict
 from uuid import uuid4
@@ -177,3 +178,75 @@ class BenchSleeper(VirtualObject):
         await asyncio.sleep(seconds)
         note(log, "E", ctx.key, time.time())
         return True
+
+
+class BenchAlarm(VirtualObject):
+    """Growth: sleeps until a time of the wall clock and writes by how much it woke too late."""
+
+    @handler
+    async def until(self, ctx: Context, log: str, due: float) -> None:
+        """Sleep until then; a replay gets its recorded timer, but asks for one too, however late it is."""
+        await asyncio.sleep(max(due - time.time(), 0.001))
+        note(log, "E", ctx.key, time.time() - due)
+
+
+class BenchBlob(VirtualObject):
+    """Growth: a small field beside a large one."""
+
+    n: int = state(0)
+    blob: str = state("")
+
+    @handler
+    async def fill(self, ctx: Context, size: int, by: int) -> int:
+        """Write the large field."""
+        self.blob = chr(97 + by % 26) * size
+        return len(self.blob)
+
+    @handler
+    async def touch(self, ctx: Context) -> int:
+        """Write the small field alone."""
+        self.n += 1
+        return self.n
+
+
+class BenchJournal(VirtualObject):
+    """Growth: a journal of so many entries, then a wait and a replay."""
+
+    @handler
+    async def steps(self, ctx: Context, count: int, wait_s: float) -> float:
+        """Take steps, then sleep; return by how many seconds it came too late, the replay included."""
+        due = 0.0
+        for i in range(count):
+            due = await ctx.run("step", clock, wait_s if i == count - 1 else 0.0)
+        await asyncio.sleep(max(due - time.time(), 0.001))
+        return time.time() - due
+
+
+async def clock(ahead_s: float) -> float:
+    """Return the time of the wall clock after so many seconds."""
+    return time.time() + ahead_s
+
+
+class BenchQueue(VirtualObject):
+    """Growth: messages that wait for one key until a file is there."""
+
+    n: int = state(0)
+
+    @handler
+    async def hold(self, ctx: Context, gate: str) -> None:
+        """Keep the turn until the file is there."""
+        await ctx.run("gate", seen, gate)
+
+    @handler
+    async def add(self, ctx: Context) -> int:
+        """Count."""
+        self.n += 1
+        return self.n
+
+
+def seen(path: str) -> bool:
+    """Return when the file is there."""
+    pause = threading.Event()
+    while not os.path.exists(path):
+        pause.wait(0.01)
+    return True
