@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
+from itertools import islice
 
 from journal.entries import Event, EventKind, Message, Record, time_of
 from journal.names import Epoch, Shard
@@ -228,7 +229,8 @@ class OwnedShard:
     def refilled(self, activation: Activation, messages: dict[str, bytes]) -> None:
         """Take the arguments of messages that had waited without them."""
         activation.loading = False
-        for run in activation.mailbox:
+        # The first ones, as they were asked for: a look at all would make a long queue cost the square of its length.
+        for run in islice(activation.mailbox, self._services.limits.queue_in_memory):
             data = messages.get(run.inbox_id)
             if data is not None:
                 run.message = Message.parse(data)

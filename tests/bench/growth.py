@@ -31,6 +31,8 @@ STATE_MAX: Final = 16_000_000
 BATCH: Final = 2_000
 PRELOADED: Final = 5_000
 """Objects that one script writes."""
+QUEUED_MAX: Final = 99_999
+"""With the one that holds the key: `inbox_max`."""
 REPEATS: Final = 3
 
 _WRITE = "for i = 2, #ARGV do redis.call('HSET', ARGV[i], 'n', ARGV[1]) end"
@@ -178,7 +180,7 @@ async def _journal(ready: Ground, count: int, repeats: int) -> Row:
 
 def queued(said: Asked) -> Iterator[Row]:
     """A longer queue of one key: how fast it drains."""
-    for count in _upto((1, 100, 1_000, 10_000, 100_000), said):
+    for count in _upto((1, 100, 1_000, 10_000, QUEUED_MAX), said):
         with ground(said.directory) as ready:
             ready.start_hosts(1)
             yield asyncio.run(_queue(ready, count))
@@ -196,11 +198,11 @@ async def _queue(ready: Ground, count: int) -> Row:
     sent_s = time.monotonic() - began
     await asyncio.sleep(0.3 + count * 1e-5)
     meter = Meter(ready.components)
-    rss, began = meter.rss_mib()["host"], time.monotonic()
+    rss = meter.rss_mib()["host"]
     meter.begin()
+    began = time.monotonic()
     gate.touch()
     await held
-    began = time.monotonic()
     found = await last
     drained_s = time.monotonic() - began
     meter.end()
