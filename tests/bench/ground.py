@@ -7,6 +7,7 @@ child ends when its standard input does, so that nothing outlives the command.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import subprocess
@@ -174,6 +175,7 @@ def _answer(text: object) -> None:
 
 def serve(url: str, idle_timeout_s: str, activation_idle_s: str, name: str) -> None:
     """Be a host until the standard input ends; say how many objects it holds when asked."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     limits = Limits(activation_idle=timedelta(seconds=float(activation_idle_s)))
     host = LocalHost(
         lambda: RedisStore(url, NAMESPACE), name=name, policy=Policy(idle_timeout=float(idle_timeout_s)), limits=limits

@@ -214,6 +214,7 @@ async def _queue(ready: Ground, count: int) -> Row:
         "ops_per_s": round(count / drained_s),
         "host_rss_mib": round(rss, 1),
         "host_cpu_ms_each": round(meter.usage.cpu_s["host"] * 1e3 / count, 3),
+        "store_cpu_ms_each": round(meter.usage.cpu_s["store"] * 1e3 / count, 3),
         "disturbed_pct": round(meter.usage.disturbed_pct, 1),
     }
 

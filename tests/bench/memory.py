@@ -22,8 +22,8 @@ Row = dict[str, Any]
 BATCH: Final = 2_000
 """Sends between two waits for their acceptance: below `pending_max`."""
 COLLECTED_MAX_S: Final = 60.0
-SETTLE_S: Final = 8.0
-"""Between the last handler's start and the first wake: those that wait have left memory by then."""
+SENDS_PER_S: Final = 3_500
+"""Allowed for before the first wakes."""
 WOKEN_MAX_S: Final = 30.0
 
 
@@ -77,7 +77,7 @@ def _rss_mb(ready: Ground) -> float:
     return rss_mib(ready.components["host"]()) * 2**20 / 1e6
 
 
-def sleepers(place: Path, count: int, rate: float, idle_timeout_s: float, sends_per_s: float) -> Row:
+def sleepers(place: Path, count: int, rate: float, idle_timeout_s: float, settle_s: float) -> Row:
     """Lay so many handlers to sleep, then let them wake one by one at this rate."""
     with ground(place) as ready:
         ready.start_hosts(1, idle_timeout_s=idle_timeout_s, activation_idle_s=idle_timeout_s)
@@ -86,7 +86,7 @@ def sleepers(place: Path, count: int, rate: float, idle_timeout_s: float, sends_
         asyncio.run(_touch(1))
         empty_mb, before = ready.store_mb(), _rss_mb(ready)
         began = time.time()
-        first = began + count / sends_per_s + idle_timeout_s + SETTLE_S
+        first = began + count / SENDS_PER_S + idle_timeout_s + settle_s
         asyncio.run(_lay(log, count, first, rate))
         sent_s = time.time() - began
         while ready.activations() > 1 and time.time() < first - 1:
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--sleepers", type=int, default=100_000, help="(%(default)s)")
     add("--rate", type=float, default=1_000.0, help="wakes a second (%(default)s)")
     add("--idle-timeout", type=float, default=2.0, help="seconds; the policy's is 60 (%(default)s)")
-    add("--sends", type=float, default=2_500.0, help="sends a second to allow for before the first wakes (%(default)s)")
+    add("--settle", type=float, default=8.0, help="seconds to leave memory, before the first wakes (%(default)s)")
     add("--directory", type=Path, default=Path(".perdure"), help="where the stores write (%(default)s)")
     add("--json", metavar="FILE", help="write the rows here")
     said = parser.parse_args(arguments)
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(activations(said.directory, said.activations, said.activation_idle))
         show(rows[-1])
     if "sleepers" in only:
-        rows.append(sleepers(said.directory, said.sleepers, said.rate, said.idle_timeout, said.sends))
+        rows.append(sleepers(said.directory, said.sleepers, said.rate, said.idle_timeout, said.settle))
         show(rows[-1])
     if said.json:
         Path(said.json).write_text(json.dumps({"rows": rows}, indent=1), "utf-8")
