@@ -182,9 +182,10 @@ class Activation:
         self.loading = False
         self.held_by = ""
         """The invocation asleep that has the turn."""
-        self.arrivals: deque[InFlight] = deque()
+        # An empty deque takes 760 bytes, so that it is there only while something is in it.
+        self.arrivals: deque[InFlight] | None = None
         """What has come in and is not sorted yet: its class may have to be fetched."""
-        self.mailbox: deque[InFlight] = deque()
+        self.mailbox: deque[InFlight] | None = None
         """Exclusive invocations that wait for their turn."""
         self.current: InFlight | None = None
         """The exclusive invocation in memory that has the turn."""

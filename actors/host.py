@@ -224,7 +224,7 @@ class Host:
         self._spawn(self._refill(shard, activation))
 
     async def _refill(self, shard: OwnedShard, activation: Activation) -> None:
-        ids = [run.inbox_id for run in islice(activation.mailbox, self._limits.queue_in_memory)]
+        ids = [run.inbox_id for run in islice(activation.mailbox or (), self._limits.queue_in_memory)]
         found = await self._patience.until_answered(lambda: self._store.messages(shard.shard, ids))
         if not shard.is_lost:
             shard.refilled(activation, {id_: data for id_, data in zip(ids, found, strict=True) if data is not None})

@@ -86,7 +86,9 @@ class OwnedShard:
         if activation is None:
             activation = Activation(self.shard, run.message.target, self._services.now())
             self.activations[run.message.target] = activation
-        if first:
+        if activation.arrivals is None:
+            activation.arrivals = deque((run,))
+        elif first:
             activation.arrivals.appendleft(run)
         else:
             activation.arrivals.append(run)
@@ -153,15 +155,16 @@ class OwnedShard:
             self._services.fetcher.load(self, activation)
             return
         while activation.arrivals and not activation.loading:
-            run = activation.arrivals.popleft()
+            run = activation.arrivals[0]
             found = self._services.code.find(_type_of(run), run.message.code)
             if found is None:
-                activation.arrivals.appendleft(run)
                 activation.loading = True
                 self._services.spawn(self._fetch_code(activation, run), Context())
                 return
+            activation.arrivals.popleft()
             run.declared, run.handler = found, found.handlers.get(run.message.handler)
             self._place(activation, run)
+        activation.arrivals = activation.arrivals or None
         self._turn(activation)
 
     async def _fetch_code(self, activation: Activation, run: InFlight) -> None:
@@ -172,6 +175,7 @@ class OwnedShard:
             error = raised
         activation.loading = False
         if error is not None and not self.is_lost:
+            assert activation.arrivals is not None
             activation.arrivals.remove(run)
             activation.sharing.add(run)
             if isinstance(error, TerminalError):
@@ -196,7 +200,9 @@ class OwnedShard:
             activation.held_by, activation.current = run.id, run
             self._attempts.begin(run, activation)
         else:
-            if len(activation.mailbox) >= self._services.limits.queue_in_memory:
+            if activation.mailbox is None:
+                activation.mailbox = deque()
+            elif len(activation.mailbox) >= self._services.limits.queue_in_memory:
                 run.message.arguments = b""
             activation.mailbox.append(run)
 
@@ -223,6 +229,7 @@ class OwnedShard:
                     self._services.fetcher.refill(self, activation)
                 return
             activation.mailbox.popleft()
+            activation.mailbox = activation.mailbox or None
             activation.current = run
             self._attempts.begin(run, activation)
 
@@ -230,7 +237,7 @@ class OwnedShard:
         """Take the arguments of messages that had waited without them."""
         activation.loading = False
         # The first ones, as they were asked for: a look at all would make a long queue cost the square of its length.
-        for run in islice(activation.mailbox, self._services.limits.queue_in_memory):
+        for run in islice(activation.mailbox or (), self._services.limits.queue_in_memory):
             data = messages.get(run.inbox_id)
             if data is not None:
                 run.message = Message.parse(data)
@@ -261,8 +268,7 @@ class OwnedShard:
     def load_again(self, run: InFlight, activation: Activation, /) -> None:
         """Look for the invocation's class once more."""
         activation.sharing.discard(run)
-        activation.arrivals.append(run)
-        self._sort(activation)
+        self._admit(run)
 
     # What the writer asks
 
