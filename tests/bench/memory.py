@@ -22,8 +22,8 @@ Row = dict[str, Any]
 BATCH: Final = 2_000
 """Sends between two waits for their acceptance: below `pending_max`."""
 COLLECTED_MAX_S: Final = 60.0
-SENDS_PER_S: Final = 3_500
-"""Allowed for before the first wakes."""
+STARTS_PER_S: Final = 1_500
+"""Allowed for before the first wakes: each is started, waits, and leaves memory."""
 WOKEN_MAX_S: Final = 30.0
 
 
@@ -86,7 +86,7 @@ def sleepers(place: Path, count: int, rate: float, idle_timeout_s: float, settle
         asyncio.run(_touch(1))
         empty_mb, before = ready.store_mb(), _rss_mb(ready)
         began = time.time()
-        first = began + count / SENDS_PER_S + idle_timeout_s + settle_s
+        first = began + count / STARTS_PER_S + idle_timeout_s + settle_s
         asyncio.run(_lay(log, count, first, rate))
         sent_s = time.time() - began
         while ready.activations() > 1 and time.time() < first - 1:
