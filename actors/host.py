@@ -43,7 +43,7 @@ logger = logging.getLogger("actors")
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
 YIELD_AFTER: Final = 24
-"""After so many messages of one read the writer has its turn."""
+"""After so many of what came together, the loop turns: the writer, timers and all others have their turn."""
 READ_MS: Final = 1_000
 """A blocking read returns after so long, so that the host is seen to turn."""
 TIMERS_AT_ONCE: Final = 1_000
@@ -194,18 +194,25 @@ class Host:
             if arrivals.control:
                 control = arrivals.control
                 self._ownership.look_again()
-            for count, (shard, id_, data) in enumerate(arrivals.messages, 1):
-                if count % YIELD_AFTER == 0:
-                    await asyncio.sleep(0)  # what has ended is written while the next are executed
+            for number, (shard, id_, data) in enumerate(arrivals.messages):
+                await self._turn(number)
                 owned = shards[shard]
                 owned.cursor.inbox = id_
                 if not owned.is_lost:
                     owned.accept(id_, data)
-            for shard, event in arrivals.events:
+            for number, (shard, event) in enumerate(arrivals.events):
+                await self._turn(number)
                 owned = shards[shard]
                 owned.cursor.events = event.id
                 if not owned.is_lost:
                     owned.receive(event)
+
+    async def _turn(self, number: int) -> None:
+        """Let the loop turn after each so many: what has ended is written while the next are executed."""
+        if number % YIELD_AFTER == YIELD_AFTER - 1:
+            if self._renewal is not None:
+                self._renewal.turned()
+            await asyncio.sleep(0)
 
     # Fetching what is not in memory (`services.Fetcher`)
 
@@ -243,14 +250,16 @@ class Host:
     async def _load_all(self, loading: list[tuple[OwnedShard, Activation]]) -> None:
         objects = [(shard.shard, activation.target) for shard, activation in loading]
         states = await self._patience.until_answered(lambda: self._store.load(objects))
-        for (shard, activation), state in zip(loading, states, strict=True):
+        for number, ((shard, activation), state) in enumerate(zip(loading, states, strict=True)):
+            await self._turn(number)
             if not shard.is_lost:
                 shard.loaded(activation, state)
 
     async def _wake_all(self, waking: list[tuple[OwnedShard, str]]) -> None:
         names = [(shard.shard, id_) for shard, id_ in waking]
         dormants = await self._patience.until_answered(lambda: self._store.dormant(names))
-        for (shard, id_), dormant in zip(waking, dormants, strict=True):
+        for number, ((shard, id_), dormant) in enumerate(zip(waking, dormants, strict=True)):
+            await self._turn(number)
             if not shard.is_lost:
                 shard.woken(id_, dormant)
 
