@@ -86,7 +86,8 @@ class Monitor:
 
     def __init__(self, port: int, namespace: str) -> None:
         name = re.escape(namespace)
-        self._applied = re.compile(rf'\[\d+ lua\] "SET" "{name}:(\d+):head" "(\d+) (\S+) (\d+)')
+        self._applied = re.compile(r'\[\d+ lua\] "M?SET" ')
+        self._head = re.compile(rf'"{name}:(\d+):head" "(\d+) (\S+) (\d+)')
         self._part = re.compile(r' "(\d+)" "(\d+) ([^" ]+)" "(\d+)"')
         self._commit = f'"EVALSHA" "{sha1(_script("commit").encode(), usedforsecurity=False).hexdigest()}" "0" '
         self._commit += f'"{namespace}"'
@@ -109,7 +110,8 @@ class Monitor:
 
     def applied(self, since: int = 0) -> list[Write]:
         """Return the heads that scripts wrote."""
-        return [_write(found.groups()) for line in self._lines[since:] if (found := self._applied.search(line))]
+        lines = [line for line in self._lines[since:] if self._applied.search(line)]
+        return [_write(found.groups()) for line in lines for found in self._head.finditer(line)]
 
     def asked(self, since: int = 0) -> list[Write]:
         """Return the parts of all commits that were asked for."""
