@@ -42,7 +42,7 @@ logger = logging.getLogger("actors")
 
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
-YIELD_AFTER: Final = 24
+YIELD_AFTER: Final = 100
 """After so many of what came together, the loop turns: the writer, timers and all others have their turn."""
 READ_MS: Final = 1_000
 """A blocking read returns after so long, so that the host is seen to turn."""

@@ -31,7 +31,7 @@ from . import outcomes
 from .client import Client
 from .code import portable
 from .errors import UnavailableError
-from .local import LocalHost, bury_ended
+from .local import LocalHost, bury_ended, collect_seldom
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .values import Name, living, note_sent
@@ -114,6 +114,7 @@ class HostProcess:
         self._name, self._node = name, api.get_runtime_context().get_node_id()
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
+        collect_seldom()
         self._host = LocalHost(place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by)
         self._host.start()
         self._never = threading.Event()
