@@ -27,7 +27,7 @@ from redis import Redis
 
 from actors import Policy, place
 from actors.client import Client
-from actors.local import LocalHost
+from actors.local import LocalHost, collect_seldom
 from actors.services import Limits
 from journal.redis import RedisStore
 from journal.server import EmbeddedServer
@@ -180,6 +180,7 @@ def serve(url: str, idle_timeout_s: str, activation_idle_s: str, name: str) -> N
     host = LocalHost(
         lambda: RedisStore(url, NAMESPACE), name=name, policy=Policy(idle_timeout=float(idle_timeout_s)), limits=limits
     )
+    collect_seldom()
     host.start()
     _answer("ready")
     for _ in sys.stdin:
