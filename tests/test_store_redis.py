@@ -274,6 +274,41 @@ async def test_a_key_of_a_wrong_type_damages_its_shard_and_no_other(store: Store
         await store.acquire(Shard(0), "two", "")
 
 
+async def test_a_commit_tells_drivers_what_its_sound_parts_have_done_and_nothing_else(store: Store) -> None:
+    # Promise 3: replies of all parts are written together, in their order; those of a damaged part are not.
+    driver, other = await Driver.open(store), await Driver.open(store)
+    owners = [await Owner.acquire(store, Shard(shard), incarnation="one") for shard in (1, 0, 2)]
+    ids = [FAR, A, "g2-2"]
+    await driver.call(*ids)
+    await other.call(A)
+    parts = [
+        owner.part(await owner.progress(id_, end=Finish(b"V", b"s"))) for owner, id_ in zip(owners, ids, strict=True)
+    ]
+    for part in parts:
+        part.number = 1
+    # It fails when it trims, after it has told who waits.
+    await ask(store, "SET", f"{keys_of(store).namespace}:0:forget", "not ours")
+
+    answers = await store.commit(parts)
+
+    assert [type(answer) for answer in answers] == [Committed, Damaged, Committed]
+    assert await driver.told() == [(FAR, b"V"), ("g2-2", b"V")]
+    assert await other.told() == []
+
+
+async def test_a_foreign_key_in_place_of_replies_harms_no_shard_and_no_other_driver(store: Store) -> None:
+    driver, other, owner = await Driver.open(store), await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A, B)
+    await other.call(A)
+    await ask(store, "SET", keys_of(store).replies(driver.writer), "not ours")
+
+    assert isinstance(await owner.finish(A), Committed)
+    await ask(store, "DEL", keys_of(store).replies(driver.writer))
+
+    assert isinstance(await owner.finish(B), Committed)
+    assert await other.told() == [(A, b"Vdone")]
+
+
 async def test_a_write_that_trips_over_a_foreign_key_is_not_acknowledged_and_goes_on_when_it_is_gone(
     store: Store,
 ) -> None:

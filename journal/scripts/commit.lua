@@ -9,7 +9,7 @@
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
 -- Returns: for each part: `c<first journal id>`, `f<head>` (refused) or `d<reason>` (damaged)
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
-local ns, inbox_limit, done_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local inbox_limit, done_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention, refusal = tonumber(ARGV[4]), ARGV[5]
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -33,17 +33,17 @@ local function record(key, last, invocation, data)
 end
 
 -- Puts a message into its inbox, or attaches to what is known; false if there is no room. No limit: nobody to be told.
-local function accept(ns, replies, prefix, invocation, teller, data, limit)
-  if attach(ns, replies, prefix, invocation, teller) then return true end
+local function accept(prefix, invocation, teller, data, limit)
+  if attach(prefix, invocation, teller) then return true end
   if limit and call('XLEN', prefix .. ':inbox') >= limit then return false end
   local id = call('XADD', prefix .. ':inbox', '*', 'm', data)
   call('HSET', prefix .. ':ids', invocation, teller == '' and ('i' .. id) or ('i' .. id .. ' ' .. teller))
   return true
 end
 
-local function send(replies, prefix, invocation, teller, data)
-  if not accept(ns, replies, prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
-    tell(ns, replies, teller, invocation, refusal, 'r')
+local function send(prefix, invocation, teller, data)
+  if not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
+    tell(teller, invocation, refusal, 'r')
   end
 end
 
@@ -67,15 +67,15 @@ local function lay_to_sleep(prefix, invocation, target, inbox_id, asleep, holds,
   if paused ~= '' then call('HSET', key, 'paused', paused) end
 end
 
-local function tell_all(prefix, replies, invocation, entry, outcome)
+local function tell_all(invocation, entry, outcome)
   for teller in string.gmatch(select(2, place_of(entry)), '%S+') do
-    tell(ns, replies, teller, invocation, outcome, 'r')
+    tell(teller, invocation, outcome, 'r')
   end
 end
 
 -- Ends an invocation that has slept or whose outcome is kept.
-local function finish(prefix, replies, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
-  tell_all(prefix, replies, invocation, call('HGET', prefix .. ':ids', invocation), outcome)
+local function finish(prefix, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+  tell_all(invocation, call('HGET', prefix .. ':ids', invocation), outcome)
   if asleep then
     call('DEL', prefix .. ':asleep:' .. invocation)
     if call('HGET', prefix .. ':held', target) == invocation then call('HDEL', prefix .. ':held', target) end
@@ -95,7 +95,7 @@ local function finish(prefix, replies, invocation, target, inbox_id, asleep, out
 end
 
 -- Ends all others that stand one after the other in a part, with one command where `finish` takes one for each.
-local function finish_all(prefix, replies, ends)
+local function finish_all(prefix, ends)
   local invocations, outcomes, summaries = ends.invocations, ends.outcomes, ends.summaries
   if #invocations == 0 then return end
   local ids, done, ended = prefix .. ':ids', prefix .. ':done', {}
@@ -105,7 +105,7 @@ local function finish_all(prefix, replies, ends)
       call('HSET', ids, unpack(ended))
       ended = {}
     end
-    tell_all(prefix, replies, invocation, entry, outcome)
+    tell_all(invocation, entry, outcome)
     ended[#ended + 1] = invocation
     ended[#ended + 1] = 'd' .. call('XADD', done, '*', 'i', invocation, 'o', outcome, 's', summaries[k])
   end
@@ -144,13 +144,13 @@ local function trim(prefix, added)
 end
 
 local function apply(prefix, at, stop)
-  local replies, first, last, finished, written, ends = {}, '', nil, 0, {}, no_ends()
+  local first, last, finished, written, ends = '', nil, 0, {}, no_ends()
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local asleep, journal = band(flags, 2048) ~= 0, {}
     at = at + 4
     if #ends.invocations == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
-      finish_all(prefix, replies, ends)
+      finish_all(prefix, ends)
       ends = no_ends()
     end
     if band(flags, 1) ~= 0 then
@@ -179,7 +179,7 @@ local function apply(prefix, at, stop)
     if band(flags, 64) ~= 0 then
       local n = tonumber(ARGV[at]); at = at + 1
       for _ = 1, n do
-        send(replies, ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+        send(ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
         at = at + 4
       end
     end
@@ -187,7 +187,7 @@ local function apply(prefix, at, stop)
       local place = call('HGET', prefix .. ':ids', invocation)
       local tellers = place and is_open(place) and select(2, place_of(place)) or ''
       for teller in string.gmatch(tellers, '%S+') do
-        tell(ns, replies, teller, invocation, string.byte(teller) == 119 and 'N' .. ARGV[at] or ARGV[at], 'n')
+        tell(teller, invocation, string.byte(teller) == 119 and 'N' .. ARGV[at] or ARGV[at], 'n')
       end
       at = at + 1
     end
@@ -203,9 +203,9 @@ local function apply(prefix, at, stop)
     if band(flags, 128) ~= 0 then
       local outcome, summary, keep = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
       if asleep or keep > 0 then
-        finish_all(prefix, replies, ends)
+        finish_all(prefix, ends)
         ends = no_ends()
-        finish(prefix, replies, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+        finish(prefix, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
       else
         local k = #ends.invocations + 1
         ends.invocations[k], ends.outcomes[k], ends.summaries[k] = invocation, outcome, summary
@@ -219,15 +219,14 @@ local function apply(prefix, at, stop)
       at = at + 2
     end
   end
-  finish_all(prefix, replies, ends)
+  finish_all(prefix, ends)
   if finished > 0 then trim(prefix, finished) end
-  send_replies(ns, replies)
   return first
 end
 
 local answers, keys, heads, changed, at = {}, {}, {}, {}, 7
-for part = 1, tonumber(ARGV[6]) do
-  keys[part] = ns .. ':' .. ARGV[at] .. ':head'
+for k = 1, tonumber(ARGV[6]) do
+  keys[k] = ns .. ':' .. ARGV[at] .. ':head'
   at = at + 4 + tonumber(ARGV[at + 3])
 end
 for first = 1, #keys, 1000 do
@@ -235,7 +234,8 @@ for first = 1, #keys, 1000 do
   for k, head in ipairs(call('MGET', unpack(keys, first, last))) do heads[keys[first + k - 1]] = head or '' end
 end
 at = 7
-for part, key in ipairs(keys) do
+for k, key in ipairs(keys) do
+  part = k
   local owner, number, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local head = heads[key]
   local epoch, incarnation, last, answer = string.match(head, '^(%d+) (%S+) (%d+) ?(.*)$')
@@ -252,6 +252,7 @@ for part, key in ipairs(keys) do
       heads[key] = owner .. ' ' .. ARGV[at - 2] .. ' ' .. first
       answers[part] = 'c' .. first
     else
+      untell()
       local reason = type(first) == 'table' and first.err or tostring(first)
       heads[key] = 'damaged ' .. reason .. ' (' .. head .. ')'
       answers[part] = 'd' .. reason
@@ -262,4 +263,7 @@ for part, key in ipairs(keys) do
   at = at + count
 end
 for first = 1, #changed, 1000 do call('MSET', unpack(changed, first, math.min(first + 999, #changed))) end
+-- At once for all parts. It fails where a driver's key is foreign; that driver hears nothing, and attaches in the end:
+-- what it waits for has happened all the same.
+send_replies(redis.pcall)
 return answers

@@ -5,7 +5,7 @@
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for the
 --          messages of the invocations listed, whose inbox is full
 -- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
-local ns, writer, number, session = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local writer, number, session = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local key, replies_key = ns .. ':writer:' .. writer, ns .. ':replies:' .. writer
 local entry = call('GET', key)
 if not entry or call('EXISTS', replies_key) == 0 then return false end
@@ -21,7 +21,7 @@ if number == last then
 end
 
 -- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
-local limit, me, replies, shards, order = tonumber(ARGV[6]), 'w:' .. writer, {}, {}, {}
+local limit, me, shards, order = tonumber(ARGV[6]), 'w:' .. writer, {}, {}
 local i, n = 7, #ARGV
 while i <= n do
   if ARGV[i] == 'm' then
@@ -70,14 +70,14 @@ while i <= n do
   else
     if shard then note(shard) end
     local teller = ARGV[i] == 'm' and ARGV[i + 3] or me
-    if not attach(ns, replies, ns .. ':' .. ARGV[i + 1], invocation, teller) then
-      tell(ns, replies, me, invocation, 'U', 'r')
+    if not attach(ns .. ':' .. ARGV[i + 1], invocation, teller) then
+      tell(me, invocation, 'U', 'r')
     end
   end
   i = i + (ARGV[i] == 'm' and 5 or 3)
 end
 for _, shard in ipairs(order) do note(shard) end
-send_replies(ns, replies)
+send_replies(call)
 if ARGV[5] ~= '' then call('XTRIM', replies_key, 'MINID', ARGV[5]) end
 -- The number comes last: should anything above fail, the write is repeated, and finds what it has done known.
 local answer = #overloaded > 0 and ' ' .. table.concat(overloaded, ' ') or ''

@@ -4,6 +4,8 @@
 -- Returns: nothing of its own
 -- Promise 3: replies and messages appear with what caused them. A message of a known invocation becomes an attachment.
 local call = redis.call
+local ns = ARGV[1]
+local replies, part = {}, 0 -- what each driver is told, by teller; the part of a commit that is being applied
 
 -- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
 local function place_of(entry)
@@ -15,11 +17,11 @@ local function is_open(entry)
   return first == 105 or first == 97 -- i, a
 end
 
-local function tell(ns, replies, teller, invocation, payload, kind)
+local function tell(teller, invocation, payload, kind)
   if string.byte(teller) == 119 then -- w:<writer>
-    local writer = string.sub(teller, 3)
-    local list = replies[writer]
-    if not list then list = {}; replies[writer] = list end
+    local list = replies[teller]
+    if not list then list = {}; replies[teller] = list end
+    if list.part ~= part then list.part, list.kept = part, #list end
     list[#list + 1] = invocation
     list[#list + 1] = payload
     return
@@ -40,7 +42,7 @@ local function outcome_of(prefix, place, invocation)
 end
 
 -- Attaches to a known invocation; false if it is not known.
-local function attach(ns, replies, prefix, invocation, teller)
+local function attach(prefix, invocation, teller)
   local entry = call('HGET', prefix .. ':ids', invocation)
   if not entry then return false end
   if teller == '' then return true end
@@ -50,15 +52,23 @@ local function attach(ns, replies, prefix, invocation, teller)
       call('HSET', prefix .. ':ids', invocation, entry .. ' ' .. teller)
     end
   else
-    tell(ns, replies, teller, invocation, outcome_of(prefix, place, invocation) or 'U', 'r')
+    tell(teller, invocation, outcome_of(prefix, place, invocation) or 'U', 'r')
   end
   return true
 end
 
-local function send_replies(ns, replies)
-  for writer, list in pairs(replies) do
+-- Takes back what the current part has told drivers.
+local function untell()
+  for _, list in pairs(replies) do
+    for k = #list, list.part == part and list.kept + 1 or #list + 1, -1 do list[k] = nil end
+  end
+end
+
+local function send_replies(add)
+  for teller, list in pairs(replies) do
+    local key = ns .. ':replies:' .. string.sub(teller, 3)
     for first = 1, #list, 1000 do
-      call('XADD', ns .. ':replies:' .. writer, 'NOMKSTREAM', '*', unpack(list, first, math.min(first + 999, #list)))
+      add('XADD', key, 'NOMKSTREAM', '*', unpack(list, first, math.min(first + 999, #list)))
     end
   end
 end
