@@ -45,7 +45,7 @@ def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
             _flatten(progress, flat)
         if part.stray:
             _flatten(Progress("", "", "", events=part.stray), flat)
-        out += (part.shard, f"{part.epoch} {part.incarnation}", part.number, len(flat), *flat)
+        out += (part.shard, f"{part.epoch} {part.incarnation} ", part.number, len(flat), *flat)
     return out
 
 

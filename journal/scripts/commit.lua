@@ -1,8 +1,9 @@
 -- A host's numbered, fenced write: the progress of many invocations of several shards. Each shard's part stands alone.
 -- KEYS: none
 -- ARGV: namespace, limit of an inbox for calls, most entries of `done`, retention in ms, refusal of a full inbox, parts;
---       then for each part: shard, owner (`epoch incarnation`), number, count of arguments that follow, and for each
---       progress: invocation, target, inbox id, flags, and the section of each flag that is set, in this order:
+--       then for each part: shard, owner (`epoch incarnation `, as its head begins), number, count of arguments that
+--       follow, and for each progress: invocation, target, inbox id, flags, and the section of each flag that is set,
+--       in this order:
 --         1 record | 2 count, event ids | 4 count, field, value, … | 8 count, fields | 16 count, due, member, …
 --         32 count, members | 64 count of messages, then shard, invocation, teller, message
 --         128 outcome, summary, keep in ms | 256 holds (0/1), reason of a pause | 512 notice
@@ -14,6 +15,7 @@ local retention, refusal = tonumber(ARGV[4]), ARGV[5]
 local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local band = bit.band
+local forgets, are_kept = {}, nil
 
 -- Calls `command key <values[at], …>` in slices of at most 1,000.
 local function sliced(command, key, at, count, values)
@@ -116,17 +118,23 @@ end
 
 local function no_ends() return {invocations = {}, outcomes = {}, summaries = {}, inbox_ids = {}, journal = {}} end
 
+-- Whether some shard of this commit had outcomes in `forget` when first asked: what comes later is not due yet.
+local function some_kept()
+  for first = 1, are_kept == nil and #forgets or 0, 1000 do
+    are_kept = call('EXISTS', unpack(forgets, first, math.min(first + 999, #forgets))) > 0 or are_kept or false
+  end
+  return are_kept
+end
+
 -- Forgets at most two finished invocations for each one added.
 local function trim(prefix, added)
-  local key, ids = prefix .. ':done', prefix .. ':ids'
-  local excess = call('XLEN', key) - done_max
-  local oldest = call('XRANGE', key, '-', '+', 'COUNT', excess > 0 and 2 * added or 1)
-  if excess <= 0 and tonumber(string.match(oldest[1][1], '^(%d+)')) <= now - retention then
-    oldest = call('XRANGE', key, '-', '+', 'COUNT', 2 * added)
-  end
+  local key, ids, forget = prefix .. ':done', prefix .. ':ids', prefix .. ':forget'
+  local excess, too_old = call('XLEN', key) - done_max, math.max(now - retention, 0)
+  -- Up to an id without a sequence is up to the end of its millisecond: most often nothing.
+  local oldest = call('XRANGE', key, '-', excess > 0 and '+' or string.format('%.0f', too_old), 'COUNT', 2 * added)
   local old, invocations, forgotten = {}, {}, {}
   for k, entry in ipairs(oldest) do
-    if excess < k and tonumber(string.match(entry[1], '^(%d+)')) > now - retention then break end
+    if excess < k and tonumber(string.match(entry[1], '^(%d+)')) > too_old then break end
     old[k], invocations[k] = entry[1], entry[2][2]
   end
   sliced('XDEL', key, 1, #old, old)
@@ -137,10 +145,11 @@ local function trim(prefix, added)
     end
   end
   sliced('HDEL', ids, 1, #forgotten, forgotten)
-  local kept = call('ZRANGEBYSCORE', prefix .. ':forget', '-inf', now, 'LIMIT', 0, 2 * added)
+  if not some_kept() then return end
+  local kept = call('ZRANGEBYSCORE', forget, '-inf', now, 'LIMIT', 0, 2 * added)
   sliced('HDEL', prefix .. ':outcomes', 1, #kept, kept)
   sliced('HDEL', ids, 1, #kept, kept)
-  sliced('ZREM', prefix .. ':forget', 1, #kept, kept)
+  sliced('ZREM', forget, 1, #kept, kept)
 end
 
 local function apply(prefix, at, stop)
@@ -224,9 +233,10 @@ local function apply(prefix, at, stop)
   return first
 end
 
-local answers, keys, heads, changed, at = {}, {}, {}, {}, 7
+local answers, prefixes, keys, heads, changed, at = {}, {}, {}, {}, {}, 7
 for k = 1, tonumber(ARGV[6]) do
-  keys[k] = ns .. ':' .. ARGV[at] .. ':head'
+  local prefix = ns .. ':' .. ARGV[at]
+  prefixes[k], keys[k], forgets[k] = prefix, prefix .. ':head', prefix .. ':forget'
   at = at + 4 + tonumber(ARGV[at + 3])
 end
 for first = 1, #keys, 1000 do
@@ -238,18 +248,19 @@ for k, key in ipairs(keys) do
   part = k
   local owner, number, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local head = heads[key]
-  local epoch, incarnation, last, answer = string.match(head, '^(%d+) (%S+) (%d+) ?(.*)$')
+  local last, answer = nil, nil
+  if string.sub(head, 1, #owner) == owner then last, answer = string.match(head, '^(%d+) ?(.*)$', #owner + 1) end
   at = at + 4
-  if not epoch or epoch .. ' ' .. incarnation ~= owner then
+  if not last then
     answers[part] = 'f' .. head
   elseif tonumber(last) == number then
     answers[part] = 'c' .. answer
   elseif tonumber(last) + 1 ~= number then
     answers[part] = 'f' .. head
   else
-    local ok, first = pcall(apply, ns .. ':' .. ARGV[at - 4], at, at + count)
+    local ok, first = pcall(apply, prefixes[k], at, at + count)
     if ok then
-      heads[key] = owner .. ' ' .. ARGV[at - 2] .. ' ' .. first
+      heads[key] = owner .. ARGV[at - 2] .. ' ' .. first
       answers[part] = 'c' .. first
     else
       untell()
