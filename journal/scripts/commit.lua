@@ -17,6 +17,13 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local band = bit.band
 local forgets, are_kept = {}, nil
 
+-- The names of a shard's keys, each built when it is first used.
+local naming = {__index = function(names, key)
+  local name = names.prefix .. ':' .. key
+  names[key] = name
+  return name
+end}
+
 -- Calls `command key <values[at], …>` in slices of at most 1,000.
 local function sliced(command, key, at, count, values)
   for first = at, at + count - 1, 1000 do
@@ -49,74 +56,78 @@ local function send(prefix, invocation, teller, data)
   end
 end
 
-local function lay_to_sleep(prefix, invocation, target, inbox_id, asleep, holds, paused, journal)
-  local key = prefix .. ':asleep:' .. invocation
+local function lay_to_sleep(names, invocation, target, inbox_id, asleep, holds, paused, journal)
+  local key = names.asleep .. ':' .. invocation
   if not asleep then
-    local found = call('XRANGE', prefix .. ':inbox', inbox_id, inbox_id)
+    local found = call('XRANGE', names.inbox, inbox_id, inbox_id)
     call('HSET', key, 'm', found[1][2][2], 'id', inbox_id)
-    call('XDEL', prefix .. ':inbox', inbox_id)
-    local _, tellers = place_of(call('HGET', prefix .. ':ids', invocation))
-    call('HSET', prefix .. ':ids', invocation, 'a' .. inbox_id .. tellers)
-    if holds then call('HSET', prefix .. ':held', target, invocation) end
+    call('XDEL', names.inbox, inbox_id)
+    local _, tellers = place_of(call('HGET', names.ids, invocation))
+    call('HSET', names.ids, invocation, 'a' .. inbox_id .. tellers)
+    if holds then call('HSET', names.held, target, invocation) end
   elseif call('EXISTS', key) == 0 then
     error(invocation .. ' is not asleep')
   end
   for _, id in ipairs(journal) do
-    local found = call('XRANGE', prefix .. ':journal', id, id)
+    local found = call('XRANGE', names.journal, id, id)
     call('HSET', key, 'j' .. id, found[1][2][4])
-    call('XDEL', prefix .. ':journal', id)
+    call('XDEL', names.journal, id)
   end
   if paused ~= '' then call('HSET', key, 'paused', paused) end
 end
 
 local function tell_all(invocation, entry, outcome)
-  for teller in string.gmatch(select(2, place_of(entry)), '%S+') do
-    tell(teller, invocation, outcome, 'r')
+  local space = string.find(entry, ' ', 1, true)
+  while space do
+    local following = string.find(entry, ' ', space + 1, true)
+    tell(string.sub(entry, space + 1, following and following - 1), invocation, outcome, 'r')
+    space = following
   end
 end
 
 -- Ends an invocation that has slept or whose outcome is kept.
-local function finish(prefix, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
-  tell_all(invocation, call('HGET', prefix .. ':ids', invocation), outcome)
+local function finish(names, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+  tell_all(invocation, call('HGET', names.ids, invocation), outcome)
   if asleep then
-    call('DEL', prefix .. ':asleep:' .. invocation)
-    if call('HGET', prefix .. ':held', target) == invocation then call('HDEL', prefix .. ':held', target) end
+    call('DEL', names.asleep .. ':' .. invocation)
+    if call('HGET', names.held, target) == invocation then call('HDEL', names.held, target) end
   else
-    call('XDEL', prefix .. ':inbox', inbox_id)
+    call('XDEL', names.inbox, inbox_id)
   end
-  sliced('XDEL', prefix .. ':journal', 1, #journal, journal)
+  sliced('XDEL', names.journal, 1, #journal, journal)
   if keep > 0 then
-    call('HSET', prefix .. ':outcomes', invocation, outcome)
-    call('ZADD', prefix .. ':forget', now + keep, invocation)
-    call('XADD', prefix .. ':done', '*', 'i', invocation, 'o', '', 's', summary)
-    call('HSET', prefix .. ':ids', invocation, 'o')
+    call('HSET', names.outcomes, invocation, outcome)
+    call('ZADD', names.forget, now + keep, invocation)
+    call('XADD', names.done, '*', 'i', invocation, 'o', '', 's', summary)
+    call('HSET', names.ids, invocation, 'o')
   else
-    local id = call('XADD', prefix .. ':done', '*', 'i', invocation, 'o', outcome, 's', summary)
-    call('HSET', prefix .. ':ids', invocation, 'd' .. id)
+    local id = call('XADD', names.done, '*', 'i', invocation, 'o', outcome, 's', summary)
+    call('HSET', names.ids, invocation, 'd' .. id)
   end
 end
+
+-- What `finish_all` has to end: lists, used again and again, of which the first `n` hold.
+local ends = {n = 0, invocations = {}, outcomes = {}, summaries = {}, inbox_ids = {}, journal = nil}
 
 -- Ends all others that stand one after the other in a part, with one command where `finish` takes one for each.
-local function finish_all(prefix, ends)
-  local invocations, outcomes, summaries = ends.invocations, ends.outcomes, ends.summaries
-  if #invocations == 0 then return end
-  local ids, done, ended = prefix .. ':ids', prefix .. ':done', {}
-  for k, entry in ipairs(call('HMGET', ids, unpack(invocations))) do
+local function finish_all(names)
+  local n, invocations, outcomes, ended, first = ends.n, ends.invocations, ends.outcomes, {}, 1
+  if n == 0 then return end
+  for k, entry in ipairs(call('HMGET', names.ids, unpack(invocations, 1, n))) do
     local invocation, outcome = invocations[k], outcomes[k]
-    if string.find(entry, ' i:', 1, true) and #ended > 0 then -- who has ended before it is not told
-      call('HSET', ids, unpack(ended))
-      ended = {}
+    if first < k and string.find(entry, ' i:', 1, true) then -- who has ended before it is not told
+      call('HSET', names.ids, unpack(ended, 2 * first - 1))
+      first = k
     end
     tell_all(invocation, entry, outcome)
-    ended[#ended + 1] = invocation
-    ended[#ended + 1] = 'd' .. call('XADD', done, '*', 'i', invocation, 'o', outcome, 's', summaries[k])
+    ended[2 * k - 1] = invocation
+    ended[2 * k] = 'd' .. call('XADD', names.done, '*', 'i', invocation, 'o', outcome, 's', ends.summaries[k])
   end
-  call('HSET', ids, unpack(ended))
-  call('XDEL', prefix .. ':inbox', unpack(ends.inbox_ids))
-  sliced('XDEL', prefix .. ':journal', 1, #ends.journal, ends.journal)
+  call('HSET', names.ids, unpack(ended, 2 * first - 1))
+  call('XDEL', names.inbox, unpack(ends.inbox_ids, 1, n))
+  if ends.journal then sliced('XDEL', names.journal, 1, #ends.journal, ends.journal) end
+  ends.n, ends.journal = 0, nil
 end
-
-local function no_ends() return {invocations = {}, outcomes = {}, summaries = {}, inbox_ids = {}, journal = {}} end
 
 -- Whether some shard of this commit had outcomes in `forget` when first asked: what comes later is not due yet.
 local function some_kept()
@@ -127,17 +138,18 @@ local function some_kept()
 end
 
 -- Forgets at most two finished invocations for each one added.
-local function trim(prefix, added)
-  local key, ids, forget = prefix .. ':done', prefix .. ':ids', prefix .. ':forget'
-  local excess, too_old = call('XLEN', key) - done_max, math.max(now - retention, 0)
+local function trim(names, added)
+  local ids = names.ids
+  local excess, too_old = call('XLEN', names.done) - done_max, math.max(now - retention, 0)
   -- Up to an id without a sequence is up to the end of its millisecond: most often nothing.
-  local oldest = call('XRANGE', key, '-', excess > 0 and '+' or string.format('%.0f', too_old), 'COUNT', 2 * added)
+  local stop = excess > 0 and '+' or string.format('%.0f', too_old)
+  local oldest = call('XRANGE', names.done, '-', stop, 'COUNT', 2 * added)
   local old, invocations, forgotten = {}, {}, {}
   for k, entry in ipairs(oldest) do
     if excess < k and tonumber(string.match(entry[1], '^(%d+)')) > too_old then break end
     old[k], invocations[k] = entry[1], entry[2][2]
   end
-  sliced('XDEL', key, 1, #old, old)
+  sliced('XDEL', names.done, 1, #old, old)
   for first = 1, #old, 1000 do
     local last = math.min(first + 999, #old)
     for k, entry in ipairs(call('HMGET', ids, unpack(invocations, first, last))) do
@@ -146,90 +158,98 @@ local function trim(prefix, added)
   end
   sliced('HDEL', ids, 1, #forgotten, forgotten)
   if not some_kept() then return end
-  local kept = call('ZRANGEBYSCORE', forget, '-inf', now, 'LIMIT', 0, 2 * added)
-  sliced('HDEL', prefix .. ':outcomes', 1, #kept, kept)
+  local kept = call('ZRANGEBYSCORE', names.forget, '-inf', now, 'LIMIT', 0, 2 * added)
+  sliced('HDEL', names.outcomes, 1, #kept, kept)
   sliced('HDEL', ids, 1, #kept, kept)
-  sliced('ZREM', forget, 1, #kept, kept)
+  sliced('ZREM', names.forget, 1, #kept, kept)
 end
 
 local function apply(prefix, at, stop)
-  local first, last, finished, written, ends = '', nil, 0, {}, no_ends()
+  local names, first, last, finished, written = setmetatable({prefix = prefix}, naming), '', nil, 0, nil
+  ends.n, ends.journal = 0, nil
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-    local asleep, journal = band(flags, 2048) ~= 0, {}
+    local asleep, journal = flags >= 2048, nil
     at = at + 4
-    if #ends.invocations == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
-      finish_all(prefix, ends)
-      ends = no_ends()
+    if ends.n == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
+      finish_all(names)
     end
     if band(flags, 1) ~= 0 then
-      local added = record(prefix .. ':journal', last, invocation, ARGV[at])
+      local added = record(names.journal, last, invocation, ARGV[at])
       if first == '' then first = added end
       last = added
+      written = written or {}
       written[invocation] = written[invocation] or {}
       table.insert(written[invocation], added)
       at = at + 1
     end
     if band(flags, 2) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('XDEL', prefix .. ':events', at + 1, n); at = at + 1 + n
+      local n = tonumber(ARGV[at]); sliced('XDEL', names.events, at + 1, n); at = at + 1 + n
     end
     if band(flags, 4) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('HSET', prefix .. ':state:' .. target, at + 1, n); at = at + 1 + n
+      local n = tonumber(ARGV[at]); sliced('HSET', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
     end
-    if band(flags, 8) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('HDEL', prefix .. ':state:' .. target, at + 1, n); at = at + 1 + n
-    end
-    if band(flags, 16) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('ZADD', prefix .. ':timers', at + 1, n); at = at + 1 + n
-    end
-    if band(flags, 32) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('ZREM', prefix .. ':timers', at + 1, n); at = at + 1 + n
-    end
-    if band(flags, 64) ~= 0 then
-      local n = tonumber(ARGV[at]); at = at + 1
-      for _ = 1, n do
-        send(ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
-        at = at + 4
+    if band(flags, 8 + 16 + 32 + 64 + 512 + 1024) ~= 0 then -- asked at once: most have none of them
+      if band(flags, 8) ~= 0 then
+        local n = tonumber(ARGV[at]); sliced('HDEL', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
+      end
+      if band(flags, 16) ~= 0 then
+        local n = tonumber(ARGV[at]); sliced('ZADD', names.timers, at + 1, n); at = at + 1 + n
+      end
+      if band(flags, 32) ~= 0 then
+        local n = tonumber(ARGV[at]); sliced('ZREM', names.timers, at + 1, n); at = at + 1 + n
+      end
+      if band(flags, 64) ~= 0 then
+        local n = tonumber(ARGV[at]); at = at + 1
+        for _ = 1, n do
+          send(ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+          at = at + 4
+        end
+      end
+      if band(flags, 512) ~= 0 then
+        local place = call('HGET', names.ids, invocation)
+        local tellers = place and is_open(place) and select(2, place_of(place)) or ''
+        for teller in string.gmatch(tellers, '%S+') do
+          tell(teller, invocation, string.byte(teller) == 119 and 'N' .. ARGV[at] or ARGV[at], 'n')
+        end
+        at = at + 1
+      end
+      if band(flags, 1024) ~= 0 then
+        local n = tonumber(ARGV[at])
+        journal = {}
+        for k = 1, n do journal[k] = ARGV[at + k] end
+        at = at + 1 + n
       end
     end
-    if band(flags, 512) ~= 0 then
-      local place = call('HGET', prefix .. ':ids', invocation)
-      local tellers = place and is_open(place) and select(2, place_of(place)) or ''
-      for teller in string.gmatch(tellers, '%S+') do
-        tell(teller, invocation, string.byte(teller) == 119 and 'N' .. ARGV[at] or ARGV[at], 'n')
-      end
-      at = at + 1
-    end
-    if band(flags, 1024) ~= 0 then
-      local n = tonumber(ARGV[at])
-      for k = 1, n do journal[k] = ARGV[at + k] end
-      at = at + 1 + n
-    end
-    if band(flags, 384) ~= 0 then
-      for _, id in ipairs(written[invocation] or {}) do journal[#journal + 1] = id end
+    if written and written[invocation] and band(flags, 128 + 256) ~= 0 then
+      journal = journal or {}
+      for _, id in ipairs(written[invocation]) do journal[#journal + 1] = id end
       written[invocation] = nil
     end
     if band(flags, 128) ~= 0 then
       local outcome, summary, keep = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
       if asleep or keep > 0 then
-        finish_all(prefix, ends)
-        ends = no_ends()
-        finish(prefix, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
+        finish_all(names)
+        finish(names, invocation, target, inbox_id, asleep, outcome, summary, keep, journal or {})
       else
-        local k = #ends.invocations + 1
-        ends.invocations[k], ends.outcomes[k], ends.summaries[k] = invocation, outcome, summary
+        local k = ends.n + 1
+        ends.n, ends.invocations[k], ends.outcomes[k], ends.summaries[k] = k, invocation, outcome, summary
         ends.inbox_ids[k] = inbox_id
-        for _, id in ipairs(journal) do ends.journal[#ends.journal + 1] = id end
+        if journal and ends.journal then
+          for _, id in ipairs(journal) do ends.journal[#ends.journal + 1] = id end
+        else
+          ends.journal = journal or ends.journal
+        end
       end
       finished = finished + 1
       at = at + 3
     elseif band(flags, 256) ~= 0 then
-      lay_to_sleep(prefix, invocation, target, inbox_id, asleep, ARGV[at] == '1', ARGV[at + 1], journal)
+      lay_to_sleep(names, invocation, target, inbox_id, asleep, ARGV[at] == '1', ARGV[at + 1], journal or {})
       at = at + 2
     end
   end
-  finish_all(prefix, ends)
-  if finished > 0 then trim(prefix, finished) end
+  finish_all(names)
+  if finished > 0 then trim(names, finished) end
   return first
 end
 

@@ -9,7 +9,9 @@ local replies, part = {}, 0 -- what each driver is told, by teller; the part of 
 
 -- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
 local function place_of(entry)
-  return string.match(entry, '^(%S+)(.*)$')
+  local space = string.find(entry, ' ', 1, true)
+  if not space then return entry, '' end
+  return string.sub(entry, 1, space - 1), string.sub(entry, space)
 end
 
 local function is_open(entry)
