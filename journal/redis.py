@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-from .entries import Event
+from .entries import Event, teller_of_driver
 from .errors import DamagedError, SettingsError
 from .keys import Keys
 from .line import Command, Lines, Refusal, UnknownScript
@@ -169,7 +169,7 @@ class RedisStore:
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
     ) -> Settled | Overloaded:
         head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
-        refused = await self._run("submit", *head, *submit_arguments(operations))
+        refused = await self._run("submit", *head, *submit_arguments(teller_of_driver(writer), operations))
         if refused is None:
             return Settled.REFUSED
         return Overloaded(tuple(text_of(invocation) for invocation in refused)) if refused else Settled.APPLIED

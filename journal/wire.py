@@ -24,14 +24,16 @@ from .store import (
 )
 
 
-def submit_arguments(operations: Sequence[Outgoing | Attach]) -> list[Any]:
-    """Return what `submit.lua` reads for each operation."""
+def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach]) -> list[Any]:
+    """Return what `submit.lua` reads for each operation of the driver that is told as `teller`."""
     out: list[Any] = []
     for operation in operations:
-        if isinstance(operation, Outgoing):
-            out += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
-        else:
+        if isinstance(operation, Attach):
             out += ("a", operation.shard, operation.invocation)
+        elif operation.caller == teller:
+            out += ("c", operation.shard, operation.invocation, operation.data)
+        else:
+            out += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
     return out
 
 
@@ -59,8 +61,11 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
     if progress.events:
         flags |= 2
         sections += (len(progress.events), *progress.events)
-    if progress.writes:
+    if len(progress.writes) == 1:
         flags |= 4
+        sections += next(iter(progress.writes.items()))
+    elif progress.writes:
+        flags |= 4096
         sections.append(2 * len(progress.writes))
         for pair in progress.writes.items():
             sections += pair
@@ -88,7 +93,10 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
         sections += (len(progress.journal), *progress.journal)
     if isinstance(progress.end, Finish):
         flags |= 128
-        sections += (progress.end.outcome, progress.end.summary, progress.end.keep_ms)
+        sections += (progress.end.outcome, progress.end.summary)
+        if progress.end.keep_ms > 0:
+            flags |= 8192
+            sections.append(progress.end.keep_ms)
     elif progress.end is not None:
         flags |= 256
         sections += (int(progress.end.holds), progress.end.paused)

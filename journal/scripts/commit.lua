@@ -4,9 +4,10 @@
 --       then for each part: shard, owner (`epoch incarnation `, as its head begins), number, count of arguments that
 --       follow, and for each progress: invocation, target, inbox id, flags, and the section of each flag that is set,
 --       in this order:
---         1 record | 2 count, event ids | 4 count, field, value, … | 8 count, fields | 16 count, due, member, …
+--         1 record | 2 count, event ids | 4 field, value | 4096 count, field, value, … | 8 count, fields
+--         16 count, due, member, …
 --         32 count, members | 64 count of messages, then shard, invocation, teller, message
---         128 outcome, summary, keep in ms | 256 holds (0/1), reason of a pause | 512 notice
+--         128 outcome, summary, and with 8192 keep in ms | 256 holds (0/1), reason of a pause | 512 notice
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
 -- Returns: for each part: `c<first journal id>`, `f<head>` (refused) or `d<reason>` (damaged)
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
@@ -169,7 +170,7 @@ local function apply(prefix, at, stop)
   ends.n, ends.journal = 0, nil
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-    local asleep, journal = flags >= 2048, nil
+    local asleep, journal = band(flags, 2048) ~= 0, nil
     at = at + 4
     if ends.n == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
       finish_all(names)
@@ -187,9 +188,12 @@ local function apply(prefix, at, stop)
       local n = tonumber(ARGV[at]); sliced('XDEL', names.events, at + 1, n); at = at + 1 + n
     end
     if band(flags, 4) ~= 0 then
-      local n = tonumber(ARGV[at]); sliced('HSET', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
+      call('HSET', names.state .. ':' .. target, ARGV[at], ARGV[at + 1]); at = at + 2
     end
-    if band(flags, 8 + 16 + 32 + 64 + 512 + 1024) ~= 0 then -- asked at once: most have none of them
+    if band(flags, 4096 + 8 + 16 + 32 + 64 + 512 + 1024) ~= 0 then -- asked at once: most have none of them
+      if band(flags, 4096) ~= 0 then
+        local n = tonumber(ARGV[at]); sliced('HSET', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
+      end
       if band(flags, 8) ~= 0 then
         local n = tonumber(ARGV[at]); sliced('HDEL', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
       end
@@ -227,7 +231,9 @@ local function apply(prefix, at, stop)
       written[invocation] = nil
     end
     if band(flags, 128) ~= 0 then
-      local outcome, summary, keep = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+      local outcome, summary, keep = ARGV[at], ARGV[at + 1], 0
+      at = at + 2
+      if flags >= 8192 then keep, at = tonumber(ARGV[at]), at + 1 end
       if asleep or keep > 0 then
         finish_all(names)
         finish(names, invocation, target, inbox_id, asleep, outcome, summary, keep, journal or {})
@@ -242,7 +248,6 @@ local function apply(prefix, at, stop)
         end
       end
       finished = finished + 1
-      at = at + 3
     elseif band(flags, 256) ~= 0 then
       lay_to_sleep(names, invocation, target, inbox_id, asleep, ARGV[at] == '1', ARGV[at + 1], journal or {})
       at = at + 2

@@ -1,7 +1,8 @@
 -- A driver's numbered write: messages and attachments, in order.
 -- KEYS: none
 -- ARGV: namespace, writer, number, session in ms, last reply read (or ''), inbox limit,
---       then for each: 'm', shard, invocation, teller, message  |  'a', shard, invocation
+--       then for each: 'm', shard, invocation, teller, message  |  'c', shard, invocation, message (told: the writer)
+--                      'a', shard, invocation
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for the
 --          messages of the invocations listed, whose inbox is full
 -- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
@@ -22,59 +23,59 @@ end
 
 -- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
 local limit, me, shards, order = tonumber(ARGV[6]), 'w:' .. writer, {}, {}
-local i, n = 7, #ARGV
+local lengths, i, n = {m = 5, c = 4, a = 3}, 7, #ARGV
 while i <= n do
-  if ARGV[i] == 'm' then
-    local shard = shards[ARGV[i + 1]]
+  local kind, name = ARGV[i], ARGV[i + 1]
+  if kind ~= 'a' then
+    local shard = shards[name]
     if not shard then
-      local prefix = ns .. ':' .. ARGV[i + 1]
-      shard = {ids = prefix .. ':ids', inbox = prefix .. ':inbox', asked = {}, known = {}, added = {}}
-      shards[ARGV[i + 1]] = shard
+      local prefix = ns .. ':' .. name
+      shard = {ids = prefix .. ':ids', inbox = prefix .. ':inbox', asked = {}}
+      shards[name] = shard
       order[#order + 1] = shard
     end
     shard.asked[#shard.asked + 1] = ARGV[i + 2]
   end
-  i = i + (ARGV[i] == 'm' and 5 or 3)
+  i = i + lengths[kind]
 end
 for _, shard in ipairs(order) do
-  shard.length = call('XLEN', shard.inbox)
-  for first = 1, #shard.asked, 1000 do
-    local last = math.min(first + 999, #shard.asked)
-    for k, entry in ipairs(call('HMGET', shard.ids, unpack(shard.asked, first, last))) do
-      shard.known[shard.asked[first + k - 1]] = entry
+  local asked, known = shard.asked, {}
+  shard.known, shard.added, shard.length = known, {}, call('XLEN', shard.inbox)
+  for first = 1, #asked, 1000 do
+    for k, entry in ipairs(call('HMGET', shard.ids, unpack(asked, first, math.min(first + 999, #asked)))) do
+      if entry then known[asked[first + k - 1]] = entry end
     end
   end
 end
 
 local function note(shard)
-  if #shard.added > 0 then call('HSET', shard.ids, unpack(shard.added)) end
+  if #shard.added == 0 then return end
+  call('HSET', shard.ids, unpack(shard.added))
   shard.added = {}
 end
 
 overloaded, i = {}, 7
 while i <= n do
-  local invocation, shard = ARGV[i + 2], shards[ARGV[i + 1]]
-  if ARGV[i] == 'm' and not shard.known[invocation] then
-    if shard.length >= limit then
-      overloaded[#overloaded + 1] = invocation
-    else
-      local teller = ARGV[i + 3]
-      local place = 'i' .. call('XADD', shard.inbox, '*', 'm', ARGV[i + 4])
-      local added = shard.added
-      added[#added + 1] = invocation
-      added[#added + 1] = teller == '' and place or place .. ' ' .. teller
-      if #added >= 1000 then note(shard) end
-      shard.known[invocation] = place
-      shard.length = shard.length + 1
-    end
-  else
+  local kind, invocation, shard = ARGV[i], ARGV[i + 2], shards[ARGV[i + 1]]
+  local teller = kind == 'm' and ARGV[i + 3] or me
+  local following = i + lengths[kind]
+  if kind == 'a' or shard.known[invocation] then
     if shard then note(shard) end
-    local teller = ARGV[i] == 'm' and ARGV[i + 3] or me
     if not attach(ns .. ':' .. ARGV[i + 1], invocation, teller) then
       tell(me, invocation, 'U', 'r')
     end
+  elseif shard.length >= limit then
+    overloaded[#overloaded + 1] = invocation
+  else
+    local id, added = call('XADD', shard.inbox, '*', 'm', ARGV[following - 1]), shard.added
+    local k = #added
+    added[k + 1] = invocation
+    added[k + 2] = teller == '' and 'i' .. id or 'i' .. id .. ' ' .. teller
+    if k >= 998 then note(shard) end
+    shard.known[invocation] = true
+    shard.length = shard.length + 1
   end
-  i = i + (ARGV[i] == 'm' and 5 or 3)
+  i = following
 end
 for _, shard in ipairs(order) do note(shard) end
 send_replies(call)

@@ -4,6 +4,7 @@
 -- Returns: nothing of its own
 -- Promise 3: replies and messages appear with what caused them. A message of a known invocation becomes an attachment.
 local call = redis.call
+local ARGV = ARGV
 local ns = ARGV[1]
 local replies, part = {}, 0 -- what each driver is told, by teller; the part of a commit that is being applied
 
