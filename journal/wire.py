@@ -42,65 +42,67 @@ def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
     retention_ms = int(limits.retention.total_seconds() * 1000)
     out: list[Any] = [limits.inbox_max * 10, limits.done_max, retention_ms, INBOX_FULL, len(parts)]
     for part in parts:
-        flat: list[Any] = []
+        out += (part.shard, f"{part.epoch} {part.incarnation} ", part.number, 0)
+        start = len(out)
         for progress in part.progress:
-            _flatten(progress, flat)
+            _flatten(progress, out)
         if part.stray:
-            _flatten(Progress("", "", "", events=part.stray), flat)
-        out += (part.shard, f"{part.epoch} {part.incarnation} ", part.number, len(flat), *flat)
+            _flatten(Progress("", "", "", events=part.stray), out)
+        out[start - 1] = len(out) - start
     return out
 
 
 def _flatten(progress: Progress, out: list[Any]) -> None:
     """Append a progress as `commit.lua` reads it: a section for each flag that is set, in order."""
     flags = 2048 if progress.asleep else 0
-    sections: list[Any] = []
+    out += (progress.invocation, progress.target, progress.inbox_id, flags)
+    at = len(out) - 1
     if progress.record:
         flags |= 1
-        sections.append(progress.record)
+        out.append(progress.record)
     if progress.events:
         flags |= 2
-        sections += (len(progress.events), *progress.events)
+        out += (len(progress.events), *progress.events)
     if len(progress.writes) == 1:
         flags |= 4
-        sections += next(iter(progress.writes.items()))
+        out += next(iter(progress.writes.items()))
     elif progress.writes:
         flags |= 4096
-        sections.append(2 * len(progress.writes))
+        out.append(2 * len(progress.writes))
         for pair in progress.writes.items():
-            sections += pair
+            out += pair
     if progress.clears:
         flags |= 8
-        sections += (len(progress.clears), *progress.clears)
+        out += (len(progress.clears), *progress.clears)
     if progress.timers:
         flags |= 16
-        sections.append(2 * len(progress.timers))
+        out.append(2 * len(progress.timers))
         for timer in progress.timers:
-            sections += timer
+            out += timer
     if progress.untimers:
         flags |= 32
-        sections += (len(progress.untimers), *progress.untimers)
+        out += (len(progress.untimers), *progress.untimers)
     if progress.messages:
         flags |= 64
-        sections.append(len(progress.messages))
+        out.append(len(progress.messages))
         for m in progress.messages:
-            sections += (m.shard, m.invocation, m.caller, m.data)
+            out += (m.shard, m.invocation, m.caller, m.data)
     if progress.notice:
         flags |= 512
-        sections.append(progress.notice)
+        out.append(progress.notice)
     if progress.journal:
         flags |= 1024
-        sections += (len(progress.journal), *progress.journal)
+        out += (len(progress.journal), *progress.journal)
     if isinstance(progress.end, Finish):
         flags |= 128
-        sections += (progress.end.outcome, progress.end.summary)
+        out += (progress.end.outcome, progress.end.summary)
         if progress.end.keep_ms > 0:
             flags |= 8192
-            sections.append(progress.end.keep_ms)
+            out.append(progress.end.keep_ms)
     elif progress.end is not None:
         flags |= 256
-        sections += (int(progress.end.holds), progress.end.paused)
-    out += (progress.invocation, progress.target, progress.inbox_id, flags, *sections)
+        out += (int(progress.end.holds), progress.end.paused)
+    out[at] = flags
 
 
 def parse_answer(data: bytes) -> Answer:
