@@ -42,7 +42,7 @@ def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
     retention_ms = int(limits.retention.total_seconds() * 1000)
     out: list[Any] = [limits.inbox_max * 10, limits.done_max, retention_ms, INBOX_FULL, len(parts)]
     for part in parts:
-        out += (part.shard, f"{part.epoch} {part.incarnation} ", part.number, 0)
+        out += (part.shard, f"{part.epoch} {part.incarnation}", part.number, 0)
         start = len(out)
         for progress in part.progress:
             _flatten(progress, out)

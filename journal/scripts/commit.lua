@@ -1,7 +1,7 @@
 -- A host's numbered, fenced write: the progress of many invocations of several shards. Each shard's part stands alone.
 -- KEYS: none
 -- ARGV: namespace, limit of an inbox for calls, most entries of `done`, retention in ms, refusal of a full inbox, parts;
---       then for each part: shard, owner (`epoch incarnation `, as its head begins), number, count of arguments that
+--       then for each part: shard, owner (`epoch incarnation`), number, count of arguments that
 --       follow, and for each progress: invocation, target, inbox id, flags, and the section of each flag that is set,
 --       in this order:
 --         1 record | 2 count, event ids | 4 field, value | 4096 count, field, value, … | 8 count, fields
@@ -271,7 +271,7 @@ end
 at = 7
 for k, key in ipairs(keys) do
   part = k
-  local owner, number, count = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local owner, number, count = ARGV[at + 1] .. ' ', tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local head = heads[key]
   local last, answer = nil, nil
   if string.sub(head, 1, #owner) == owner then last, answer = string.match(head, '^(%d+) ?(.*)$', #owner + 1) end
