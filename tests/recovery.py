@@ -203,7 +203,7 @@ def restart_store(load: Load, server: Server, how: signal.Signals, down_s: float
 
 
 def end_embedded(load: Load, directory: Path, how: signal.Signals) -> Recovery:
-    """End the embedded server, which its guard starts again; measure from its end on."""
+    """End the embedded server, which its guard starts again; measure from when the new one is seen."""
     wait_s(SETTLE_S)
     pid = guard.ask(guard.read_port(str(directory)), str(directory)).pid
     os.kill(pid, how)
@@ -259,7 +259,7 @@ def of_stores(down_s: float) -> None:
 
 def of_embedded() -> None:
     """Print what an end of the embedded server costs."""
-    say(f"the embedded server, which its guard starts again, two Ray hosts, {CLIENTS} clients; from its end")
+    say(f"the embedded server, which its guard starts again, two Ray hosts, {CLIENTS} clients; from its return")
     with folder() as directory, actors.init(directory=directory, hosts=2):
         with Load() as load:
             for how in (signal.SIGTERM, signal.SIGKILL):
