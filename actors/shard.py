@@ -5,7 +5,7 @@ own: the executions (`attempts`), the next commit (`staging`), reading and writi
 
 Invariants:
     1. Of a key's exclusive invocations one is under way, and they start in the order of their inbox ids (promise 2).
-    2. An invocation that was laid to sleep is read again only when its sleep is durable.
+    2. An invocation that was laid to sleep is read again only when its sleep is durable, one that has ended never.
     3. All methods are synchronous and run on the host's loop: a shard is never half way through something.
 """
 
@@ -17,7 +17,7 @@ from itertools import islice
 
 from journal.entries import Event, EventKind, Message, Record, time_of
 from journal.names import Epoch, Shard
-from journal.store import Committed, Cursor, Dormant, Loaded, Sleep
+from journal.store import Committed, Cursor, Dormant, Finish, Loaded
 
 from .activation import Activation, InFlight
 from .attempts import Attempts
@@ -51,6 +51,8 @@ class OwnedShard:
         """Invocations whose sleep is being written, with the events that came since."""
         self._waking: dict[str, list[Event]] = {}
         """Invocations that are being read from their hashes, with the events that woke them."""
+        self._ending: set[str] = set()
+        """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._runnable: deque[Activation] = deque()
         self._is_turning = False
 
@@ -109,6 +111,8 @@ class OwnedShard:
                 self._attempts.try_again(run)
             else:
                 self._attempts.deliver(run)
+        elif id_ in self._ending:
+            self.staging.stray([event.id])
         elif id_ in self._asleep:
             self._asleep[id_].append(event)
         elif id_ in self._waking:
@@ -246,6 +250,7 @@ class OwnedShard:
     def ended(self, run: InFlight, activation: Activation, /) -> None:
         """Give the turn on."""
         self.in_flight.pop(run.id, None)
+        self._ending.add(run.id)
         activation.sharing.discard(run)
         if activation.held_by == run.id:
             activation.held_by = ""
@@ -281,10 +286,13 @@ class OwnedShard:
         self.staging.acknowledge(unwritten, answer)
         self._note_due(unwritten)
         for item in unwritten.items:
-            if isinstance(item.progress.end, Sleep):
-                events = self._asleep.pop(item.progress.invocation, [])
+            invocation, end = item.progress.invocation, item.progress.end
+            if isinstance(end, Finish):
+                self._ending.discard(invocation)
+            elif end is not None:
+                events = self._asleep.pop(invocation, [])
                 if events:
-                    self._fetch_dormant(item.progress.invocation, events)
+                    self._fetch_dormant(invocation, events)
         self._attempts.acknowledged(unwritten.items)
 
     def _note_due(self, unwritten: Unwritten) -> None:

@@ -1734,6 +1734,28 @@ async def test_an_execution_that_waits_longer_than_idle_timeout_leaves_memory(wo
     assert len(outside.seen) == 3
 
 
+class Hasty(VirtualObject):
+    @handler
+    async def ends(self, ctx: Context, pause_s: float) -> None:
+        Notes["hasty"].read_twice.remote()  # answered after two seconds
+        await asyncio.sleep(pause_s)
+        Notes["ended"].append.send(ctx.key)
+
+
+def test_what_comes_while_the_end_of_one_that_slept_is_written_does_not_begin_it_again(mode: Policy | None) -> None:
+    """Promise 3: until the end is durable its hash still says that it is asleep."""
+
+    async def scenario(world: Simulation) -> None:
+        world.latency = random.Random(1)
+        await world.join("a")
+        keys = [f"{number:02}" for number in range(40)]
+        await asyncio.gather(*(Hasty[key].ends.remote(1.9 + int(key) / 100) for key in keys))
+        await asyncio.sleep(5)
+        assert sorted(await Notes["ended"].read.remote()) == keys
+
+    played(scenario, mode, [])
+
+
 SIDES = {
     "other name": ("second", "renamed"),
     "other kind": ("second", "Notes/other"),
