@@ -363,7 +363,7 @@ class Attempts:
 
 
 def _must_commit(run: InFlight, execution: Execution) -> bool:
-    if execution.has_messages or execution.set_timers or execution.cleared:
+    if execution.has_messages or execution.timers.set or execution.timers.cleared:
         return True
     if run.exclusive or not execution.unstarted or execution.view is None:
         return False

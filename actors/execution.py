@@ -33,6 +33,7 @@ from .place import NOT_IN_A_STEP, Request, in_step
 from .policy import Retry
 from .replay import Entries, Happening, Phase, advance
 from .steps import Step
+from .timers import Timers
 from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
@@ -62,8 +63,7 @@ class Execution:
         self._root: asyncio.Task[Any] | None = None
         self._random: random.Random | None = None
         self._calls = Calls(message.id, surroundings, self._loop, self._scope)
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._timer_of: dict[int, int] = {}
+        self.timers = Timers(self._loop, self._make, self._entries.is_new)
         self._steps: dict[int, Step] = {}
         self._step_of: dict[int, int] = {}
         self._divergence: NondeterminismError | None = None
@@ -76,10 +76,6 @@ class Execution:
         """With FAILED and DIVERGED: why."""
         self.unstarted: dict[int, Step] = {}
         """Steps without an outcome whose action has not started."""
-        self.set_timers: dict[int, float] = {}
-        """Timers to make durable: entry and duration in seconds from now."""
-        self.cleared: list[int] = []
-        """Timers that were made durable and are not wanted any more."""
         self.on_foreign_call: Callable[[], object] = lambda: None
         """Told, from any thread, that this attempt must fail."""
 
@@ -137,10 +133,9 @@ class Execution:
             self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
             return True
         if event.kind is EventKind.TIMER:
-            handle = self._timers.pop(event.index, None)
+            handle = self.timers.due(event.index)
             if handle is None:
                 return False
-            self._timer_of.pop(id(handle), None)
             self._set_time(event.time_ms)
             self._loop.fire(handle)
         else:
@@ -264,7 +259,7 @@ class Execution:
         for step in self._steps.values():
             if not step.future.done():
                 self.warn(f"the step {step.name!r} was never awaited: it is given up with its handler", None)
-        for index in self._timers:
+        for index in self.timers:
             self.warn(f"`{self.entries[index]}` had not ended when the handler did: is an await missing?", None)
         for name in self._loop.unfinished():
             self.warn(f"{name} had not ended when the handler did: it was cancelled", None)
@@ -280,24 +275,11 @@ class Execution:
 
     def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None:
         """Make the entry of a timer that asyncio asked for."""
-        self._set_timer(when, handle, "sleep")
-
-    def _set_timer(self, when: float, handle: asyncio.TimerHandle, entry: str) -> None:
-        if when == float("inf"):
-            return
-        index = self._make(entry)
-        self._timers[index] = handle
-        self._timer_of[id(handle)] = index
-        if self._entries.is_new(index):
-            self.set_timers[index] = when - self._loop.time()
+        self.timers.add(when, handle, "sleep")
 
     def clear_timer(self, handle: asyncio.TimerHandle, /) -> None:
-        """Forget a timer: unsent, it never leaves; sent, it is cleared."""
-        index = self._timer_of.pop(id(handle), None)
-        if index is not None:
-            del self._timers[index]
-            if self.set_timers.pop(index, None) is None:
-                self.cleared.append(index)
+        """Forget a timer."""
+        self.timers.clear(handle)
 
     def foreign_call(self) -> None:
         """Fail the attempt: another thread called into the loop."""
@@ -374,12 +356,7 @@ class Execution:
 
     def sleep(self, duration_s: float, name: str, /) -> "asyncio.Future[None]":
         """Make the entry of a timer."""
-        future = self._loop.create_future()
-        handle = asyncio.TimerHandle(self._loop.time() + duration_s, _settle, (future,), self._loop, None)
-        handle._scheduled = True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  # as a loop does
-        self._set_timer(handle.when(), handle, f"sleep {name}" if name else "sleep")
-        future.add_done_callback(lambda done: handle.cancel() if done.cancelled() else None)
-        return future
+        return self.timers.sleep(duration_s, name)
 
     def now_ms(self) -> int:
         """Return the time of the last delivered event."""
@@ -436,8 +413,3 @@ class Execution:
 
 async def _plain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return fn(*args, **kwargs)
-
-
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

@@ -138,17 +138,18 @@ class Staging:
 
     def _take_commands(self, run: InFlight, execution: Execution, progress: Progress) -> None:
         progress.messages = execution.take_messages()
-        if execution.set_timers:
+        timers = execution.timers
+        if timers.set:
             now_ms = self._now_ms()
-            for index, delay_s in execution.set_timers.items():
+            for index, delay_s in timers.set.items():
                 run.timers[index] = self._member(run.id, str(index))
                 progress.timers.append((now_ms + int(delay_s * 1000), run.timers[index]))
-            execution.set_timers = {}
-        for index in execution.cleared:
+            timers.set = {}
+        for index in timers.cleared:
             member = run.timers.pop(index, None)
             if member is not None:
                 progress.untimers.append(member)
-        execution.cleared = []
+        timers.cleared = []
 
     def _member(self, id_: str, what: str) -> str:
         """Return the name of a timer: those due at the same time sort in the order of setting, of all owners."""

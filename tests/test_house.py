@@ -55,6 +55,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "outcomes",
         "outgoing",
         "calls",
+        "timers",
         "steps",
         "execution",
         "activation",
