@@ -1,5 +1,8 @@
 """Durable virtual objects for Python: the public names, and nothing else."""
 
+from .awakeables import reject as reject
+from .awakeables import resolve as resolve
+from .context import Awakeable as Awakeable
 from .context import Context as Context
 from .driver import Session as Session
 from .driver import Status as Status
@@ -35,6 +38,7 @@ from .state import state as state
 object = object_handle  # noqa: A001 - users write actors.object("Ticket", "A1")
 
 __all__ = [
+    "Awakeable",
     "CallTimeout",
     "Cancelled",
     "Context",
@@ -61,6 +65,8 @@ __all__ = [
     "handler",
     "init",
     "object",
+    "reject",
+    "resolve",
     "shared",
     "shutdown",
     "state",

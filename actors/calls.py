@@ -12,7 +12,7 @@ from typing import Any
 from journal.codec import MISSING
 from journal.entries import teller_of_entry
 from journal.names import address_of, derived_id, shard_in
-from journal.store import Outgoing
+from journal.store import Bring, Outgoing
 
 from . import outcomes
 from .errors import UsageError
@@ -53,7 +53,7 @@ class Calls:
         self._invocation, self._surroundings, self._loop, self._scope = invocation, surroundings, loop, scope
         self._by_index: dict[int, _Call] = {}
         self._by_id: dict[str, _Call] = {}
-        self.messages: list[Outgoing] = []
+        self.messages: list[Outgoing | Bring] = []
         """What leaves with the next commit, in order."""
 
     def start(

@@ -21,17 +21,16 @@ from typing import Any, Final
 from journal.clock import offset_ms, wall_ms
 from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import address_of, new_id, shard_in
-from journal.store import SHARDS, Attach, Outgoing, Overloaded, Reply, Settled, Store
+from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
-from .code import bundle_of
+from .code import Bundle, Sender
 from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
-from .invocation import Invocation
+from .invocation import Accepted, Invocation
 from .loops import close, new_loop
-from .objects import Durable, declaration, find_type
-from .outgoing import arguments_of, message_of, started_id
+from .outgoing import arguments_of, bounded, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import Slot, Wait, Waiting, acceptance_of, accepted_within, block_until, end_of, tell
+from .slots import Brought, Slot, Wait, Waiting, acceptance_of, accepted_within, block_until, end_of, slot_of, tell
 
 logger = logging.getLogger("actors")
 
@@ -42,6 +41,7 @@ SUBMIT_MAX: Final = 1_000
 KNOWN_WITHIN: Final = 10.0
 """Seconds for which an id that the store does not know is asked for again: it may be on its way."""
 RENEW_EVERY: Final = 3_600.0
+_UNKNOWN: Final = "is not known: it never was, or its retention is over"
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
 
 
@@ -56,20 +56,15 @@ class Client:
         payload_max: int,
         object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
     ) -> None:
-        self._connect, self._sends_code, self._payload_max, self._object_ref = (
-            connect,
-            sends_code,
-            payload_max,
-            object_ref,
-        )
+        self._sends_code, self._payload_max, self._object_ref = sends_code, payload_max, object_ref
         self._store: Store = connect()  # first: what is wrong with the URL leaves no loop behind
         self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._slots: dict[str, Slot] = {}
-        self._queue: deque[Outgoing | Attach] = deque()
-        self._code: dict[type[Durable], str] = {}
+        self._queue: deque[Outgoing | Attach | Brought] = deque()
+        self._code = Sender(self._put_code)
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count = new_id(), 0
@@ -180,14 +175,7 @@ class Client:
         arguments = arguments_of(request, address, self._payload_max)
         code = self._code_of(request)
         with self._lock:
-            if self._failure:
-                raise UnavailableError(self._failure)
-            if len(self._slots) >= PENDING_MAX:
-                raise OverloadedError(
-                    f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before "
-                    "you start more"
-                )
-            self._count += 1
+            self._next()
             id_ = started_id(request, address, f"{self._unique}{self._count:x}", self._shards)
             caller = "" if request.one_way else self._teller
             message = message_of(request, id_, address, arguments, caller, code, self._wall())
@@ -196,30 +184,43 @@ class Client:
                 slot = self._slots[id_] = Slot(request.declared)
             slot.is_own = True
             slot.is_attached = slot.is_attached or not request.one_way
-            self._queue.append(Outgoing(shard_in(id_), id_, caller, message.encoded()))
-            if not self._is_woken:
-                self._loop.call_soon_threadsafe(self._wanted.set)
-                self._is_woken = True  # in this order: Ctrl-C between the two costs a second call, not all later ones
+            self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
         return Invocation(id_, self, slot)
+
+    def bring(self, event: Bring, entry: str, /) -> Accepted:
+        """Bring an event to an invocation; it leaves in the order of these calls."""
+        bounded(event.data, f"value of `{entry}`", self._payload_max)
+        with self._lock:
+            name = f"{entry} #{self._next()}"
+            slot = self._slots[name] = Slot(is_own=True)
+            self._put(Brought(event.shard, event.invocation, event.kind, event.index, event.data, name))
+        return Invocation(entry, self, slot).accepted()
+
+    def _next(self) -> int:
+        if self._failure:
+            raise UnavailableError(self._failure)
+        if len(self._slots) >= PENDING_MAX:
+            raise OverloadedError(
+                f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before you "
+                "start more"
+            )
+        self._count += 1
+        return self._count
+
+    def _put(self, operation: Outgoing | Brought) -> None:
+        self._queue.append(operation)
+        if not self._is_woken:
+            self._loop.call_soon_threadsafe(self._wanted.set)
+            self._is_woken = True  # in this order: Ctrl-C between the two costs a second call, not all later ones
 
     def _wall(self) -> int:
         return wall_ms() + self._offset_ms
 
     def _code_of(self, request: Request) -> str:
-        owner = request.owner
-        if owner is None or not self._sends_code:
-            return ""
-        digest = self._code.get(owner)
-        if digest is None:
-            declaration(owner)
-            bundle = bundle_of(owner)
-            self._call(self._store.put_code(bundle.digest, bundle.data, bundle.types))
-            for name in bundle.types:
-                cls = find_type(name)
-                if cls is not None and cls.__module__ == owner.__module__:
-                    self._code[cls] = bundle.digest
-            digest = self._code[owner] = bundle.digest
-        return digest
+        return self._code.digest_of(request.owner) if self._sends_code and request.owner is not None else ""
+
+    def _put_code(self, bundle: Bundle) -> None:
+        self._call(self._store.put_code(bundle.digest, bundle.data, bundle.types))
 
     # Waiting (`invocation.Source`), in any thread
 
@@ -290,7 +291,7 @@ class Client:
         slot = self._slots.get(invocation.id)
         if slot is not None and not slot.is_accepted:
             return "submitting"
-        raise NotFoundError(f"{invocation.id} is not known: it never was, or its retention is over")
+        raise NotFoundError(f"{invocation.id} {_UNKNOWN}")
 
     def object_ref(self, invocation: Invocation[Any], /) -> Any:
         """Return a Ray `ObjectRef` of the outcome."""
@@ -319,7 +320,7 @@ class Client:
                 self._is_woken = bool(self._queue)
             self._idle.set()
 
-    async def _submit(self, operations: list[Outgoing | Attach]) -> None:
+    async def _submit(self, operations: list[Outgoing | Attach | Brought]) -> None:
         number = self._number + 1
         try:
             settled = await self._patience.until_answered(
@@ -329,34 +330,31 @@ class Client:
             # Not numbered by the store: the next write takes this number. What it asked for cannot be had.
             logger.error("submit: %s", error)
             for operation in operations:
-                slot = self._slots.get(operation.invocation)
-                if slot is not None:
-                    self._forget(slot, operation.invocation, error=error)
+                self._refuse(operation, error)
             return
         self._number = number
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
-        for id_ in settled.invocations if isinstance(settled, Overloaded) else ():
-            slot = self._slots.get(id_)
-            if slot is not None:
-                error = OverloadedError(
-                    f"{id_} was refused: the inbox of its shard is full (inbox_max); its hosts do not keep up"
-                )
-                self._forget(slot, id_, error=error)
+        missed = settled if isinstance(settled, Partly) else Partly()
+        for operation in (operations[at] for at in missed.overloaded):
+            why = "the inbox of its shard is full (inbox_max); its hosts do not keep up"
+            self._refuse(operation, OverloadedError(f"{operation.invocation} was refused: {why}"))
+        for operation in (operations[at] for at in missed.unknown):
+            self._refuse(operation, NotFoundError(f"{operation.invocation} {_UNKNOWN}"))
         accepting: list[Waiting] = []
         with self._lock:
             for operation in operations:
-                slot = self._slots.get(operation.invocation)
-                if slot is not None and isinstance(operation, Outgoing):
+                slot = self._slots.get(slot_of(operation))
+                if slot is not None and not isinstance(operation, Attach):
                     slot.is_accepted = True
                     accepting += slot.accepting
                     slot.accepting = ()
                     if not slot.is_attached and not slot.waiting:
-                        del self._slots[operation.invocation]  # a send: who waits later attaches
+                        del self._slots[slot_of(operation)]  # a send: who waits later attaches
         tell(accepting)
 
-    async def _start_over(self, refused: list[Outgoing | Attach]) -> None:
+    async def _start_over(self, refused: list[Outgoing | Attach | Brought]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
@@ -372,10 +370,9 @@ class Client:
                     operation.caller = self._teller
             self._queue.extendleft(Attach(shard_in(id_), id_) for id_ in waiting if id_ not in unsent)
         for operation in refused:
-            slot = self._slots.get(operation.invocation)
+            slot = self._slots.get(slot_of(operation))
             if slot is not None and not slot.is_attached:
-                unknown = UnavailableError(f"{operation.invocation}: whether it was accepted is unknown")
-                self._forget(slot, operation.invocation, error=unknown)
+                self._refuse(operation, UnavailableError(f"{slot_of(operation)}: whether it was accepted is unknown"))
         self._wanted.set()
 
     async def _receive(self) -> None:
@@ -427,10 +424,16 @@ class Client:
         with self._lock:
             self._slots.pop(id_, None)
 
+    def _refuse(self, operation: Outgoing | Attach | Brought, error: Exception) -> None:
+        slot = self._slots.get(slot_of(operation))
+        if slot is not None:
+            if isinstance(operation, Brought) and not slot.accepting:
+                logger.error("%s", error)  # nobody waits for it to be accepted
+            self._forget(slot, slot_of(operation), error=error)
+
     def _ask_again(self, slot: Slot, id_: str) -> None:
         if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
-            known = f"{id_} is not known: it never was, its retention is over, or it was lost on its way"
-            self._forget(slot, id_, error=NotFoundError(known))
+            self._forget(slot, id_, error=NotFoundError(f"{id_} {_UNKNOWN}, or it was lost on its way"))
             return
 
         def ask() -> None:

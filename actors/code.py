@@ -78,6 +78,32 @@ def bundle_of(cls: type[Durable]) -> Bundle:
         return _bundle({cls})  # another class of the module may be the one that cannot be sent
 
 
+class Sender:
+    """What a program has sent of its classes: each bundle is put into the store once, when it is first wanted."""
+
+    def __init__(self, put: Callable[[Bundle], object]) -> None:
+        self._put = put
+        self._digests: dict[type[Durable], str] = {}
+
+    def digest_of(self, cls: type[Durable]) -> str:
+        """Return the hash of a class's code, which the store has now.
+
+        Raises:
+            UsageError: its code cannot be sent.
+        """
+        digest = self._digests.get(cls)
+        if digest is None:
+            declaration(cls)
+            bundle = bundle_of(cls)
+            self._put(bundle)
+            for name in bundle.types:
+                found = find_type(name)
+                if found is not None and found.__module__ == cls.__module__:
+                    self._digests[found] = bundle.digest
+            digest = self._digests[cls] = bundle.digest
+        return digest
+
+
 def _bundle(classes: set[type]) -> Bundle:
     with _lock:
         found = _Reached(classes, {cls.__module__ for cls in classes if _travels(cls.__module__)})

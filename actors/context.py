@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
@@ -47,6 +47,21 @@ class RayPositional(Protocol[*Ts, T_co]):
     @property
     def bind(self) -> Callable[..., Any]: ...
     def remote(self, *args: *Ts) -> Awaitable[T_co]: ...
+
+
+class Awakeable(Protocol[T_co]):
+    """What is completed from outside: hand its `id` to whoever is to complete it, and `await` it.
+
+    `actors.resolve(id, value)` and `actors.reject(id, message)` complete it, once: the first counts. It may be awaited
+    any number of times; ending a wait leaves it as it is.
+    """
+
+    @property
+    def id(self) -> str:
+        """The public id, unique in the namespace, the same in every attempt."""
+        ...
+
+    def __await__(self) -> Generator[Any, Any, T_co]: ...
 
 
 class Commands(Protocol):
@@ -97,6 +112,10 @@ class Commands(Protocol):
 
     def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
         """Make the entry of a timer."""
+        ...
+
+    def awakeable(self, annotation: Any, /) -> Awakeable[Any]:
+        """Make the entry of an awakeable."""
         ...
 
     def now_ms(self) -> int:
@@ -265,6 +284,17 @@ class Context:
     def sleep(self, duration: Duration, *, name: str = "") -> asyncio.Future[None]:
         """Return a wait that ends after `duration`, by a durable timer, wherever the invocation then is."""
         return self._here().sleep(seconds(duration), name)
+
+    @overload
+    def awakeable(self, type: type[T], /) -> Awakeable[T]: ...
+    @overload
+    def awakeable(self, type: object = ..., /) -> Awakeable[Any]: ...
+    def awakeable(self, type: object = MISSING, /) -> Awakeable[Any]:
+        """Return something to await that the outside completes, by its `id`; `type` is that of the value.
+
+        The `id` is the same in every attempt. Give it away in a step, a call, a send, or the state.
+        """
+        return self._here().awakeable(type)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field's value, or `default` where it is not set and no declared default stands in."""

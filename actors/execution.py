@@ -13,19 +13,21 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from journal.entries import Delivered, EventKind, Message
 from journal.names import ObjectId
-from journal.store import Outgoing
+from journal.store import Bring, Outgoing
 
 from . import outcomes
+from .awakeables import Awakeables, MadeAwakeable
 from .calls import Calls, Surroundings
 from .context import Context
 from .errors import NondeterminismError, TerminalError, UsageError
 from .fields import StateView
 from .handlers import Handler
-from .invocation import Invocation
+from .invocation import Accepted, Invocation
 from .loop import DeterministicLoop, EntryFuture
 from .objects import Declaration, instance
 from .outgoing import bounded
@@ -91,7 +93,7 @@ class Execution:
         """All entries made so far."""
         return self._entries.made
 
-    def take_messages(self) -> list[Outgoing]:
+    def take_messages(self) -> list[Outgoing | Bring]:
         """Return what leaves with the next commit, in order, and forget it here."""
         messages, self._calls.messages = self._calls.messages, []
         return messages
@@ -129,7 +131,7 @@ class Execution:
 
     def deliver(self, event: Delivered) -> bool:
         """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
-        if event.index >= len(self._entries.made):
+        if event.index >= len(self._entries.made) and event.kind is not EventKind.AWAKEABLE:
             self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
             return True
         if event.kind is EventKind.TIMER:
@@ -138,6 +140,11 @@ class Execution:
                 return False
             self._set_time(event.time_ms)
             self._loop.fire(handle)
+        elif event.kind is EventKind.AWAKEABLE:
+            if not self._awakeables.expects(event.index, len(self._entries.made)):
+                return False
+            self._set_time(event.time_ms)
+            self._awakeables.complete(event.index, event.payload)
         else:
             expected = self._calls.expects(event.index)
             if expected is None:
@@ -358,6 +365,14 @@ class Execution:
         """Make the entry of a timer."""
         return self.timers.sleep(duration_s, name)
 
+    def awakeable(self, annotation: Any, /) -> MadeAwakeable:
+        """Make the entry of an awakeable."""
+        return self._awakeables.make(self._make("awakeable"), annotation)
+
+    @cached_property
+    def _awakeables(self) -> Awakeables:
+        return Awakeables(self.id, self._loop, self._scope)
+
     def now_ms(self) -> int:
         """Return the time of the last delivered event."""
         return self._now_ms
@@ -401,6 +416,15 @@ class Execution:
         if not (request.one_way or self._handler.is_async):
             raise UsageError(f"{self._handler.name} is not async, so it cannot wait: use .send(), or make it async")
         return self._calls.start(request, self._make, self._entries.is_new, self)
+
+    def bring(self, event: Bring, entry: str, /) -> Accepted:
+        """Make the entry of an event for another invocation; it leaves with the next commit."""
+        if in_step.get() is not None:
+            raise UsageError(NOT_IN_A_STEP)
+        bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
+        if self._entries.is_new(self._make(entry)):
+            self._calls.messages.append(event)
+        return Invocation(entry, self).accepted()
 
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
         """Wait for a call of this handler."""

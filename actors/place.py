@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, cast
 
+from journal.store import Bring
+
 from .errors import UsageError
 from .loop import DeterministicLoop
 from .policy import Duration, seconds
@@ -90,6 +92,11 @@ class Caller(Protocol):
 
     def start(self, request: Request, /) -> Any:
         """Return the `Invocation` of the request; it leaves in the order of these calls."""
+        ...
+
+    def bring(self, event: Bring, entry: str, /) -> Any:
+        """Bring an event to an invocation, and return its `Accepted`; it leaves in the order of these calls."""
+        ...
 
 
 class _Driver:

@@ -11,11 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from journal.codec import MISSING
+from journal.store import Attach, Bring, Outgoing
 
 from . import outcomes
 
 Waiting = Callable[[], None] | asyncio.Future[None]
 """Who is told: a future on its own loop, or a function in the thread that tells."""
+
+
+@dataclass(slots=True)
+class Brought(Bring):
+    """An event that this driver brings, with the name of its slot."""
+
+    slot: str
+
+
+def slot_of(operation: Outgoing | Attach | Brought) -> str:
+    """Return the name of the slot that an operation is told to."""
+    return operation.slot if isinstance(operation, Brought) else operation.invocation
 
 
 @dataclass(slots=True, eq=False)

@@ -89,6 +89,8 @@ class EventKind(StrEnum):
     """A due timer; the index is its entry."""
     ATTEMPT = "a"
     """The back-off after a failed attempt is over."""
+    AWAKEABLE = "w"
+    """The completion of an awakeable; the index is its entry."""
     NOTICE = "n"
     """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
 

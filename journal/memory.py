@@ -16,6 +16,7 @@ from .store import (
     Answer,
     Arrivals,
     Attach,
+    Bring,
     Cursor,
     Dormant,
     Granted,
@@ -24,8 +25,8 @@ from .store import (
     Loaded,
     Look,
     Outgoing,
-    Overloaded,
     Part,
+    Partly,
     Reply,
     Settled,
 )
@@ -69,24 +70,31 @@ class MemoryStore:
         return writer
 
     async def submit(
-        self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
-    ) -> Settled | Overloaded:
+        self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
+    ) -> Settled | Partly:
         world = self._world
         now, known = world.tick(), world.writer(writer)
         if known is None or number not in (known.number, known.number + 1):
             return Settled.REFUSED
         known.until = now + self._session_ms
         if number == known.number + 1:
-            overloaded: list[str] = []
-            for operation in operations:
+            overloaded: list[int] = []
+            unknown: list[int] = []
+            for place, operation in enumerate(operations):
                 if isinstance(operation, Attach):
                     self._attach(operation, f"w:{writer}")
-                elif not world.accept(operation, world.limits.inbox_max):
-                    overloaded.append(operation.invocation)
+                elif not world.has_room(operation, world.limits.inbox_max):
+                    overloaded.append(place)
+                elif isinstance(operation, Bring):
+                    if not world.bring(operation):
+                        unknown.append(place)
+                else:
+                    world.accept(operation)
             known.replies.discard([id_ for id_ in known.replies.entries if seen and order_of(id_) < order_of(seen)])
-            known.number, known.overloaded = number, tuple(overloaded)
+            missed = Partly(tuple(overloaded), tuple(unknown)) if overloaded or unknown else Settled.APPLIED
+            known.number, known.answer = number, missed
             world.wake()
-        return Overloaded(known.overloaded) if known.overloaded else Settled.APPLIED
+        return known.answer
 
     def _attach(self, operation: Attach, teller: str) -> None:
         if not self._world.attach(self._world.shard(operation.shard), operation.invocation, teller):

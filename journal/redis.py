@@ -23,6 +23,7 @@ from .store import (
     Answer,
     Arrivals,
     Attach,
+    Bring,
     Cursor,
     Dormant,
     Granted,
@@ -31,8 +32,8 @@ from .store import (
     Loaded,
     Look,
     Outgoing,
-    Overloaded,
     Part,
+    Partly,
     Reply,
     Settled,
 )
@@ -43,6 +44,7 @@ from .wire import (
     parse_dormant,
     parse_event,
     parse_replies,
+    parse_submitted,
     submit_arguments,
     text_of,
 )
@@ -166,13 +168,12 @@ class RedisStore:
         return writer
 
     async def submit(
-        self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
-    ) -> Settled | Overloaded:
+        self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
+    ) -> Settled | Partly:
         head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
-        refused = await self._run("submit", *head, *submit_arguments(teller_of_driver(writer), operations))
-        if refused is None:
-            return Settled.REFUSED
-        return Overloaded(tuple(text_of(invocation) for invocation in refused)) if refused else Settled.APPLIED
+        return parse_submitted(
+            await self._run("submit", *head, *submit_arguments(teller_of_driver(writer), operations))
+        )
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
         return parse_replies(await self._blocking(1000, block_ms, (self._keys.replies(writer), after)))

@@ -17,7 +17,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Protocol
 
-from .entries import Event, Failure, failure
+from .entries import Event, EventKind, Failure, failure
 from .names import Epoch, Shard
 
 SHARDS = 16
@@ -34,7 +34,8 @@ class Limits:
     """What a namespace bounds, and where."""
 
     inbox_max: int = 100_000
-    """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that."""
+    """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that. The same
+    number of events bounds what drivers bring."""
     done_max: int = 10_000
     """Finished invocations that one shard remembers."""
     retention: timedelta = timedelta(days=1)
@@ -61,6 +62,17 @@ class Attach:
     invocation: str
 
 
+@dataclass(slots=True)
+class Bring:
+    """An event for an open invocation; for one that has finished it is nothing."""
+
+    shard: Shard
+    invocation: str
+    kind: EventKind
+    index: int
+    data: bytes
+
+
 class Settled(Enum):
     """What became of a driver's numbered write."""
 
@@ -70,10 +82,13 @@ class Settled(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Overloaded:
-    """The write was applied but for these messages: the inboxes of their shards are full."""
+class Partly:
+    """The write was applied but for these operations, by their place in it, from 0."""
 
-    invocations: tuple[str, ...]
+    overloaded: tuple[int, ...] = ()
+    """Messages whose inboxes are full, and events whose streams are."""
+    unknown: tuple[int, ...] = ()
+    """Events whose invocations are not known: they never were, or their retention is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +135,7 @@ class Progress:
     timers: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """Due time in ms and member: `counter:invocation:what`, where what is an entry's index, `a` or `d`."""
     untimers: list[str] = field(default_factory=list[str])
-    messages: list[Outgoing] = field(default_factory=list[Outgoing])
+    messages: list[Outgoing | Bring] = field(default_factory=list[Outgoing | Bring])
     journal: list[str] = field(default_factory=list[str])
     """With an end: ids of its records in the shard's `journal`, but for those that this part writes."""
     end: Finish | Sleep | None = None
@@ -258,9 +273,9 @@ class Store(Protocol):
         ...
 
     async def submit(
-        self, writer: str, number: int, operations: Sequence[Outgoing | Attach], seen: str
-    ) -> Settled | Overloaded:
-        """Append messages and attach, in order, as one numbered write; trim the replies before `seen`.
+        self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
+    ) -> Settled | Partly:
+        """Append messages and events, and attach, in order, as one numbered write; trim the replies before `seen`.
 
         The number of the last write again gets its answer again, changes nothing, and prolongs the writer's life.
         """

@@ -11,6 +11,7 @@ from .store import (
     INBOX_FULL,
     Answer,
     Attach,
+    Bring,
     Committed,
     Damaged,
     Dormant,
@@ -19,22 +20,38 @@ from .store import (
     Limits,
     Outgoing,
     Part,
+    Partly,
     Progress,
     Reply,
+    Settled,
 )
 
 
-def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach]) -> list[Any]:
+def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach | Bring]) -> list[Any]:
     """Return what `submit.lua` reads for each operation of the driver that is told as `teller`."""
     out: list[Any] = []
     for operation in operations:
         if isinstance(operation, Attach):
             out += ("a", operation.shard, operation.invocation)
+        elif isinstance(operation, Bring):
+            event = f"{operation.kind}:{operation.index}"
+            out += ("e", operation.shard, operation.invocation, event, operation.data)
         elif operation.caller == teller:
             out += ("c", operation.shard, operation.invocation, operation.data)
         else:
             out += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
     return out
+
+
+def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
+    """Return what became of a driver's write."""
+    if not missed:
+        return Settled.REFUSED if missed is None else Settled.APPLIED
+    return Partly(_places(missed, b"o"), _places(missed, b"u"))
+
+
+def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
+    return tuple(int(word[1:]) for word in missed if word[:1] == kind)
 
 
 def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
@@ -86,7 +103,8 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
         flags |= 64
         out.append(len(progress.messages))
         for m in progress.messages:
-            out += (m.shard, m.invocation, m.caller, m.data)
+            teller = f"e:{m.kind}:{m.index}" if isinstance(m, Bring) else m.caller
+            out += (m.shard, m.invocation, teller, m.data)
     if progress.notice:
         flags |= 512
         out.append(progress.notice)

@@ -20,6 +20,7 @@ from .names import shard_in
 from .store import (
     INBOX_FULL,
     Answer,
+    Bring,
     Committed,
     Damaged,
     Dormant,
@@ -28,7 +29,9 @@ from .store import (
     Limits,
     Outgoing,
     Part,
+    Partly,
     Progress,
+    Settled,
     Sleep,
 )
 
@@ -133,7 +136,7 @@ class WriterData:
 
     until: int
     number: int = 0
-    overloaded: tuple[str, ...] = ()
+    answer: Settled | Partly = Settled.APPLIED
     replies: Stream[tuple[str, bytes]] = field(default_factory=Stream[tuple[str, bytes]])
 
 
@@ -182,10 +185,15 @@ class World:
                 writer.replies.add(self.now, (invocation, payload))
             return
         waiting, _, index = teller[2:].rpartition(":")
-        shard = self.shard(shard_in(waiting))
-        place = shard.ids.get(waiting)
+        self.bring(Bring(shard_in(waiting), waiting, kind, int(index), payload))
+
+    def bring(self, event: Bring) -> bool:
+        """Bring an event to an invocation, if it is open; return whether it is known."""
+        shard = self.shard(event.shard)
+        place = shard.ids.get(event.invocation)
         if place is not None and place.is_open:
-            shard.events.add(self.now, (waiting, kind, int(index), payload))
+            shard.events.add(self.now, (event.invocation, event.kind, event.index, event.data))
+        return place is not None
 
     def attach(self, shard: ShardData, invocation: str, teller: str) -> bool:
         """Add a teller to a known invocation, or tell it the outcome; return whether it is known."""
@@ -201,16 +209,19 @@ class World:
             self.tell(teller, invocation, shard.outcome(invocation, place) or b"U", EventKind.REPLY)
         return True
 
-    def accept(self, message: Outgoing, limit: int) -> bool:
-        """Put a message into its inbox, or attach to what is known; return False if there is no room."""
+    def has_room(self, operation: Outgoing | Bring, limit: int) -> bool:
+        """Whether a message or an event finds room in its stream, or needs none."""
+        shard = self.shard(operation.shard)
+        if isinstance(operation, Bring):
+            return len(shard.events.entries) < limit
+        return operation.invocation in shard.ids or len(shard.inbox.entries) < limit
+
+    def accept(self, message: Outgoing) -> None:
+        """Put a message into its inbox, or attach to what is known."""
         shard = self.shard(message.shard)
-        if self.attach(shard, message.invocation, message.caller):
-            return True
-        if len(shard.inbox.entries) >= limit:
-            return False
-        id_ = shard.inbox.add(self.now, message.data)
-        shard.ids[message.invocation] = Place("i", id_, [message.caller] if message.caller else [])
-        return True
+        if not self.attach(shard, message.invocation, message.caller):
+            id_ = shard.inbox.add(self.now, message.data)
+            shard.ids[message.invocation] = Place("i", id_, [message.caller] if message.caller else [])
 
     # What `commit.lua` does
 
@@ -266,13 +277,14 @@ class World:
                 self._lay_to_sleep(shard, progress, progress.end, journal)
         return added
 
-    def _send(self, message: Outgoing) -> None:
+    def _send(self, message: Outgoing | Bring) -> None:
         # A send has nobody who could be told that there is no room, so only calls are refused.
-        limit = self.limits.inbox_max * 10
-        if not message.caller:
-            self.accept(message, 1 << 62)
-        elif not self.accept(message, limit):
+        if isinstance(message, Bring):
+            self.bring(message)
+        elif message.caller and not self.has_room(message, self.limits.inbox_max * 10):
             self.tell(message.caller, message.invocation, INBOX_FULL, EventKind.REPLY)
+        else:
+            self.accept(message)
 
     def _notify(self, shard: ShardData, invocation: str, notice: bytes) -> None:
         place = shard.ids.get(invocation)

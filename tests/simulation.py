@@ -20,7 +20,7 @@ from journal.codec import encode
 from journal.entries import Message, Record, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import Shard, invocation_id, shard_in
-from journal.store import Attach, Outgoing, Settled
+from journal.store import Attach, Bring, Outgoing, Settled
 
 START_S = 1_700_000_000.0
 SHARDS = 4
@@ -171,6 +171,11 @@ class Driver:
         assert await self._store.submit(self._writer, self._number, [operation], self._seen) is Settled.APPLIED
         return id_
 
+    async def bring(self, event: Bring) -> None:
+        """Submit an event for an invocation."""
+        self._number += 1
+        assert await self._store.submit(self._writer, self._number, [event], self._seen) is Settled.APPLIED
+
     async def result(self, id_: str) -> Any:
         return outcomes.decoded(await self._waiting[id_])
 
@@ -215,6 +220,12 @@ class World:
         shards = self.store._world.shards  # pyright: ignore[reportPrivateUsage]  # looks from outside
         found = [shard.state[target] for shard in shards if target in shard.state]
         return {name: decode(value) for fields in found for name, value in fields.items()}
+
+    async def until_state(self, target: str, field: str) -> Any:
+        """Return a field's stored value, when there is one."""
+        while field not in (found := self.state(target)):  # noqa: ASYNC110  # nothing says it: it looks from outside
+            await asyncio.sleep(0.01)
+        return found[field]
 
     def leftovers(self) -> list[str]:
         """Return what finished invocations have left behind in the store, beyond state and history."""

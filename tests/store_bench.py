@@ -4,20 +4,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from journal.entries import teller_of_driver
+from journal.entries import EventKind, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import Epoch, Shard, new_id, shard_in
 from journal.redis import RedisStore
 from journal.store import (
     Answer,
     Attach,
+    Bring,
     Committed,
     Finish,
     Granted,
     Limits,
     Outgoing,
-    Overloaded,
     Part,
+    Partly,
     Progress,
     Settled,
     Sleep,
@@ -83,6 +84,10 @@ def message(invocation: str, caller: str = "") -> Outgoing:
     return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation))
 
 
+def event(invocation: str, data: bytes = b"Vvalue", index: int = 3) -> Bring:
+    return Bring(shard_in(invocation), invocation, EventKind.AWAKEABLE, index, data)
+
+
 @dataclass
 class Driver:
     """A program with a writer of its own."""
@@ -100,17 +105,17 @@ class Driver:
     def teller(self) -> str:
         return teller_of_driver(self.writer)
 
-    async def submit(self, *operations: Outgoing | Attach) -> Settled | Overloaded:
+    async def submit(self, *operations: Outgoing | Attach | Bring) -> Settled | Partly:
         self.number += 1
         return await self.store.submit(self.writer, self.number, operations, self.seen)
 
-    async def call(self, *invocations: str) -> Settled | Overloaded:
+    async def call(self, *invocations: str) -> Settled | Partly:
         return await self.submit(*(message(invocation, self.teller) for invocation in invocations))
 
-    async def send(self, *invocations: str) -> Settled | Overloaded:
+    async def send(self, *invocations: str) -> Settled | Partly:
         return await self.submit(*(message(invocation) for invocation in invocations))
 
-    async def attach(self, *invocations: str) -> Settled | Overloaded:
+    async def attach(self, *invocations: str) -> Settled | Partly:
         return await self.submit(*(Attach(shard_in(invocation), invocation) for invocation in invocations))
 
     async def told(self) -> list[tuple[str, bytes]]:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from simulation import SUSPEND, Faults, World, at_random, everywhere, simulate
 
-from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, shared, state
+import actors
+from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, outcomes, shared, state
+from actors.awakeables import completion
 
 SEEDS = 150
 
@@ -37,6 +39,12 @@ class Effects:
         if stored < seen:
             self.world.violations.append(f"{target} leaked {field}={seen} before it was durable ({stored})")
         return seen
+
+    async def complete(self, step_id: str, id_: str, value: Any) -> None:
+        """Complete an awakeable from a step, with no more than its id."""
+        await self.act(step_id, "complete")
+        assert self.world is not None
+        await self.world.driver.bring(completion(id_, outcomes.encoded_value(value)))
 
 
 effects = Effects()
@@ -160,6 +168,41 @@ class Errand(Service):
         return made
 
 
+class Gates(VirtualObject):
+    ids: list[str] = state(default_factory=list)
+
+    @handler
+    async def keep(self, ctx: Context, ids: list[str]) -> None:
+        self.ids = ids
+
+    @handler
+    async def resolve(self, ctx: Context, id: str, value: Any) -> str:
+        """Completes from a handler, before and after a wait: twice, of which the first counts."""
+        actors.resolve(id, value)
+        done = await ctx.run("resolved", lambda: effects.act(ctx.step_id, "resolved"))
+        actors.reject(id, "too late")
+        return done
+
+    @handler
+    async def wait(self, ctx: Context, keep: str) -> list[Any]:
+        """Gives one id away by a step whose entries no record holds yet, and all of them by a send."""
+        early, gate, refused = ctx.awakeable(int), ctx.awakeable(dict[str, int]), ctx.awakeable(str)
+        await ctx.run("early", lambda: effects.complete(ctx.step_id, early.id, 7))
+        Gates[keep].keep.send([early.id, gate.id, refused.id])
+        out: list[Any] = []
+        try:
+            await asyncio.wait_for(gate, 0.2)
+        except TimeoutError:
+            Scroll[keep].append.send("reminded")
+            out.append("reminded")
+        out += [await gate, await early]
+        try:
+            await refused
+        except TerminalError as error:
+            out.append(str(error))
+        return [*out, await gate]
+
+
 class Till(VirtualObject):
     total: int = state(0)
 
@@ -274,6 +317,27 @@ def check_ahead(world: World, result: Any) -> None:
     assert world.state("Till/t") == {"total": 6}
 
 
+async def awakeables(world: World) -> Any:
+    waiting = await world.driver.start("Gates/g", "wait", "g2")
+    early, gate, refused = await world.until_state("Gates/g2", "ids")
+    await asyncio.sleep(0.5)
+    await world.driver.bring(completion(early, outcomes.encoded_value("another")))
+    resolving = await world.driver.start("Gates/h", "resolve", gate, {"a": 1})
+    await world.driver.result(resolving)
+    await world.driver.bring(completion(gate, outcomes.encoded_value("later")))
+    await world.driver.bring(completion(refused, outcomes.encoded_error(TerminalError("no"))))
+    result = await world.driver.result(waiting)
+    await world.driver.bring(completion(gate, outcomes.encoded_value("after the end")))
+    return result
+
+
+def check_awakeables(world: World, result: Any) -> None:
+    reminded = result[:-4]
+    assert result[-4:] == [{"a": 1}, 7, "no", {"a": 1}]
+    assert reminded in ([], ["reminded"])
+    assert world.state("Scroll/g2").get("lines", []) == reminded
+
+
 SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, Any], None]]] = {
     "whole": (whole, check_whole),
     "overwrite": (overwrite, check_overwrite),
@@ -282,6 +346,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "gathered": (gathered, check_gathered),
     "flaky": (flaky, check_flaky),
     "ahead": (ahead, check_ahead),
+    "awakeables": (awakeables, check_awakeables),
 }
 
 

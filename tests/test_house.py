@@ -56,6 +56,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "outgoing",
         "calls",
         "timers",
+        "awakeables",
         "steps",
         "execution",
         "activation",

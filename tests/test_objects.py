@@ -27,6 +27,7 @@ import pytest
 
 import actors
 from actors import (
+    Awakeable,
     CallTimeout,
     Cancelled,
     Context,
@@ -43,11 +44,15 @@ from actors import (
     state,
 )
 from actors import place as places
+from actors.awakeables import MadeAwakeable
+from actors.invocation import Accepted
 from actors.loop import DeterministicLoop
 from actors.objects import ByName, Handler, declaration, find_type, instance, object_handle
 from actors.place import Request
 from actors.policy import Settled, resolve, seconds
+from actors.values import LIVE
 from journal.codec import MISSING
+from journal.store import Bring
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -61,6 +66,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.brought: list[tuple[Bring, str]] = []
         self.ended: dict[str, Any] = {}
         self.timeouts: list[float | None] = []
 
@@ -90,6 +96,10 @@ class Driver:
 
     def object_ref(self, invocation: Invocation[Any], /) -> Any:
         return ("ref", invocation.id)
+
+    def bring(self, event: Bring, entry: str, /) -> Accepted:
+        self.brought.append((event, entry))
+        return Invocation(entry, self).accepted()
 
 
 class Execution(Driver):
@@ -123,6 +133,10 @@ class Execution(Driver):
     def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
         self.commands.append((duration_s, name))
         return self._done(None)
+
+    def awakeable(self, annotation: Any, /) -> Awakeable[Any]:
+        self.commands.append(("awakeable", annotation))
+        return MadeAwakeable("awakeable.inv-7-0.0", annotation, self.loop, LIVE)
 
     def now_ms(self) -> int:
         return 1_700_000_000_123

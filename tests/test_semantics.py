@@ -41,6 +41,7 @@ from actors import (
     state,
 )
 from actors.host import Host, Identity
+from actors.invocation import Accepted
 from actors.outgoing import arguments_of, message_of, started_id
 from actors.place import EMPTY_OPTIONS, Request
 from actors.services import Limits
@@ -48,7 +49,7 @@ from journal.codec import MISSING
 from journal.entries import ReplyKind, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import ObjectId, shard_in
-from journal.store import Attach, Fenced, Outgoing, Settled
+from journal.store import Attach, Bring, Fenced, Outgoing, Settled
 
 WEATHERS = 20
 """Seeds of hosts that come and go."""
@@ -64,7 +65,7 @@ class Program:
 
     def __init__(self, store: MemoryStore, now_ms: Callable[[], int], shards: int) -> None:
         self._store, self._now_ms, self._shards = store, now_ms, shards
-        self._queue: list[Outgoing | Attach] = []
+        self._queue: list[Outgoing | Attach | Bring] = []
         self._wanted = asyncio.Event()
         self._returns: dict[str, Any] = {}
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
@@ -114,7 +115,11 @@ class Program:
         while self._queue:
             yield from asyncio.sleep(0.001).__await__()
 
-    def _put(self, operation: Outgoing | Attach) -> None:
+    def bring(self, event: Bring, entry: str, /) -> Accepted:
+        self._put(event)
+        return Invocation(entry, self).accepted()
+
+    def _put(self, operation: Outgoing | Attach | Bring) -> None:
         self._queue.append(operation)
         self._wanted.set()
 

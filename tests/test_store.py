@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-from store_bench import SHARDS, TARGET, Driver, Engine, Owner, data_of, memory_engine, message, redis_engine
+from store_bench import SHARDS, TARGET, Driver, Engine, Owner, data_of, event, memory_engine, message, redis_engine
 
 from journal.entries import order_of, teller_of_entry
 from journal.errors import DamagedError
@@ -25,7 +25,7 @@ from journal.store import (
     Held,
     Loaded,
     Outgoing,
-    Overloaded,
+    Partly,
     Progress,
     Settled,
     Sleep,
@@ -219,7 +219,98 @@ async def test_attaching_to_the_unknown_says_so(store: Store, unknown: str) -> N
     assert await store.status(unknown) == ""
 
 
+# --------------------------------------------------------------------------------------------------------------- events
+
+
+async def test_an_event_comes_to_an_open_invocation_once_and_in_the_order_sent(store: Store) -> None:
+    # Numbered like a message; one that was sent in the same write before it is known.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    data = b"\xff\0\r\n"
+
+    sent = message(A), event(A, b"1"), message(B), event(B, data, 999_999_999), event(A, b"2")
+    assert await driver.submit(*sent) is Settled.APPLIED
+    assert await store.submit(driver.writer, 1, sent, "") is Settled.APPLIED
+
+    assert await owner.inbox() == [A, B]
+    assert await owner.events() == [(A, "w", 3, b"1"), (B, "w", 999_999_999, data), (A, "w", 3, b"2")]
+    assert await driver.told() == []
+
+
+async def test_an_event_comes_to_one_that_is_asleep(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)
+    await owner.sleep(A)
+
+    assert await driver.submit(event(A)) is Settled.APPLIED
+
+    assert await owner.events() == [(A, "w", 3, b"Vvalue")]
+
+
+@pytest.mark.parametrize("keep_ms", [0, 10**9])
+async def test_an_event_of_a_finished_invocation_is_nothing(store: Store, keep_ms: int) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B)
+    await owner.finish(A, keep_ms=keep_ms)
+
+    assert await driver.submit(event(A)) is Settled.APPLIED
+    assert isinstance(await owner.commit(await owner.progress(B, messages=[event(A)])), Committed)
+
+    assert await owner.events() == []
+
+
+async def test_who_brings_an_event_to_the_unknown_is_told_which(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+
+    operations = message(A), event(B), event(A), event("x-99999"), event("tom's \n:id é-1")
+    settled = await driver.submit(*operations)
+
+    assert settled == Partly(unknown=(1, 3, 4))
+    assert await store.submit(driver.writer, 1, [], "") == settled, "the last one again gets its answer again"
+    assert await owner.events() == [(A, "w", 3, b"Vvalue")]
+
+
+async def test_a_commit_brings_events_in_order_with_its_messages(store: Store) -> None:
+    # Promise 3: they appear with what caused them, or not at all.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    far = await Owner.acquire(store, 1)
+    await driver.send(A)
+
+    sent = [event(FAR, b"early"), message(FAR), event(FAR, b"1"), event("x-99999"), event(A, b"own"), event(FAR, b"2")]
+    assert isinstance(await owner.commit(await owner.progress(A, messages=sent)), Committed)
+    owner.number -= 1
+    await owner.commit(await owner.progress(A, messages=sent))
+    stale = Owner(store, Shard(0), "another", owner.epoch, owner.number, True, owner.inbox_ids)
+    assert isinstance(await stale.commit(await stale.progress(A, messages=sent)), Fenced)
+
+    assert await far.events() == [(FAR, "w", 3, b"1"), (FAR, "w", 3, b"2")]
+    assert await owner.events() == [(A, "w", 3, b"own")]
+
+
+async def test_an_end_and_the_events_that_leave_with_it_stand_in_order(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B)
+
+    first = await owner.progress(A, end=Finish(b"Vdone", b"s"), messages=[event(A, b"own"), event(B)])
+    second = await owner.progress(B, messages=[event(A, b"late")])
+    assert isinstance(await owner.commit(first, second), Committed)
+
+    assert await owner.events() == [(A, "w", 3, b"own"), (B, "w", 3, b"Vvalue")]
+
+
 # --------------------------------------------------------------------------------------------------------------- limits
+
+
+async def test_full_events_refuse_drivers_and_no_commit(engine: Engine) -> None:
+    # Promise 9.
+    store = await engine.open(inbox_max=2)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+
+    settled = await driver.submit(message(A), event(A), event(B), event(A), event(A), event(FAR), message(B))
+
+    assert settled == Partly(overloaded=(4,), unknown=(2, 5))
+    assert await owner.inbox() == [A, B]
+    await owner.committed(await owner.progress(A, record=b"r", messages=[event(B), event(B)]))
+    assert len(await owner.events()) == 4
 
 
 async def test_a_full_inbox_refuses_drivers_and_says_which_messages(engine: Engine) -> None:
@@ -231,7 +322,7 @@ async def test_a_full_inbox_refuses_drivers_and_says_which_messages(engine: Engi
         message("s1-0"), message(A, driver.teller), message("s2-0"), message(B, driver.teller)
     )
 
-    assert settled == Overloaded(("s2-0", B))
+    assert settled == Partly(overloaded=(2, 3))
     assert await store.submit(driver.writer, 1, [], "") == settled, "the last one again gets its answer again"
     assert await owner.inbox() == ["s1-0", A]
     assert await driver.told() == []

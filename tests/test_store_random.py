@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from store_bench import SHARDS, Driver, Engine, Owner, data_of, memory_engine, message, redis_engine
+from store_bench import SHARDS, Driver, Engine, Owner, data_of, event, memory_engine, message, redis_engine
 
 from journal.entries import teller_of_entry
 from journal.names import Shard, shard_in
-from journal.store import Attach, Committed, Cursor, Finish, Granted, Outgoing, Progress, Sleep, Store
+from journal.store import Attach, Bring, Committed, Cursor, Finish, Granted, Outgoing, Progress, Sleep, Store
 
 TARGETS = ("Ticket/A", "Ticket/B", "Mail/x:y z")
 STEPS = 80
@@ -43,10 +43,7 @@ class Side:
 
     async def submit(self, driver: int, again: bool, operations: list[tuple[str, str]]) -> Any:
         one = self.drivers[driver]
-        made: list[Outgoing | Attach] = [
-            Attach(shard_in(id_), id_) if kind == "attach" else message(id_, one.teller if kind == "call" else "")
-            for kind, id_ in operations
-        ]
+        made = [_made(kind, id_, one.teller) for kind, id_ in operations]
         one.number += not again
         return await self.store.submit(one.writer, one.number, made, one.seen)
 
@@ -98,7 +95,7 @@ class Side:
         journal = await self.store.journal(owner.shard, "", 1000)
         events = await self.store.events(owner.shard, "", 1000)
         progress = Progress(id_, plan["target"], inbox_id, asleep, **plan["what"])
-        progress.messages = [message(to, teller) for to, teller in plan["messages"]]
+        progress.messages = [event(to) if teller == "event" else message(to, teller) for to, teller in plan["messages"]]
         if end is not None and is_open:
             progress.end = end
             progress.journal = [record for record, invocation, _ in journal if invocation == id_]
@@ -132,6 +129,16 @@ class Side:
         return replace(found, inbox_id=self.id("inbox", shard, found.inbox_id), records=records)
 
 
+def _made(kind: str, id_: str, teller: str) -> Outgoing | Attach | Bring:
+    match kind:
+        case "attach":
+            return Attach(shard_in(id_), id_)
+        case "event":
+            return event(id_)
+        case _:
+            return message(id_, teller if kind == "call" else "")
+
+
 def steps_of(rng: random.Random, ids: list[str]) -> list[tuple[str, tuple[Any, ...]]]:
     """Return a random sequence of transitions, that any store can be asked for."""
     out: list[tuple[str, tuple[Any, ...]]] = [("acquire", (shard, False)) for shard in range(SHARDS)]
@@ -142,7 +149,9 @@ def steps_of(rng: random.Random, ids: list[str]) -> list[tuple[str, tuple[Any, .
         )[0]
         arguments: tuple[Any, ...] = (shard,)
         if kind == "submit":
-            operations = [(rng.choice(("call", "send", "attach")), rng.choice(ids)) for _ in range(rng.randrange(5))]
+            operations = [
+                (rng.choice(("call", "send", "attach", "event")), rng.choice(ids)) for _ in range(rng.randrange(5))
+            ]
             arguments = (rng.randrange(2), rng.random() < 0.1, operations)
         elif kind == "told":
             arguments = (rng.randrange(2),)
@@ -174,7 +183,8 @@ def plan_of(rng: random.Random, id_: str, ids: list[str], step: int) -> dict[str
         "untimers": some([f"{rng.randrange(STEPS):04}:{id_}:7"], []),
         "notice": some(b"notice", b""),
     }
-    messages = [(rng.choice(ids), some(teller_of_entry(rng.choice(ids), step), "")) for _ in range(rng.randrange(3))]
+    tellers = "event", teller_of_entry(rng.choice(ids), step)
+    messages = [(rng.choice(ids), some(rng.choice(tellers), "")) for _ in range(rng.randrange(3))]
     return {
         "invocation": id_,
         "target": rng.choice(TARGETS),

@@ -6,7 +6,8 @@
 --       in this order:
 --         1 record | 2 count, event ids | 4 field, value | 4096 count, field, value, … | 8 count, fields
 --         16 count, due, member, …
---         32 count, members | 64 count of messages, then shard, invocation, teller, message
+--         32 count, members | 64 count of messages, then shard, invocation, teller, message; an event is one
+--         whose teller is `e:<kind>:<index>`
 --         128 outcome, summary, and with 8192 keep in ms | 256 holds (0/1), reason of a pause | 512 notice
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
 -- Returns: for each part: `c<first journal id>`, `f<head>` (refused) or `d<reason>` (damaged)
@@ -52,7 +53,10 @@ local function accept(prefix, invocation, teller, data, limit)
 end
 
 local function send(prefix, invocation, teller, data)
-  if not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
+  if string.byte(teller) == 101 then -- e:<kind>:<index>
+    local kind, index = string.match(teller, '^e:(%a):(%d+)$')
+    bring(prefix, invocation, kind, index, data)
+  elseif not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
     tell(teller, invocation, refusal, 'r')
   end
 end

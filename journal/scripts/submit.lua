@@ -1,32 +1,32 @@
--- A driver's numbered write: messages and attachments, in order.
+-- A driver's numbered write: messages, attachments and events, in order.
 -- KEYS: none
 -- ARGV: namespace, writer, number, session in ms, last reply read (or ''), inbox limit,
 --       then for each: 'm', shard, invocation, teller, message  |  'c', shard, invocation, message (told: the writer)
---                      'a', shard, invocation
--- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for the
---          messages of the invocations listed, whose inbox is full
+--                      'a', shard, invocation  |  'e', shard, invocation, `kind:index`, payload
+-- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for those
+--          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known
 -- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
 local writer, number, session = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local key, replies_key = ns .. ':writer:' .. writer, ns .. ':replies:' .. writer
 local entry = call('GET', key)
 if not entry or call('EXISTS', replies_key) == 0 then return false end
 
-local overloaded = {}
-for word in string.gmatch(entry, '%S+') do overloaded[#overloaded + 1] = word end
-local last = tonumber(table.remove(overloaded, 1))
+local missed = {}
+for word in string.gmatch(entry, '%S+') do missed[#missed + 1] = word end
+local last = tonumber(table.remove(missed, 1))
 if number ~= last and number ~= last + 1 then return false end
 call('PEXPIRE', replies_key, session)
 if number == last then
   call('PEXPIRE', key, session)
-  return overloaded
+  return missed
 end
 
 -- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
-local limit, me, shards, order = tonumber(ARGV[6]), 'w:' .. writer, {}, {}
-local lengths, i, n = {m = 5, c = 4, a = 3}, 7, #ARGV
+local limit, me, shards, order, room = tonumber(ARGV[6]), 'w:' .. writer, {}, {}, {}
+local lengths, i, n = {m = 5, c = 4, a = 3, e = 5}, 7, #ARGV
 while i <= n do
   local kind, name = ARGV[i], ARGV[i + 1]
-  if kind ~= 'a' then
+  if kind == 'm' or kind == 'c' then
     local shard = shards[name]
     if not shard then
       local prefix = ns .. ':' .. name
@@ -35,6 +35,10 @@ while i <= n do
       order[#order + 1] = shard
     end
     shard.asked[#shard.asked + 1] = ARGV[i + 2]
+  elseif kind == 'e' and not room[name] then
+    local prefix = ns .. ':' .. name
+    call('HLEN', prefix .. ':ids')
+    room[name] = limit - call('XLEN', prefix .. ':events')
   end
   i = i + lengths[kind]
 end
@@ -54,18 +58,30 @@ local function note(shard)
   shard.added = {}
 end
 
-overloaded, i = {}, 7
+local place = 0
+missed, i = {}, 7
 while i <= n do
   local kind, invocation, shard = ARGV[i], ARGV[i + 2], shards[ARGV[i + 1]]
   local teller = kind == 'm' and ARGV[i + 3] or me
   local following = i + lengths[kind]
-  if kind == 'a' or shard.known[invocation] then
+  if kind == 'e' then
+    if shard then note(shard) end
+    local name, what, index = ARGV[i + 1], string.match(ARGV[i + 3], '^(%a):(%d+)$')
+    local found = room[name] > 0 and bring(ns .. ':' .. name, invocation, what, index, ARGV[i + 4])
+    if room[name] <= 0 then
+      missed[#missed + 1] = 'o' .. place
+    elseif not found then
+      missed[#missed + 1] = 'u' .. place
+    elseif is_open(found) then
+      room[name] = room[name] - 1
+    end
+  elseif kind == 'a' or shard.known[invocation] then
     if shard then note(shard) end
     if not attach(ns .. ':' .. ARGV[i + 1], invocation, teller) then
       tell(me, invocation, 'U', 'r')
     end
   elseif shard.length >= limit then
-    overloaded[#overloaded + 1] = invocation
+    missed[#missed + 1] = 'o' .. place
   else
     local id, added = call('XADD', shard.inbox, '*', 'm', ARGV[following - 1]), shard.added
     local k = #added
@@ -75,12 +91,12 @@ while i <= n do
     shard.known[invocation] = true
     shard.length = shard.length + 1
   end
-  i = following
+  i, place = following, place + 1
 end
 for _, shard in ipairs(order) do note(shard) end
 send_replies(call)
 if ARGV[5] ~= '' then call('XTRIM', replies_key, 'MINID', ARGV[5]) end
 -- The number comes last: should anything above fail, the write is repeated, and finds what it has done known.
-local answer = #overloaded > 0 and ' ' .. table.concat(overloaded, ' ') or ''
+local answer = #missed > 0 and ' ' .. table.concat(missed, ' ') or ''
 call('SET', key, ARGV[3] .. answer, 'PX', session)
-return overloaded
+return missed

@@ -1,8 +1,9 @@
--- Shared functions, placed before `submit` and `commit`: who waits for an invocation, and how it is told.
+-- Shared functions, placed before `submit` and `commit`: who waits for an invocation, how it is told, what comes to it.
 -- KEYS: none (names are built from the namespace; one namespace lives in one primary)
 -- ARGV: none of its own
 -- Returns: nothing of its own
--- Promise 3: replies and messages appear with what caused them. A message of a known invocation becomes an attachment.
+-- Promise 3: replies, messages and events appear with what caused them. A message of a known invocation becomes an
+-- attachment, an event of a finished one nothing.
 local call = redis.call
 local ARGV = ARGV
 local ns = ARGV[1]
@@ -20,6 +21,15 @@ local function is_open(entry)
   return first == 105 or first == 97 -- i, a
 end
 
+-- Brings an event to an invocation, if it is open; false if it is not known.
+local function bring(prefix, invocation, kind, index, payload)
+  local entry = call('HGET', prefix .. ':ids', invocation)
+  if entry and is_open(entry) then
+    call('XADD', prefix .. ':events', '*', 'i', invocation, 'k', kind, 'x', index, 'd', payload)
+  end
+  return entry
+end
+
 local function tell(teller, invocation, payload, kind)
   if string.byte(teller) == 119 then -- w:<writer>
     local list = replies[teller]
@@ -30,11 +40,7 @@ local function tell(teller, invocation, payload, kind)
     return
   end
   local waiting, index = string.match(teller, '^i:(.+):(%d+)$')
-  local prefix = ns .. ':' .. string.match(waiting, '%-(%d+)$')
-  local entry = call('HGET', prefix .. ':ids', waiting)
-  if entry and is_open(entry) then
-    call('XADD', prefix .. ':events', '*', 'i', waiting, 'k', kind, 'x', index, 'd', payload)
-  end
+  bring(ns .. ':' .. string.match(waiting, '%-(%d+)$'), waiting, kind, index, payload)
 end
 
 local function outcome_of(prefix, place, invocation)

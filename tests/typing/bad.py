@@ -7,6 +7,7 @@ import asyncio
 
 from ok import Cart, Work, acharge, charge, train
 
+import actors
 from actors import Context, Retry, Service, VirtualObject, handler, state
 
 Cart["a"].add.remote()  # E a missing argument
@@ -39,6 +40,9 @@ class Bad(VirtualObject):
         await ctx.run("a", train, "c")  # E
         await ctx.run("a", charge, "c", "d", retry=Retry())  # E
         await ctx.run("a", charge, "c", retry=Retry())  # E
+        (await ctx.awakeable(int)).upper()  # E
+        actors.reject("id", 1)  # E
+        actors.resolve(ctx.awakeable(int), 1)  # E its id
         await asyncio.wait([Cart["a"].add.remote("x")])  # E no Future
         async with asyncio.TaskGroup() as group:
             group.create_task(ctx.run("a", lambda: 1))  # E no coroutine

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, assert_type
 import ray
 
 import actors
-from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler, shared, state
+from actors import Awakeable, Context, Invocation, Policy, Retry, Service, VirtualObject, handler, shared, state
 
 T = TypeVar("T")
 
@@ -339,6 +339,26 @@ class ServiceNames(Service):
     @handler
     async def remote(self, ctx: Context) -> int:
         return 1
+
+
+class Gate(VirtualObject):
+    @handler
+    async def wait(self, ctx: Context) -> int:
+        gate = ctx.awakeable(list[int])
+        assert_type(gate, Awakeable[list[int]])
+        assert_type(gate.id, str)
+        assert_type(await gate, list[int])
+        assert_type(await asyncio.wait_for(gate, 1), list[int])
+        assert_type(await asyncio.gather(gate, ctx.awakeable(bool)), tuple[list[int], bool])
+        anything: int | None = await ctx.awakeable(int | None)
+        anything = await ctx.awakeable()
+        actors.resolve(gate.id, [1])
+        await actors.reject(gate.id, "no")
+        return anything or 0
+
+
+def complete() -> None:
+    actors.resolve("awakeable.abc-1.0", {"any": "value"}).result(timeout=1)
 
 
 def names() -> None:

@@ -1,0 +1,127 @@
+"""Awakeables: what one handler waits for and anybody completes, by a public id.
+
+Where it lies. The id names the invocation (and so its shard) and an entry; nothing else is stored when one is made. The
+entry is durable with its invocation's next commit; until then a replay makes it again, with the same id. A completion
+is an event: it lies in `events` of that shard from the numbered write that brings it (a driver's submit, or the commit
+of the handler that completes) until a commit of the invocation has recorded it, in the order of delivery.
+
+What a death between two store calls does. Of a driver, before its write is applied: nothing was completed, and nobody
+was told so; afterwards the event is durable, and a repeated write brings nothing again. Of the host whose handler
+completes: the completion is part of that commit, or of none, and a replay that finds the entry recorded sends nothing.
+Of the host whose handler waits: the event stays until its record is durable, so the next owner delivers the same
+events in the same order. If a step has handed out an id whose entry was not recorded, a completion may come before the
+replay has made the entry: it is kept for it.
+
+Invariants:
+    1. The first completion wins, in every replay: it is the first one in `events`. Others change nothing.
+    2. An outcome is decoded anew for each wait; it can be awaited again, also after a wait for it was given up.
+"""
+
+import re
+from collections.abc import Generator
+from typing import Any, Final
+
+from journal.entries import EventKind
+from journal.names import shard_in
+from journal.store import Bring
+
+from . import outcomes, place
+from .errors import TerminalError, UsageError
+from .invocation import Accepted
+from .loop import DeterministicLoop, EntryFuture
+from .values import Scope
+
+_ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,9})")
+
+
+def resolve(id: str, value: Any) -> Accepted:
+    """Complete an awakeable: who awaits it gets this value. It leaves in the order of all that is sent here.
+
+    The first completion counts, and one whose invocation has ended does nothing. In a handler it leaves with the next
+    commit. `await` what is returned, or ask for its `result()`, to wait until the store has it.
+
+    Raises:
+        UsageError: this is no awakeable's id, or the value cannot be sent.
+        NotFoundError: its invocation is not known; raised where the acknowledgement is waited for, else logged.
+    """
+    return place.caller().bring(completion(id, outcomes.encoded_value(value)), f"resolve {id}")
+
+
+def reject(id: str, message: str) -> Accepted:
+    """Complete an awakeable: who awaits it gets a `TerminalError` with this message. Otherwise as `resolve`."""
+    return place.caller().bring(completion(id, outcomes.encoded_error(TerminalError(message))), f"reject {id}")
+
+
+def completion(id_: str, outcome: bytes) -> Bring:
+    """Return the event that completes an awakeable.
+
+    Raises:
+        UsageError: this is no awakeable's id.
+    """
+    found = _ID.fullmatch(id_)
+    if found is None:
+        raise UsageError(f"{id_!r} is not the id of an awakeable: take it from `.id` of what ctx.awakeable() returned")
+    invocation = found[1]
+    return Bring(shard_in(invocation), invocation, EventKind.AWAKEABLE, int(found[2]), outcome)
+
+
+class MadeAwakeable:
+    """An awakeable of a handler that runs here (`context.Awakeable`)."""
+
+    __slots__ = ("_annotation", "_loop", "_scope", "_waits", "id", "outcome")
+
+    def __init__(self, id: str, annotation: Any, loop: DeterministicLoop, scope: Scope) -> None:
+        self.id, self._annotation, self._loop, self._scope = id, annotation, loop, scope
+        self.outcome: bytes | None = None
+        self._waits: list[EntryFuture] = []
+
+    def complete(self, outcome: bytes) -> None:
+        """Take the outcome; its waits are ready."""
+        self.outcome = outcome
+        for wait in self._waits:
+            if not wait.done():
+                wait.set_result(None)
+        self._waits.clear()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if place.running_loop() is not self._loop:
+            raise UsageError(f"{self.id} belongs to its handler: it cannot be awaited elsewhere")
+        if self.outcome is None:
+            wait = self._loop.entry_future()
+            self._waits.append(wait)
+            yield from wait
+        assert self.outcome is not None
+        return outcomes.decoded(self.outcome, self._annotation, self._scope)
+
+    def __repr__(self) -> str:
+        return f"<Awakeable {self.id}>"
+
+
+class Awakeables:
+    """The awakeables of one execution."""
+
+    def __init__(self, invocation: str, loop: DeterministicLoop, scope: Scope) -> None:
+        self._invocation, self._loop, self._scope = invocation, loop, scope
+        self._made: dict[int, MadeAwakeable] = {}
+        self._early: dict[int, bytes] = {}
+        """Completions of entries that this replay has not made yet."""
+
+    def make(self, index: int, annotation: Any) -> MadeAwakeable:
+        """Return the awakeable of a new entry."""
+        made = MadeAwakeable(f"awakeable.{self._invocation}.{index}", annotation, self._loop, self._scope)
+        made.outcome = self._early.pop(index, None)
+        self._made[index] = made
+        return made
+
+    def expects(self, index: int, made: int) -> bool:
+        """Whether a completion of this entry counts; so many entries are made."""
+        if index >= made:
+            return index not in self._early
+        return index in self._made and self._made[index].outcome is None
+
+    def complete(self, index: int, outcome: bytes) -> None:
+        """Take the completion of an entry."""
+        if index in self._made:
+            self._made[index].complete(outcome)
+        else:
+            self._early[index] = outcome
