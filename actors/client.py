@@ -23,14 +23,15 @@ from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
-from .code import Bundle, Sender
+from . import slots
+from .code import Sender
 from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Accepted, Invocation
 from .loops import close, new_loop
 from .outgoing import arguments_of, bounded, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import Brought, Slot, Wait, Waiting, acceptance_of, accepted_within, block_until, end_of, slot_of, tell
+from .slots import KNOWN_WITHIN, Brought, Held, Operation, Slot, Wait, Waiting, slot_of, tell
 
 logger = logging.getLogger("actors")
 
@@ -38,8 +39,6 @@ PENDING_MAX: Final = 100_000
 """Invocations that may be started and not answered; beyond it `.remote()` raises `OverloadedError`."""
 SUBMIT_MAX: Final = 1_000
 """Most operations in one submit."""
-KNOWN_WITHIN: Final = 10.0
-"""Seconds for which an id that the store does not know is asked for again: it may be on its way."""
 RENEW_EVERY: Final = 3_600.0
 _UNKNOWN: Final = "is not known: it never was, or its retention is over"
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
@@ -63,8 +62,8 @@ class Client:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._slots: dict[str, Slot] = {}
-        self._queue: deque[Outgoing | Attach | Brought] = deque()
-        self._code = Sender(self._put_code)
+        self._queue: deque[Operation] = deque()
+        self._code = Sender(lambda found: self._call(self._store.put_code(found.digest, found.data, found.types)))
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count = new_id(), 0
@@ -72,6 +71,7 @@ class Client:
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._offset_ms = 0
         self._wanted = asyncio.Event()
+        self._held = Held(self._queue, self._wanted.set)
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._patience = Patience("submit")
@@ -137,8 +137,8 @@ class Client:
         logger.error("the client failed: a defect of Perdure, please report it", exc_info=error)
         with self._lock:
             self._failure = f"the client failed ({error!r}): call actors.shutdown() and actors.init()"
-            slots, self._slots = list(self._slots.values()), {}
-        for slot in slots:
+            ended, self._slots = list(self._slots.values()), {}
+        for slot in ended:
             self._settle(slot, UnavailableError(f"{self._failure}; the outcome is not known here"))
 
     async def _open_writer(self) -> None:
@@ -149,7 +149,7 @@ class Client:
         self._failure = self._failure or "this client was shut down: call actors.init() again"
         try:
             async with asyncio.timeout(patience_s):
-                while self._queue or not self._idle.is_set():
+                while self._queue or self._held or not self._idle.is_set():
                     self._wanted.set()
                     await asyncio.sleep(0.005)
         except TimeoutError:
@@ -173,7 +173,7 @@ class Client:
         """Start an invocation; it leaves in the order of these calls."""
         address = address_of(request.type_name, request.key)
         arguments = arguments_of(request, address, self._payload_max)
-        code = self._code_of(request)
+        code = self._code.digest_of(request.owner) if self._sends_code and request.owner is not None else ""
         with self._lock:
             self._next()
             id_ = started_id(request, address, f"{self._unique}{self._count:x}", self._shards)
@@ -193,7 +193,8 @@ class Client:
         with self._lock:
             name = f"{entry} #{self._next()}"
             slot = self._slots[name] = Slot(is_own=True)
-            self._put(Brought(event.shard, event.invocation, event.kind, event.index, event.data, name))
+            what = event.shard, event.invocation, event.kind, event.index, event.data
+            self._put(Brought(*what, name, self._loop.time()))
         return Invocation(entry, self, slot).accepted()
 
     def _next(self) -> int:
@@ -207,7 +208,7 @@ class Client:
         self._count += 1
         return self._count
 
-    def _put(self, operation: Outgoing | Brought) -> None:
+    def _put(self, operation: Operation) -> None:
         self._queue.append(operation)
         if not self._is_woken:
             self._loop.call_soon_threadsafe(self._wanted.set)
@@ -215,12 +216,6 @@ class Client:
 
     def _wall(self) -> int:
         return wall_ms() + self._offset_ms
-
-    def _code_of(self, request: Request) -> str:
-        return self._code.digest_of(request.owner) if self._sends_code and request.owner is not None else ""
-
-    def _put_code(self, bundle: Bundle) -> None:
-        self._call(self._store.put_code(bundle.digest, bundle.data, bundle.types))
 
     # Waiting (`invocation.Source`), in any thread
 
@@ -247,13 +242,13 @@ class Client:
         """Wait on the running loop for the outcome."""
         slot = self._slot(invocation)
         if not slot.has_ended:
-            yield from end_of(slot, self._lock)
+            yield from slots.end_of(slot, self._lock)
         return slot.result()
 
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""
         slot = self._slot(Invocation(id_, self))
-        await Wait(end_of(slot, self._lock))
+        await Wait(slots.end_of(slot, self._lock))
         if slot.error is not None:
             raise slot.error
         assert slot.outcome is not None
@@ -263,24 +258,24 @@ class Client:
         """Wait on the running loop until the store has it."""
         slot = self._slot(invocation, told=False)
         if not slot.is_accepted:
-            yield from acceptance_of(slot, self._lock)
+            yield from slots.acceptance_of(slot, self._lock)
 
     def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
         """Block until so many have ended or the time is over."""
-        slots = {invocation.id: self._slot(invocation) for invocation in invocations}
-        block_until(count, slots.values(), timeout_s, self._lock)
-        return {id_ for id_, slot in slots.items() if slot.has_ended}
+        found = {invocation.id: self._slot(invocation) for invocation in invocations}
+        slots.block_until(count, found.values(), timeout_s, self._lock)
+        return {id_ for id_, slot in found.items() if slot.has_ended}
 
     def result(self, invocation: Invocation[Any], /) -> Any:
         """Block until it has ended."""
         slot = self._slot(invocation)
         if not slot.has_ended:
-            block_until(1, (slot,), None, self._lock)
+            slots.block_until(1, (slot,), None, self._lock)
         return slot.result()
 
     def accepted(self, invocation: Invocation[Any], timeout_s: float | None, /) -> bool:
         """Block until the store has it or the time is over."""
-        return accepted_within(self._slot(invocation, told=False), self._lock, timeout_s)
+        return slots.accepted_within(self._slot(invocation, told=False), self._lock, timeout_s)
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
@@ -315,12 +310,12 @@ class Client:
                 with self._lock:
                     taken = [self._queue.popleft() for _ in range(min(len(self._queue), SUBMIT_MAX))]
                     self._is_woken = bool(self._queue)
-                await self._submit(taken)
+                await self._submit(self._held.without(taken) if self._held else taken)
             with self._lock:
                 self._is_woken = bool(self._queue)
             self._idle.set()
 
-    async def _submit(self, operations: list[Outgoing | Attach | Brought]) -> None:
+    async def _submit(self, operations: list[Operation]) -> None:
         number = self._number + 1
         try:
             settled = await self._patience.until_answered(
@@ -341,12 +336,13 @@ class Client:
             why = "the inbox of its shard is full (inbox_max); its hosts do not keep up"
             self._refuse(operation, OverloadedError(f"{operation.invocation} was refused: {why}"))
         for operation in (operations[at] for at in missed.unknown):
-            self._refuse(operation, NotFoundError(f"{operation.invocation} {_UNKNOWN}"))
+            if not self._held.hold(operation, self._loop):
+                self._refuse(operation, NotFoundError(f"{operation.invocation} {_UNKNOWN}"))
         accepting: list[Waiting] = []
         with self._lock:
-            for operation in operations:
+            for at, operation in enumerate(operations):
                 slot = self._slots.get(slot_of(operation))
-                if slot is not None and not isinstance(operation, Attach):
+                if slot is not None and not isinstance(operation, Attach) and at not in missed.unknown:
                     slot.is_accepted = True
                     accepting += slot.accepting
                     slot.accepting = ()
@@ -354,7 +350,7 @@ class Client:
                         del self._slots[slot_of(operation)]  # a send: who waits later attaches
         tell(accepting)
 
-    async def _start_over(self, refused: list[Outgoing | Attach | Brought]) -> None:
+    async def _start_over(self, refused: list[Operation]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
@@ -424,7 +420,7 @@ class Client:
         with self._lock:
             self._slots.pop(id_, None)
 
-    def _refuse(self, operation: Outgoing | Attach | Brought, error: Exception) -> None:
+    def _refuse(self, operation: Operation, error: Exception) -> None:
         slot = self._slots.get(slot_of(operation))
         if slot is not None:
             if isinstance(operation, Brought) and not slot.accepting:
@@ -435,15 +431,13 @@ class Client:
         if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
             self._forget(slot, id_, error=NotFoundError(f"{id_} {_UNKNOWN}, or it was lost on its way"))
             return
+        self._loop.call_later(0.1, self._attach, id_)
 
-        def ask() -> None:
-            self._queue.append(Attach(shard_in(id_), id_))
-            self._wanted.set()
-
-        self._loop.call_later(0.1, ask)
+    def _attach(self, id_: str) -> None:
+        self._queue.append(Attach(shard_in(id_), id_))
+        self._wanted.set()
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY)
-            self._queue.append(Attach(shard_in(f"{self._unique}-0"), f"{self._unique}-0"))
-            self._wanted.set()
+            self._attach(f"{self._unique}-0")

@@ -118,6 +118,10 @@ class Commands(Protocol):
         """Make the entry of an awakeable."""
         ...
 
+    def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
+        """Make the entry of the wait for a signal."""
+        ...
+
     def now_ms(self) -> int:
         """Return the time of the last delivered event, in ms since 1970."""
         ...
@@ -295,6 +299,20 @@ class Context:
         The `id` is the same in every attempt. Give it away in a step, a call, a send, or the state.
         """
         return self._here().awakeable(type)
+
+    @overload
+    def signal(self, name: str, type: type[T], /) -> asyncio.Future[T]: ...
+    @overload
+    def signal(self, name: str, type: object = ..., /) -> asyncio.Future[Any]: ...
+    def signal(self, name: str, type: object = MISSING, /) -> asyncio.Future[Any]:
+        """Return a wait for the next signal of this name, as `ref.signal(name, value)` sends it.
+
+        Signals that come early are kept; each is handed out once, in order, to whoever asked first. A wait that is
+        given up (`wait_for`) takes none.
+        """
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"a signal has a name: ctx.signal('paid', int), not ctx.signal({name!r})")
+        return self._here().signal(name, type)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field's value, or `default` where it is not set and no declared default stands in."""

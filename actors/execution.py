@@ -34,6 +34,7 @@ from .outgoing import bounded
 from .place import NOT_IN_A_STEP, Request, in_step
 from .policy import Retry
 from .replay import Entries, Happening, Phase, advance
+from .signals import Signals
 from .steps import Step
 from .timers import Timers
 from .values import decode, scope_of
@@ -131,20 +132,23 @@ class Execution:
 
     def deliver(self, event: Delivered) -> bool:
         """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
-        if event.index >= len(self._entries.made) and event.kind is not EventKind.AWAKEABLE:
-            self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
-            return True
-        if event.kind is EventKind.TIMER:
-            handle = self.timers.due(event.index)
-            if handle is None:
-                return False
+        if event.kind is EventKind.SIGNAL:
             self._set_time(event.time_ms)
-            self._loop.fire(handle)
+            self._signals.take(event.payload)
         elif event.kind is EventKind.AWAKEABLE:
             if not self._awakeables.expects(event.index, len(self._entries.made)):
                 return False
             self._set_time(event.time_ms)
             self._awakeables.complete(event.index, event.payload)
+        elif event.index >= len(self._entries.made):
+            self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
+            return True
+        elif event.kind is EventKind.TIMER:
+            handle = self.timers.due(event.index)
+            if handle is None:
+                return False
+            self._set_time(event.time_ms)
+            self._loop.fire(handle)
         else:
             expected = self._calls.expects(event.index)
             if expected is None:
@@ -180,8 +184,7 @@ class Execution:
     def drained(self) -> None:
         """Say that everything durable was delivered: from here on actions start."""
         if self.phase is Phase.REPLAYING:
-            short = self._entries.missing("nothing: it waits")
-            if short is not None:
+            if (short := self._entries.missing("nothing: it waits")) is not None:
                 self._diverge(short)
             else:
                 self.phase = advance(self.phase, Happening.DRAINED)
@@ -201,15 +204,14 @@ class Execution:
 
     def _drain(self) -> None:
         self._loop.drain()
-        root = self._root
         if self._divergence is not None:
             self._diverge(self._divergence)
         elif self._loop.escaped is not None:
             self._fail(self._loop.escaped)
         elif self._foreign:
             self._fail(RuntimeError("a thread called into the handler's event loop: that belongs in ctx.run()"))
-        elif root is not None and root.done():
-            self._end(root)
+        elif self._root is not None and self._root.done():
+            self._end(self._root)
 
     def _end(self, root: "asyncio.Task[Any]") -> None:
         error = asyncio.CancelledError() if root.cancelled() else root.exception()
@@ -372,6 +374,15 @@ class Execution:
     @cached_property
     def _awakeables(self) -> Awakeables:
         return Awakeables(self.id, self._loop, self._scope)
+
+    def signal(self, name: str, annotation: Any, /) -> "asyncio.Future[Any]":
+        """Make the entry of the wait for a signal."""
+        self._make(f"signal {name}")
+        return self._signals.ask(name, annotation)
+
+    @cached_property
+    def _signals(self) -> Signals:
+        return Signals(self._loop, self._scope)
 
     def now_ms(self) -> int:
         """Return the time of the last delivered event."""

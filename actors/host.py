@@ -21,6 +21,7 @@ from typing import Any, Final
 import orjson
 
 from journal.clock import boot_seconds, offset_ms, wall_ms
+from journal.entries import Event
 from journal.names import new_id
 from journal.store import SHARDS, Store
 
@@ -96,7 +97,7 @@ class Host:
         self._count = SHARDS
         self._fetch = asyncio.Event()
         self._to_load: list[tuple[OwnedShard, Activation]] = []
-        self._to_wake: list[tuple[OwnedShard, str]] = []
+        self._to_wake: list[tuple[OwnedShard, str, list[Event]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewal: RenewalThread | None = None
 
@@ -221,9 +222,9 @@ class Host:
         self._to_load.append((shard, activation))
         self._fetch.set()
 
-    def wake(self, shard: OwnedShard, invocation: str, /) -> None:
+    def wake(self, shard: OwnedShard, invocation: str, events: list[Event], /) -> None:
         """Bring an invocation that has left memory."""
-        self._to_wake.append((shard, invocation))
+        self._to_wake.append((shard, invocation, events))
         self._fetch.set()
 
     def refill(self, shard: OwnedShard, activation: Activation, /) -> None:
@@ -255,13 +256,17 @@ class Host:
             if not shard.is_lost:
                 shard.loaded(activation, state)
 
-    async def _wake_all(self, waking: list[tuple[OwnedShard, str]]) -> None:
-        names = [(shard.shard, id_) for shard, id_ in waking]
+    async def _wake_all(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
+        names = [(shard.shard, id_) for shard, id_, _ in waking]
         dormants = await self._patience.until_answered(lambda: self._store.dormant(names))
-        for number, ((shard, id_), dormant) in enumerate(zip(waking, dormants, strict=True)):
+        for number, ((shard, id_, events), dormant) in enumerate(zip(waking, dormants, strict=True)):
             await self._turn(number)
+            is_unread = dormant is None and await self._is_open(id_)
             if not shard.is_lost:
-                shard.woken(id_, dormant)
+                shard.woken(id_, events, dormant, is_unread=is_unread)
+
+    async def _is_open(self, id_: str) -> bool:
+        return await self._patience.until_answered(lambda: self._store.status(id_)) == "open"
 
     # Time
 

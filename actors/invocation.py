@@ -10,7 +10,11 @@ import zlib
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
-from . import place
+from journal.entries import EventKind, pack
+from journal.names import shard_in
+from journal.store import Bring
+
+from . import outcomes, place
 from .errors import UsageError
 from .policy import Duration, seconds
 
@@ -53,6 +57,10 @@ class Source(Waiter, Protocol):
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
+        ...
+
+    def bring(self, event: Bring, entry: str, /) -> Accepted:
+        """Bring an event to an invocation; it leaves in the order of these calls."""
         ...
 
     def object_ref(self, invocation: Invocation[Any], /) -> Any:
@@ -104,6 +112,25 @@ class Invocation(Generic[R_co]):
     def accepted(self) -> Accepted:
         """Return what waits until the store has the request on disk: `await` it, or ask for its `result()`."""
         return Accepted(self)
+
+    def signal(self, name: str, value: Any) -> Accepted:
+        """Send a signal: its handler gets this value from `ctx.signal(name)`, when it asks.
+
+        It leaves in the order of all that is sent here, and may come early; one whose invocation has ended does
+        nothing. In a handler it leaves with the next commit. `await` what is returned, or ask for its `result()`, to
+        wait until the store has it.
+
+        Raises:
+            UsageError: the name is no text, or the value cannot be sent.
+            NotFoundError: the invocation is not known; raised where the acknowledgement is waited for, else logged.
+        """
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"a signal has a name: ref.signal('paid', value), not ref.signal({name!r}, ...)")
+        data = pack([name], (outcomes.encoded_value(value),))
+        event = Bring(shard_in(self._id), self._id, EventKind.SIGNAL, 0, data)
+        execution = place.execution()
+        source = self._source_here() if execution is None else execution
+        return source.bring(event, f"signal {name} to {self._id}")
 
     def to_object_ref(self) -> ObjectRef[R_co]:
         """Return a Ray `ObjectRef` of the result, for `ray.get`, `ray.wait` and arguments of tasks."""

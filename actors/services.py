@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
+from journal.entries import Event
+
 from .activation import Activation
 from .calls import Surroundings
 from .code import CodeBook
@@ -35,8 +37,8 @@ class Fetcher(Protocol):
         """Bring an object's state."""
         ...
 
-    def wake(self, shard: Any, invocation: str, /) -> None:
-        """Bring an invocation that has left memory."""
+    def wake(self, shard: Any, invocation: str, events: list[Event], /) -> None:
+        """Bring an invocation that has left memory; these events are for it."""
         ...
 
     def refill(self, shard: Any, activation: Activation, /) -> None:

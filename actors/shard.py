@@ -51,6 +51,8 @@ class OwnedShard:
         """Invocations whose sleep is being written, with the events that came since."""
         self._waking: dict[str, list[Event]] = {}
         """Invocations that are being read from their hashes, with the events that woke them."""
+        self._early: dict[str, list[Event]] = {}
+        """Events of invocations whose messages are still to be read: from behind in the inbox, or when they are due."""
         self._ending: set[str] = set()
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._runnable: deque[Activation] = deque()
@@ -63,6 +65,8 @@ class OwnedShard:
         message = Message.parse(data)
         if message.id in self.in_flight or self.is_draining:
             return
+        if self._early or self._waking:
+            events = [*self._waking.pop(message.id, ()), *self._early.pop(message.id, ()), *events]
         if message.due_ms and message.due_ms > time_of(inbox_id):
             self._asleep[message.id] = list(events)
             self.staging.delayed(message, inbox_id)
@@ -117,6 +121,8 @@ class OwnedShard:
             self._asleep[id_].append(event)
         elif id_ in self._waking:
             self._waking[id_].append(event)
+        elif id_ in self._early:
+            self._early[id_].append(event)
         else:
             self._fetch_dormant(id_, [event])
 
@@ -127,15 +133,20 @@ class OwnedShard:
 
     def _fetch_dormant(self, id_: str, events: list[Event]) -> None:
         self._waking[id_] = events
-        self._services.fetcher.wake(self, id_)
+        self._services.fetcher.wake(self, id_, events)
 
-    def woken(self, id_: str, dormant: Dormant | None) -> None:
-        """Take an invocation that was read from its hash; None: it has ended, and its events are deleted."""
-        events = self._waking.pop(id_, [])
-        if dormant is None:
+    def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool) -> None:
+        """Take an invocation that was read from its hash; it has none if its message is unread, or if it has ended."""
+        if self._waking.get(id_) is not events:
+            return  # its message came in meanwhile, and took the events
+        del self._waking[id_]
+        message = Message.parse(dormant.message) if dormant is not None else None
+        if is_unread or (message and dormant and message.due_ms > time_of(dormant.inbox_id)):
+            self._early[id_] = events
+        elif dormant is None or message is None:
             self.staging.stray([event.id for event in events])
         elif not dormant.paused:
-            run = InFlight(Message.parse(dormant.message), self.shard, dormant.inbox_id, asleep=True)
+            run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
             run.adopt([(record_id, Record.parse(data)) for record_id, data in dormant.records])
             run.journal = []  # those lie in its hash
             run.adopt(self.recovered.pop(id_, []))

@@ -6,14 +6,19 @@ threads may trade the interpreter's lock. So those who wait are gathered, and ea
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from journal.codec import MISSING
+from journal.entries import EventKind
 from journal.store import Attach, Bring, Outgoing
 
 from . import outcomes
+
+KNOWN_WITHIN: Final = 10.0
+"""Seconds for which an id that the store does not know is asked for again: it may be on its way."""
 
 Waiting = Callable[[], None] | asyncio.Future[None]
 """Who is told: a future on its own loop, or a function in the thread that tells."""
@@ -21,14 +26,58 @@ Waiting = Callable[[], None] | asyncio.Future[None]
 
 @dataclass(slots=True)
 class Brought(Bring):
-    """An event that this driver brings, with the name of its slot."""
+    """An event that this driver brings, with the name of its slot, and since when."""
 
     slot: str
+    since: float
 
 
-def slot_of(operation: Outgoing | Attach | Brought) -> str:
+Operation = Outgoing | Attach | Brought
+
+
+def slot_of(operation: Operation) -> str:
     """Return the name of the slot that an operation is told to."""
     return operation.slot if isinstance(operation, Brought) else operation.invocation
+
+
+class Held:
+    """Signals to invocations that the store does not know yet: an id may be here before what it names is there.
+
+    They are asked for again; what follows them to the same invocation waits behind them.
+    """
+
+    def __init__(self, queue: deque[Operation], ask: Callable[[], object]) -> None:
+        self._queue, self._ask = queue, ask
+        self._held: dict[str, list[Brought]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def hold(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> bool:
+        """Keep an unknown one for a moment; return False if it is none that is asked for again, or not any more."""
+        if not (isinstance(operation, Brought) and operation.kind is EventKind.SIGNAL):
+            return False
+        if loop.time() - operation.since > KNOWN_WITHIN:
+            return False
+        if operation.invocation not in self._held:
+            self._held[operation.invocation] = []
+            loop.call_later(0.1, self._release, operation.invocation)
+        self._held[operation.invocation].append(operation)
+        return True
+
+    def without(self, operations: list[Operation]) -> list[Operation]:
+        """Return the operations that wait behind none that is kept; the others are kept."""
+        out: list[Operation] = []
+        for operation in operations:
+            if isinstance(operation, Brought) and operation.invocation in self._held:
+                self._held[operation.invocation].append(operation)
+            else:
+                out.append(operation)
+        return out
+
+    def _release(self, invocation: str) -> None:
+        self._queue.extendleft(reversed(self._held.pop(invocation)))  # before all that was sent since
+        self._ask()
 
 
 @dataclass(slots=True, eq=False)

@@ -91,6 +91,8 @@ class EventKind(StrEnum):
     """The back-off after a failed attempt is over."""
     AWAKEABLE = "w"
     """The completion of an awakeable; the index is its entry."""
+    SIGNAL = "s"
+    """A signal; carries its name and its value."""
     NOTICE = "n"
     """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
 

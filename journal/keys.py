@@ -20,7 +20,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "a driver's replies; added by commits, trimmed by submits; expires with the writer",
     ),
     ("<ns>:<shard>:inbox", "stream", "messages of invocations that have not finished and never left memory"),
-    ("<ns>:<shard>:events", "stream", "what comes to open invocations: replies, due timers, completions, notices"),
+    ("<ns>:<shard>:events", "stream", "what comes to open invocations: replies, due timers, completions, signals"),
     ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted when one ends or is laid to sleep"),
     ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that left memory; to its end"),
     ("<ns>:<shard>:held", "hash", "object → the invocation asleep that holds it, until its end"),

@@ -17,7 +17,7 @@ from actors import outcomes
 from actors.host import Host, Identity
 from actors.policy import Policy
 from journal.codec import encode
-from journal.entries import Message, Record, teller_of_driver
+from journal.entries import EventKind, Message, Record, pack, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import Shard, invocation_id, shard_in
 from journal.store import Attach, Bring, Outgoing, Settled
@@ -175,6 +175,11 @@ class Driver:
         """Submit an event for an invocation."""
         self._number += 1
         assert await self._store.submit(self._writer, self._number, [event], self._seen) is Settled.APPLIED
+
+    async def signal(self, id_: str, name: str, value: Any) -> None:
+        """Submit a signal."""
+        data = pack([name], (outcomes.encoded_value(value),))
+        await self.bring(Bring(shard_in(id_), id_, EventKind.SIGNAL, 0, data))
 
     async def result(self, id_: str) -> Any:
         return outcomes.decoded(await self._waiting[id_])

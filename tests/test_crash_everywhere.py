@@ -13,7 +13,19 @@ import pytest
 from simulation import SUSPEND, Faults, World, at_random, everywhere, simulate
 
 import actors
-from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, outcomes, shared, state
+from actors import (
+    Context,
+    Invocation,
+    Policy,
+    Retry,
+    Service,
+    TerminalError,
+    VirtualObject,
+    handler,
+    outcomes,
+    shared,
+    state,
+)
 from actors.awakeables import completion
 
 SEEDS = 150
@@ -203,6 +215,35 @@ class Gates(VirtualObject):
         return [*out, await gate]
 
 
+class Ear(VirtualObject):
+    heard: list[int] = state(default_factory=list)
+
+    @handler
+    async def doze(self, ctx: Context) -> None:
+        await asyncio.sleep(0.5)
+
+    @handler
+    async def listen(self, ctx: Context, count: int) -> str:
+        for _ in range(count):
+            self.heard.append(await ctx.signal("number", int))
+            if self.heard[-1] == 1:
+                await ctx.run("one", lambda: effects.act(ctx.step_id, "one"))
+            Scroll[ctx.key].append.send(f"heard {self.heard[-1]}")
+        try:
+            await asyncio.wait_for(ctx.signal("never"), 0.1)
+        except TimeoutError:
+            return await ctx.signal("end", str)
+        return "never"
+
+    @handler
+    async def tell(self, ctx: Context, ref: Invocation[str], numbers: list[int]) -> None:
+        for number in numbers:
+            ref.signal("number", number)
+            if number % 2:
+                await ctx.run("odd", lambda: effects.act(ctx.step_id, "odd"))
+        ref.signal("end", "ended")
+
+
 class Till(VirtualObject):
     total: int = state(0)
 
@@ -338,6 +379,25 @@ def check_awakeables(world: World, result: Any) -> None:
     assert world.state("Scroll/g2").get("lines", []) == reminded
 
 
+async def signals(world: World) -> Any:
+    """Some come before it has its turn, some from a handler, some after its end."""
+    dozing = await world.driver.start("Ear/e", "doze")
+    listening = await world.driver.start("Ear/e", "listen", 6)
+    for number in range(3):
+        await world.driver.signal(listening, "number", number)
+    await world.driver.result(dozing)
+    await world.driver.call("Ear/f", "tell", Invocation[str](listening), [3, 4, 5])
+    result = await world.driver.result(listening)
+    await world.driver.signal(listening, "number", 6)
+    return result
+
+
+def check_signals(world: World, result: Any) -> None:
+    assert result == "ended"
+    assert world.state("Ear/e") == {"heard": list(range(6))}
+    assert world.state("Scroll/e") == {"lines": [f"heard {number}" for number in range(6)]}
+
+
 SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, Any], None]]] = {
     "whole": (whole, check_whole),
     "overwrite": (overwrite, check_overwrite),
@@ -347,6 +407,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "flaky": (flaky, check_flaky),
     "ahead": (ahead, check_ahead),
     "awakeables": (awakeables, check_awakeables),
+    "signals": (signals, check_signals),
 }
 
 

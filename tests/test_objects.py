@@ -138,6 +138,10 @@ class Execution(Driver):
         self.commands.append(("awakeable", annotation))
         return MadeAwakeable("awakeable.inv-7-0.0", annotation, self.loop, LIVE)
 
+    def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
+        self.commands.append(("signal", name, annotation))
+        return self._done("signalled")
+
     def now_ms(self) -> int:
         return 1_700_000_000_123
 

@@ -41,6 +41,9 @@ class Bad(VirtualObject):
         await ctx.run("a", charge, "c", "d", retry=Retry())  # E
         await ctx.run("a", charge, "c", retry=Retry())  # E
         (await ctx.awakeable(int)).upper()  # E
+        (await ctx.signal("paid", int)).upper()  # E
+        await ctx.signal(int)  # E no name
+        Cart["a"].add.remote("x").signal(1, 2)  # E
         actors.reject("id", 1)  # E
         actors.resolve(ctx.awakeable(int), 1)  # E its id
         await asyncio.wait([Cart["a"].add.remote("x")])  # E no Future

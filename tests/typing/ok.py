@@ -352,6 +352,11 @@ class Gate(VirtualObject):
         assert_type(await asyncio.gather(gate, ctx.awakeable(bool)), tuple[list[int], bool])
         anything: int | None = await ctx.awakeable(int | None)
         anything = await ctx.awakeable()
+        assert_type(await ctx.signal("paid", int), int)
+        assert_type(await asyncio.wait_for(ctx.signal("paid", list[int]), 1), list[int])
+        async with asyncio.timeout(1):
+            anything = await ctx.signal("paid")
+        await Gate["a"].wait.remote().signal("paid", 1)
         actors.resolve(gate.id, [1])
         await actors.reject(gate.id, "no")
         return anything or 0
@@ -359,6 +364,7 @@ class Gate(VirtualObject):
 
 def complete() -> None:
     actors.resolve("awakeable.abc-1.0", {"any": "value"}).result(timeout=1)
+    actors.attach("abc-1").signal("paid", 1).result(timeout=1)
 
 
 def names() -> None:
