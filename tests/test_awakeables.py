@@ -309,7 +309,7 @@ async def test_what_is_no_awakeable_of_an_invocation_is_left_alone(world: Simula
     ref = Waits["a"].once.remote()
     id_ = await given()
     for index in (1, 7, 999_999_999):
-        await actors.resolve(id_.replace(".0", f".{index}"), "another")
+        await actors.resolve(f"{id_.rpartition('.')[0]}.{index}", "another")
     await asyncio.sleep(1)
     actors.resolve(id_, "it")
     assert await ref == "it"
