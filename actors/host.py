@@ -169,6 +169,7 @@ class Host:
             await asyncio.to_thread(self._renewal.stop)
         self._ownership.drop()
         await end(self._tasks)
+        await self._ownership.sign_off()
         await self._store.aclose()
 
     def _about(self) -> bytes:
