@@ -7,14 +7,16 @@ of a program.
 Ray is imported when it is first used: a program that runs without it never waits for it.
 """
 
+import asyncio
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from journal.server import EmbeddedServer
 
     from .ray import Cluster
+
+logger = logging.getLogger("actors")
+LISTED_MAX: Final = 5.0
+"""Seconds for which `init` waits until the hosts that it started are listed."""
 
 _INSIDE = "actors.init() is for programs: handlers and steps run in hosts, which are connected already"
 
@@ -108,13 +114,15 @@ class Session:
         if settings.hosts == "local":
             self._local = LocalHost(self.connect, policy=settings.policy)
             self._local.start()
+            started = {self._local.incarnation}
         else:
             from .ray import Cluster  # takes a second
             from .ray_hosts import Place
 
             where = Place(self.url, settings.namespace, settings.durability)
             self._cluster = Cluster(settings.address, where, settings.policy)
-            self._cluster.open(settings.hosts)
+            started = {about.incarnation for about in self._cluster.open(settings.hosts)}
+        self.client.call(lambda store: _listed(store, started))
 
     def connect(self) -> Store:
         """Return a new connection to the store."""
@@ -289,6 +297,16 @@ def status() -> Status:
         hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(said["shards"]), said["lag"]))
     hosts.sort(key=lambda host: host.id)
     return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases))
+
+
+async def _listed(store: Store, incarnations: set[str]) -> None:
+    """Wait until `status()` would name these hosts: each is listed with its first renewal, a moment after its start."""
+    try:
+        async with asyncio.timeout(LISTED_MAX):
+            while not incarnations <= (await store.look(SHARDS)).hosts.keys():  # noqa: ASYNC110  # no event says it
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        logger.warning("not all hosts are listed after %g s: one may be starting again", LISTED_MAX)
 
 
 def _shown(url: str) -> str:
