@@ -14,7 +14,7 @@ replay has made the entry: it is kept for it.
 
 Invariants:
     1. The first completion wins, in every replay: it is the first one in `events`. Others change nothing.
-    2. An outcome is decoded anew for each wait; it can be awaited again, also after a wait for it was given up.
+    2. One may be completed before its handler awaits it, or before a replay has made its entry.
 """
 
 import re
@@ -26,9 +26,10 @@ from journal.names import shard_in
 from journal.store import Bring
 
 from . import outcomes, place
+from .awaited import Awaited
 from .errors import TerminalError, UsageError
 from .invocation import Accepted
-from .loop import DeterministicLoop, EntryFuture
+from .loop import DeterministicLoop
 from .values import Scope
 
 _ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,9})")
@@ -65,33 +66,19 @@ def completion(id_: str, outcome: bytes) -> Bring:
     return Bring(shard_in(invocation), invocation, EventKind.AWAKEABLE, int(found[2]), outcome)
 
 
-class MadeAwakeable:
+class MadeAwakeable(Awaited):
     """An awakeable of a handler that runs here (`context.Awakeable`)."""
 
-    __slots__ = ("_annotation", "_loop", "_scope", "_waits", "id", "outcome")
+    __slots__ = ("id",)
 
     def __init__(self, id: str, annotation: Any, loop: DeterministicLoop, scope: Scope) -> None:
-        self.id, self._annotation, self._loop, self._scope = id, annotation, loop, scope
-        self.outcome: bytes | None = None
-        self._waits: list[EntryFuture] = []
-
-    def complete(self, outcome: bytes) -> None:
-        """Take the outcome; its waits are ready."""
-        self.outcome = outcome
-        for wait in self._waits:
-            if not wait.done():
-                wait.set_result(None)
-        self._waits.clear()
+        super().__init__(annotation, loop, scope)
+        self.id = id
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if place.running_loop() is not self._loop:
             raise UsageError(f"{self.id} belongs to its handler: it cannot be awaited elsewhere")
-        if self.outcome is None:
-            wait = self._loop.entry_future()
-            self._waits.append(wait)
-            yield from wait
-        assert self.outcome is not None
-        return outcomes.decoded(self.outcome, self._annotation, self._scope)
+        return (yield from self.wait())
 
     def __repr__(self) -> str:
         return f"<Awakeable {self.id}>"

@@ -2,7 +2,7 @@
 
 Invariants:
     1. A call or send whose entry the journal holds leaves nothing again.
-    2. An outcome is decoded anew for each wait; a call can be awaited again, also after a wait for it was given up.
+    2. A send is never waited for, nor a call that another handler has started.
 """
 
 from collections.abc import Callable, Generator
@@ -14,10 +14,10 @@ from journal.entries import teller_of_entry
 from journal.names import address_of, derived_id, shard_in
 from journal.store import Bring, Outgoing
 
-from . import outcomes
+from .awaited import Awaited
 from .errors import UsageError
 from .invocation import Invocation, Waiter
-from .loop import DeterministicLoop, EntryFuture
+from .loop import DeterministicLoop
 from .outgoing import arguments_of, message_of, started_id
 from .place import Request
 from .values import Scope
@@ -36,14 +36,14 @@ class Surroundings:
     """The store's time, about."""
 
 
-@dataclass(slots=True)
-class _Call:
-    name: str
-    returns: Any
-    one_way: bool
-    outcome: bytes | None
-    waits: list[EntryFuture]
-    is_awaited: bool = False
+class _Call(Awaited):
+    """A call, or a send, for which nobody can wait."""
+
+    __slots__ = ("is_awaited", "name", "one_way")
+
+    def __init__(self, name: str, annotation: Any, loop: DeterministicLoop, scope: Scope, *, one_way: bool) -> None:
+        super().__init__(annotation, loop, scope)
+        self.name, self.one_way, self.is_awaited = name, one_way, False
 
 
 class Calls:
@@ -67,7 +67,8 @@ class Calls:
         index = make(name)
         id_ = started_id(request, address, derived_id(self._invocation, str(index)), around.shards)
         returns = request.declared.returns if request.declared is not None else MISSING
-        self._by_index[index] = self._by_id[id_] = _Call(name, returns, request.one_way, None, [])
+        call = _Call(name, returns, self._loop, self._scope, one_way=request.one_way)
+        self._by_index[index] = self._by_id[id_] = call
         if is_new(index):
             caller = "" if request.one_way else teller_of_entry(self._invocation, index)
             code = around.code_of(request.owner)
@@ -82,12 +83,7 @@ class Calls:
 
     def reply(self, index: int, outcome: bytes) -> None:
         """Take the outcome of a call; its waits are ready."""
-        call = self._by_index[index]
-        call.outcome = outcome
-        for wait in call.waits:
-            if not wait.done():
-                wait.set_result(None)
-        call.waits.clear()
+        self._by_index[index].complete(outcome)
 
     def wait(self, invocation: Invocation[Any]) -> Generator[Any, Any, Any]:
         """Wait for a call of this handler; return its result, or raise its failure."""
@@ -98,12 +94,7 @@ class Calls:
                 "only, so start it here with .remote()"
             )
         call.is_awaited = True
-        if call.outcome is None:
-            future = self._loop.entry_future()
-            call.waits.append(future)
-            yield from future
-        assert call.outcome is not None
-        return outcomes.decoded(call.outcome, call.returns, self._scope)
+        return (yield from call.wait())
 
     def unawaited(self) -> list[str]:
         """Return the names of calls that nobody has waited for."""

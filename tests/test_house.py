@@ -54,6 +54,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "replay",
         "fields",
         "outgoing",
+        "awaited",
         "calls",
         "timers",
         "awakeables",

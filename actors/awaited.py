@@ -1,0 +1,40 @@
+"""Awaited: an outcome that comes once, and a handler's waits for it.
+
+Invariants:
+    1. An outcome is decoded anew for each wait; it can be awaited again, also after a wait for it was given up.
+"""
+
+from collections.abc import Generator
+from typing import Any
+
+from . import outcomes
+from .loop import DeterministicLoop, EntryFuture
+from .values import Scope
+
+
+class Awaited:
+    """What one entry waits for."""
+
+    __slots__ = ("_annotation", "_loop", "_scope", "_waits", "outcome")
+
+    def __init__(self, annotation: Any, loop: DeterministicLoop, scope: Scope) -> None:
+        self._annotation, self._loop, self._scope = annotation, loop, scope
+        self.outcome: bytes | None = None
+        self._waits: list[EntryFuture] = []
+
+    def complete(self, outcome: bytes) -> None:
+        """Take the outcome; its waits are ready."""
+        self.outcome = outcome
+        for wait in self._waits:
+            if not wait.done():
+                wait.set_result(None)
+        self._waits.clear()
+
+    def wait(self) -> Generator[Any, Any, Any]:
+        """Wait for the outcome; return its value, or raise its failure."""
+        if self.outcome is None:
+            wait = self._loop.entry_future()
+            self._waits.append(wait)
+            yield from wait
+        assert self.outcome is not None
+        return outcomes.decoded(self.outcome, self._annotation, self._scope)
