@@ -4,14 +4,11 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from hostless import hostless
 
 from actors import Context, Invocation, VirtualObject, handler
-from actors import place as places
 from actors.client import Client
 from actors.errors import OverloadedError, UnavailableError
-from journal.names import new_id
-from journal.redis import RedisStore
-from journal.store import Limits
 
 
 class Mailbox(VirtualObject):
@@ -23,13 +20,8 @@ class Mailbox(VirtualObject):
 @pytest.fixture
 def client(valkey_url: str) -> Iterator[Client]:
     """A client in a namespace without hosts, whose inboxes hold one message."""
-    namespace, limits = new_id(), Limits(inbox_max=1)
-    client = Client(lambda: RedisStore(valkey_url, namespace, limits=limits), sends_code=False, payload_max=1_000)
-    client.open()
-    places.set_driver(client)
-    yield client
-    places.set_driver(None)
-    client.close()
+    with hostless(valkey_url, inbox_max=1) as client:
+        yield client
 
 
 def test_a_refused_request_is_not_accepted(client: Client) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostless import hostless
 from test_semantics import Broken, Notes, Simulation, failure_of, mode, outside, played, simulated
 
 import actors
@@ -30,9 +31,6 @@ from actors import (
 )
 from actors import place as places
 from actors.client import Client
-from journal.names import new_id
-from journal.redis import RedisStore
-from journal.store import Limits
 
 __all__ = ["mode"]
 
@@ -350,13 +348,8 @@ def test_it_survives_the_host_that_waits(mode: Policy | None) -> None:
 @pytest.fixture
 def client(valkey_url: str) -> Iterator[Client]:
     """A client in a namespace without hosts, whose streams hold two entries."""
-    namespace, limits = new_id(), Limits(inbox_max=2)
-    client = Client(lambda: RedisStore(valkey_url, namespace, limits=limits), sends_code=False, payload_max=1_000)
-    client.open()
-    places.set_driver(client)
-    yield client
-    places.set_driver(None)
-    client.close()
+    with hostless(valkey_url, inbox_max=2) as client:
+        yield client
 
 
 def test_a_driver_is_told_that_the_store_has_it(client: Client) -> None:

@@ -1,0 +1,24 @@
+"""A driver without hosts: what it starts is accepted, and lies in the store."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from actors import place
+from actors.client import Client
+from journal.names import new_id
+from journal.redis import RedisStore
+from journal.store import Limits
+
+
+@contextmanager
+def hostless(url: str, *, inbox_max: int) -> Generator[Client]:
+    """Be the driver of a new namespace whose streams hold so many entries."""
+    namespace, limits = new_id(), Limits(inbox_max=inbox_max)
+    client = Client(lambda: RedisStore(url, namespace, limits=limits), sends_code=False, payload_max=1_000)
+    client.open()
+    place.set_driver(client)
+    try:
+        yield client
+    finally:
+        place.set_driver(None)
+        client.close()
