@@ -2,7 +2,8 @@
 
 from .awakeables import reject as reject
 from .awakeables import resolve as resolve
-from .context import Awakeable as Awakeable
+from .commands import Awakeable as Awakeable
+from .commands import Promise as Promise
 from .context import Context as Context
 from .driver import Session as Session
 from .driver import Status as Status
@@ -13,6 +14,7 @@ from .driver import status as status
 from .errors import CallTimeout as CallTimeout
 from .errors import Cancelled as Cancelled
 from .errors import DamagedError as DamagedError
+from .errors import DeadlockError as DeadlockError
 from .errors import DecodeError as DecodeError
 from .errors import DurableError as DurableError
 from .errors import NondeterminismError as NondeterminismError
@@ -29,10 +31,14 @@ from .invocation import get as get
 from .invocation import wait as wait
 from .objects import Service as Service
 from .objects import VirtualObject as VirtualObject
+from .objects import Workflow as Workflow
 from .objects import object_handle
 from .policy import Duration as Duration
 from .policy import Policy as Policy
 from .policy import Retry as Retry
+from .policy import RetryAfter as RetryAfter
+from .schedule import Schedule as Schedule
+from .scheduling import schedules as schedules
 from .state import state as state
 
 object = object_handle  # noqa: A001 - users write actors.object("Ticket", "A1")
@@ -43,6 +49,7 @@ __all__ = [
     "Cancelled",
     "Context",
     "DamagedError",
+    "DeadlockError",
     "DecodeError",
     "DurableError",
     "Duration",
@@ -51,7 +58,10 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "Policy",
+    "Promise",
     "Retry",
+    "RetryAfter",
+    "Schedule",
     "Service",
     "Session",
     "SettingsError",
@@ -60,6 +70,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "VirtualObject",
+    "Workflow",
     "attach",
     "get",
     "handler",
@@ -67,6 +78,7 @@ __all__ = [
     "object",
     "reject",
     "resolve",
+    "schedules",
     "shared",
     "shutdown",
     "state",

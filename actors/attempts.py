@@ -1,67 +1,60 @@
 """Attempts: executions of one shard, from their start to their end: delivery, actions, commits, failures, sleep.
 
-Owns the executions in memory and the actions of their steps. Does not own: whose turn it is (`shard`), nor what a
-commit holds (`staging`).
+Owns the executions in memory. Does not own: whose turn it is (`shard`), what a commit holds (`staging`), nor what steps
+do (`actions`).
 
 Invariants:
     1. Events are delivered one at a time, in the order journal, then `events`; while a commit with a step's outcome is
        under way nothing else is delivered to that invocation; actions start only when nothing durable remains to be
        delivered. (A search over all crashes breaks every weaker set of these rules.)
-    2. An action starts only when every commit whose state its handler has seen is durable (promise 5), and while the
-       lease holds.
-    3. An attempt that fails takes nothing with it but the events that it was given (promise 7).
+    2. An attempt that fails takes nothing with it but the events that it was given (promise 7).
 """
 
-import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from datetime import timedelta
-from typing import Protocol
+from typing import Final
 
-from journal.entries import Delivered, EventKind, Record, time_of
+from journal.entries import Delivered, Event, EventKind, Record, time_of
+from journal.store import Bring
 
 from . import outcomes
+from .actions import Actions
 from .activation import Activation, InFlight
+from .board import Board, waits_of
+from .cancel import after_failure, brought, ending_in
+from .deadlock import Deadlocks
 from .errors import TerminalError, UsageError
 from .execution import Execution
-from .policy import resolve, seconds
+from .members import RUN
+from .outgoing import run_id
+from .paused import COMMANDS
+from .policy import resolve
+from .reentry import Reentry
 from .replay import Phase
+from .restarts import at_its_entry
 from .services import Services
-from .staging import Staged, Staging, changes_of
-from .steps import LeaseLapsed, Step, context_of
+from .staging import BACK_OFF, Staged, Staging, changes_of, must_commit
+from .steps import Exhausted, Step
+from .turns import Turns
+from .verdicts import is_last, last_word, named, used_up
 
 logger = logging.getLogger("actors")
 
-
-class Turns(Protocol):
-    """What is told of the end of an attempt: whoever gives turns."""
-
-    def ended(self, run: InFlight, activation: Activation, /) -> None:
-        """The invocation has ended."""
-        ...
-
-    def left_memory(self, run: InFlight, activation: Activation, /) -> None:
-        """The invocation is laid to sleep; it holds its object still."""
-        ...
-
-    def activation_of(self, run: InFlight, /) -> Activation:
-        """Return the object that the invocation is of."""
-        ...
-
-    def load_again(self, run: InFlight, activation: Activation, /) -> None:
-        """Look for the invocation's class once more."""
-        ...
+UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE)
+"""Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
 
 
 class Attempts:
     """The executions of one shard. All methods but the actions are synchronous: nothing is ever half done."""
 
     def __init__(self, services: Services, staging: Staging, turns: Turns, leased: Callable[[], bool]) -> None:
-        self._services, self._staging, self._turns, self._leased = services, staging, turns, leased
-        self._blocked: set[InFlight] = set()
-        """Those whose actions wait for commits to be durable."""
-        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._services, self._staging, self._turns = services, staging, turns
+        self._actions = Actions(services, staging, self, leased)
+        self.reentry = Reentry(services, staging, turns, self.begin)
+        self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
+        self._word = self._last_word  # bound once: each execution gets it
         self.is_draining = False
         """Nothing new begins, and nothing leaves memory."""
 
@@ -69,48 +62,70 @@ class Attempts:
 
     def begin(self, run: InFlight, activation: Activation) -> None:
         """Start an attempt, replay what is recorded, and go on from there; one that backs off waits for its time."""
+        if self.reentry.waiting:
+            self.reentry.drop(run)
         if run.backing_off or self.is_draining:
             return
         assert run.declared is not None
         assert activation.fields is not None
         run.leave_after = activation.staged
         run.began_ms = run.began_ms or self._services.surroundings.now_ms()
+        recorded = run.recorded
         execution = Execution(
             self._services.surroundings,
             run.declared,
             run.handler,
             run.message,
             run.attempt,
-            run.recorded,
+            recorded,
             time_of(run.inbox_id),
         )
-        run.execution, run.staged = execution, len(execution.recorded)
+        run.execution, run.staged = execution, len(recorded)
+        execution.last_word = self._word
+        if run.declared.is_workflow:
+            execution.board = Board(run, activation, self._services.limits.payload_max, self._commit_now)
+        if run.records:
+            self.reentry.replayed(run)
+        if run.records and (restarts := run.restarts):
+            execution.restarts = execution.calls.restarts = restarts
         execution.on_foreign_call = lambda: self._services.loop.call_soon_threadsafe(self._check_foreign, run)
-        execution.begin(run.found(activation.fields), _refusal(run))
-        for item in run.history() if run.records else ():
+        execution.begin(run.found(activation.fields), run.refusal)
+        for item in run.to_replay() if run.records else ():
             if execution.has_ended:
                 break
-            if isinstance(item, Delivered):
+            if isinstance(item, Delivered) and item.kind is EventKind.STATE:
+                self.reentry.tell(execution, item)
+            elif isinstance(item, Delivered):
                 execution.deliver(item)
             else:
                 execution.deliver_outcome(*item)
         self.deliver(run)
 
+    def queued(self, run: InFlight, activation: Activation) -> None:
+        """Take a call that waits for its turn, and may be of those that its holder waits for."""
+        if activation.precedes(run):
+            self.deadlocks.queued(run, activation)
+        if run.asleep or run.handler.reentrant:
+            self.reentry.queued(run, activation)
+
     def _check_foreign(self, run: InFlight) -> None:
-        if run.execution is not None and not run.ended and not run.settling:
+        if run.execution is not None and not (run.ended or run.settling or run.id in self.reentry.inner):
             run.execution.check_foreign()
             if run.execution.has_ended:
                 self._end(run, run.execution)
 
     def end_back_off(self, run: InFlight) -> None:
-        """If the event is there that ends the back-off, the next attempt may begin."""
+        """If an event is there that ends the back-off, the next attempt may begin."""
         if not run.backing_off:
             return
-        found = next((event for event in run.pending if event.kind is EventKind.ATTEMPT), None)
-        if found is not None:
+        found = next((event for event in run.pending if event.kind in (EventKind.ATTEMPT, EventKind.CANCEL)), None)
+        if found is None:
+            return
+        if found.kind is EventKind.ATTEMPT:
             run.pending.remove(found)
             run.spent.append(found.id)
-            run.backing_off, run.began_again = False, True
+            run.timers.pop(BACK_OFF, None)
+        run.backing_off, run.began_again = False, True
 
     def try_again(self, run: InFlight) -> None:
         """Begin the next attempt, if its time has come and all that it replays is acknowledged."""
@@ -118,7 +133,7 @@ class Attempts:
             return  # tried once more in `acknowledged`
         self.end_back_off(run)
         activation = self._turns.activation_of(run)
-        if run.backing_off or not (run is activation.current or run in activation.sharing):
+        if run.backing_off or not (run is activation.current or run.holder is not None or run in activation.sharing):
             return  # too early, or it has not had its turn yet and begins with it
         if run.handler is None:
             self._turns.load_again(run, activation)
@@ -130,24 +145,35 @@ class Attempts:
     def deliver(self, run: InFlight) -> None:
         """Deliver what is durable, in order, then let the handler's commands out."""
         execution = run.execution
-        if execution is None or run.ended:
+        if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
             return
-        if run.idle is not None:
-            run.idle.cancel()
-            run.idle = None
+        if run.idle:
+            self._services.idle.remove(run)
+        probes: Sequence[Event] = ()
         while run.pending and not run.settling and not execution.has_ended:
             event = run.pending.popleft()
             run.spent.append(event.id)
-            if event.kind is EventKind.ATTEMPT:
+            if event.kind is EventKind.PROBE:
+                probes = [*probes, event]
+                continue
+            if event.kind in UNHEARD:
                 continue
             delivered = Delivered(event.kind, event.index, event.time_ms, event.payload)
-            if execution.deliver(delivered):
-                run.delivered.append(delivered)
+            if execution.restarts:
+                delivered = at_its_entry(delivered, execution.restarts)
+                if delivered is None:
+                    continue
+            run.delivered.append(delivered)  # first: what it leads to may be committed at once
+            if not execution.deliver(delivered):
+                run.delivered.pop()
+            if event.kind is EventKind.CANCEL and run.running:
+                self._actions.stop(run, [index for index in run.running if not execution.steps.holds(index)])
         if not (run.settling or execution.has_ended):
             execution.drained()
         if execution.has_ended:
             self._end(run, execution)
         elif not run.settling:
+            self.deadlocks.waits(run, execution, probes)
             self._let_out(run, execution)
 
     def acknowledged(self, items: list[Staged]) -> None:
@@ -160,10 +186,10 @@ class Attempts:
                 self._deliver_outcomes(run, run.execution, record, time_of(item.id))
             elif run.backing_off and run.pending:
                 self.try_again(run)
-        blocked, self._blocked = self._blocked, set()
+        blocked = self._actions.take_blocked()
         for run in blocked:
             if run.execution is not None and not (run.ended or run.settling or run.pending):
-                self._start_actions(run, run.execution)
+                self._actions.start(run, run.execution)
 
     def _deliver_outcomes(self, run: InFlight, execution: Execution, record: Record, time_ms: int) -> None:
         run.settling = False
@@ -181,18 +207,22 @@ class Attempts:
             execution.drop()
             self._finish(run, activation, outcomes.encoded_error(TerminalError(str(error), 400)), {}, commands=False)
             return
-        results = [(index, outcome) for index, outcome in run.outcomes if execution.holds(index)]
+        results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
         run.outcomes = []
         assert run.policy is not None
-        idle = not (execution.unstarted or run.running or results)
+        idle = not (execution.steps.unstarted or run.running or results)
         sleeps = idle and not run.policy.idle_timeout and not self.is_draining
-        if sleeps or results or changes or _must_commit(run, execution):
+        if sleeps and self.reentry.waiting:
+            sleeps = not self.reentry.is_wanted(activation.target, run.id)
+        if sleeps or results or changes or must_commit(run, execution):
             self._commit(run, activation, changes, results, sleeps=sleeps)
         if sleeps or results:
             return
-        self._start_actions(run, execution)
+        self._actions.start(run, execution)
         if idle:
             self._watch_idle(run, run.policy.idle_timeout)
+        if self.reentry.waiting:
+            self.reentry.look(activation)
 
     def _commit(
         self,
@@ -203,61 +233,40 @@ class Attempts:
         *,
         sleeps: bool,
     ) -> None:
+        execution = run.execution
+        assert execution is not None
+        board = execution.board
+        posted, is_answered = (board.take(), board.answers.new) if board is not None else (None, None)
+        if changes and run.holder is not None:
+            self.reentry.pass_on(run, activation, changes)
         reads = len(run.reads)
-        number = self._staging.commit(run, changes, results, sleeps=sleeps)
+        number = self._staging.commit(run, changes, activation.fields or {}, results, posted, sleeps=sleeps)
         run.settling = bool(results)
+        if posted is not None:
+            changes = changes | posted.fields
         if changes:
             activation.write(changes)
         if changes or sleeps:
             activation.staged = number
-        if len(run.reads) > reads:
-            run.leave_after = number  # what a shared handler has read is recorded before it leaves
+        if len(run.reads) > reads or is_answered:
+            run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
         if sleeps:
             self._leave_memory(run, activation)
 
-    # Actions
+    def _commit_now(self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]) -> None:
+        self._commit(run, activation, changes, [], sleeps=False)
 
-    def _start_actions(self, run: InFlight, execution: Execution) -> None:
-        if not execution.unstarted or self.is_draining:
-            return
-        if self._staging.settled < run.leave_after:
-            self._blocked.add(run)
-            return
-        steps, execution.unstarted = execution.unstarted, {}
-        for index, step in steps.items():
-            run.running[index] = step
-            step_id = f"{run.id}:{index}"
-            act = self._act(run, execution, step, step_id)
-            self._tasks[run.id, index] = self._services.spawn(act, context_of(step_id))
+    # Steps (`actions.Listener`)
 
-    async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str) -> None:
-        def failed(error: BaseException, attempt: int, delay_s: float) -> None:
-            text = f"step {step.name!r}: attempt {attempt} failed, the next follows in {delay_s:g} s"
-            told = f"{_named(run)}: {text}\n{outcomes.traced(error)}"
-            self._staging.notice(run.id, told.encode(errors="backslashreplace"), [])
+    def step_ended(self, run: InFlight, /) -> None:
+        """Take the outcomes of steps, unless others are on their way to the store."""
+        if not run.settling:
+            Context().run(self.deliver, run)  # nothing of the step reaches the handler
 
-        try:
-            outcome = await self._services.steps.run(step, step_id, self._may_act, failed)
-        except LeaseLapsed:
-            return  # whoever owns the shard now starts it
-        except UsageError as error:
-            outcome = outcomes.encoded_error(TerminalError(str(error), 400))
-        finally:
-            self._tasks.pop((run.id, step.index), None)
-        if run.execution is execution and run.running.pop(step.index, None) is not None and not run.ended:
-            run.outcomes.append((step.index, outcome))
-            if not run.settling:
-                Context().run(self.deliver, run)  # nothing of the step reaches the handler
-
-    def _may_act(self) -> bool:
-        return self._leased() and not self.is_draining
-
-    def _cancel_actions(self, run: InFlight) -> None:
-        for index in run.running:
-            task = self._tasks.pop((run.id, index), None)
-            if task is not None:
-                task.cancel()
-        run.running, run.outcomes = {}, []
+    def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
+        """Pause the invocation of a step whose attempts are used up."""
+        what = f"{named(run)}: step {step.name!r}"
+        self._pause(run, self._turns.activation_of(run), found.error, found.attempts, what)
 
     # Ends
 
@@ -269,7 +278,7 @@ class Attempts:
             assert error is not None
             self.fail(run, activation, error)
         else:
-            self._staging.paused(run, str(error))
+            self._staging.paused(run, str(error), f"paused: {error}")
             self._end_attempt(run, activation, f"paused: {error}", sleeps=True)
 
     def _complete(self, run: InFlight, activation: Activation, execution: Execution) -> None:
@@ -284,32 +293,73 @@ class Attempts:
         """End an invocation that cannot be executed."""
         self._finish(run, activation, outcomes.encoded_error(error), {}, commands=False)
 
+    def end_at_once(self, run: InFlight, activation: Activation, error: TerminalError, kind: EventKind) -> None:
+        """End an invocation without asking its handler; its calls without an outcome get the same event."""
+        outcome = outcomes.encoded_error(error)
+        messages = brought(kind, run.callees(self._services.surroundings.shards))
+        if run.execution is not None:
+            run.execution.drop()
+        self._finish(run, activation, outcome, {}, commands=False, messages=messages)
+
     def _finish(
-        self, run: InFlight, activation: Activation, outcome: bytes, changes: dict[str, bytes | None], *, commands: bool
+        self,
+        run: InFlight,
+        activation: Activation,
+        outcome: bytes,
+        changes: dict[str, bytes | None],
+        *,
+        commands: bool,
+        messages: list[Bring] | None = None,
     ) -> None:
-        number = self._staging.finish(run, outcome, changes, commands=commands)
-        self._cancel_actions(run)
+        if run.declared is None or run.declared.is_workflow:
+            changes = self._with_waits(run, activation, changes)
+        if changes and run.holder is not None:
+            self.reentry.pass_on(run, activation, changes)
+        brings = messages or ()
+        if run.message.chain or run.records or self.reentry.inner:
+            brings = [*brings, *self.reentry.closing(run, activation)]
+        number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
+        self._actions.cancel(run)
         if activation.current is run:
             activation.current = None
         if changes:
             activation.write(changes)
-        if run.exclusive:
+        if run.exclusive or changes or messages is not None:  # of one that is ended at once it may not be known
             activation.staged = number
         self.forget(run)
         self._turns.ended(run, activation)
 
+    def _with_waits(
+        self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]
+    ) -> dict[str, bytes | None]:
+        """Return the changes with the end of its waits; the run of a workflow has its outcome kept."""
+        if run.declared is None and run.message.handler == RUN:
+            # It ends without its class, which is not here, or not yet. Only a workflow's run has an id like this.
+            target, declared = run.message.target, self._services.code.find(run.type_name, run.message.code)
+            run.exclusive = run.id == run_id(target, self._services.surroundings.shards)
+            handler = declared.handlers.get(RUN) if declared is not None else None
+            of_class = (handler.policy, declared.options.policy) if declared is not None and handler is not None else ()
+            run.policy = resolve(*of_class, self._services.policy)
+        if run.message.handler == RUN:
+            run.keep_outcome()
+        return changes | waits_of(run, activation) if run.staged else changes
+
     def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
         """End an attempt: the next one follows after a back-off, unless the policy's attempts are used up."""
-        retry = run.policy.retry if run.policy is not None else resolve(self._services.policy).retry
-        spent = retry.max_attempts is not None and run.attempt >= retry.max_attempts
-        elapsed_s = (self._services.surroundings.now_ms() - run.began_ms) / 1000 if run.began_ms else 0.0
-        if spent or (retry.max_duration is not None and elapsed_s >= seconds(retry.max_duration)):
-            found = outcomes.used_up(error, f"{run.message.target}.{run.message.handler}", run.attempt)
-            self._finish(run, activation, outcomes.encoded_error(found), {}, commands=False)
+        ending = ending_in(run.pending)
+        if ending is not None:
+            self.end_at_once(run, activation, after_failure(error, ending), ending)
             return
-        delay_s = retry.delay(run.attempt)
+        retry = run.policy.retry if run.policy is not None else resolve(self._services.policy).retry
+        if is_last(run, retry, self._services.surroundings.now_ms()):
+            if retry.on_exhausted == "pause" and run.policy is not None:
+                self._pause(run, activation, error, run.attempt, named(run))
+                return
+            self._finish(run, activation, outcomes.encoded_error(used_up(run, error)), {}, commands=False)
+            return
+        delay_s = retry.delay_after(error, run.attempt)
         text = (
-            f"{_named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
+            f"{named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
         )
         run.attempt += 1
         sleeps = run.policy is not None and not run.policy.idle_timeout
@@ -318,10 +368,28 @@ class Attempts:
             activation.staged = number
         self._end_attempt(run, activation, text, sleeps=sleeps)
 
+    def _pause(self, run: InFlight, activation: Activation, error: BaseException, attempts: int, what: str) -> None:
+        """What has used its attempts up waits for an operator; steps that have ended meanwhile keep their outcomes."""
+        execution = run.execution
+        if execution is not None and not execution.has_ended:
+            results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
+            self._commit(run, activation, {}, results, sleeps=False)
+        tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
+        reason = f"{what}: {tries} failed: {type(error).__name__}: {error}"
+        text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"
+        activation.staged = self._staging.paused(run, reason, text)
+        self._end_attempt(run, activation, text, sleeps=True)
+
+    def _last_word(self, execution: Execution, error: BaseException, recorded: str) -> tuple[str, TerminalError] | None:
+        run = self._turns.in_flight[execution.id]
+        return last_word(run, error, recorded, self._services.surroundings.now_ms())
+
     def _end_attempt(self, run: InFlight, activation: Activation, text: str, *, sleeps: bool) -> None:
         logger.info("attempt ended: %s", text)
-        self._cancel_actions(run)
-        self._blocked.discard(run)
+        self._actions.cancel(run)
+        self._actions.blocked.discard(run)
+        if run.execution is not None:
+            run.execution.forget()
         run.execution, run.settling, run.backing_off, run.began_again = None, False, True, False
         if sleeps:
             self._leave_memory(run, activation)
@@ -329,13 +397,14 @@ class Attempts:
     # Sleep
 
     def _watch_idle(self, run: InFlight, timeout: timedelta) -> None:
-        if run.idle is None:
-            run.idle = self._services.loop.call_later(timeout.total_seconds(), self._idle_is_over, run)
+        if not run.idle:
+            self._services.idle.add(run, timeout.total_seconds(), self._idle_is_over)
 
     def _idle_is_over(self, run: InFlight) -> None:
-        run.idle = None
         execution = run.execution
-        if execution is None or run.ended or self.is_draining or not run.is_waiting or execution.unstarted:
+        if execution is None or run.ended or self.is_draining or not run.is_waiting or execution.steps.unstarted:
+            return
+        if run.id in self.reentry.inner:
             return
         self._commit(run, self._turns.activation_of(run), {}, [], sleeps=True)
 
@@ -347,37 +416,16 @@ class Attempts:
 
     def forget(self, run: InFlight) -> None:
         """Drop what is in memory of an attempt."""
+        if self.reentry.inner:
+            self.reentry.inner.pop(run.id, None)
         run.ended = True
-        run.execution = None
-        if run.idle is not None:
-            run.idle.cancel()
-            run.idle = None
-        self._blocked.discard(run)
+        if run.execution is not None:
+            run.execution.forget()
+            run.execution = None
+        if run.idle:
+            self._services.idle.remove(run)
+        self._actions.blocked.discard(run)
 
     def lose(self) -> None:
         """Stop all actions: another host owns the shard, or will."""
-        for task in self._tasks.values():
-            task.cancel()
-        self._tasks.clear()
-        self._blocked.clear()
-
-
-def _must_commit(run: InFlight, execution: Execution) -> bool:
-    if execution.has_messages or execution.timers.set or execution.timers.cleared:
-        return True
-    if run.exclusive or not execution.unstarted or execution.view is None:
-        return False
-    return any(name not in run.reads for name in execution.view.reads())
-
-
-def _named(run: InFlight) -> str:
-    return f"{run.message.target}.{run.message.handler} ({run.id})"
-
-
-def _refusal(run: InFlight) -> str:
-    assert run.declared is not None
-    if run.exclusive:
-        return ""
-    if run.declared.is_service:
-        return "a service has no state"
-    return f"{run.message.handler} is a shared handler, which reads only (make it a @handler)"
+        self._actions.lose()

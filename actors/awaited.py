@@ -22,6 +22,10 @@ class Awaited:
         self.outcome: bytes | None = None
         self._waits: list[EntryFuture] = []
 
+    def is_of(self, loop: DeterministicLoop) -> bool:
+        """Whether it is waited for on this loop."""
+        return self._loop is loop
+
     def complete(self, outcome: bytes) -> None:
         """Take the outcome; its waits are ready."""
         self.outcome = outcome
@@ -30,11 +34,20 @@ class Awaited:
                 wait.set_result(None)
         self._waits.clear()
 
+    @property
+    def waits(self) -> int:
+        """How many wait for it."""
+        return sum(not wait.done() for wait in self._waits)
+
     def wait(self) -> Generator[Any, Any, Any]:
         """Wait for the outcome; return its value, or raise its failure."""
+        return outcomes.decoded((yield from self.wait_undecoded()), self._annotation, self._scope)
+
+    def wait_undecoded(self) -> Generator[Any, Any, bytes]:
+        """Wait for the outcome and return it as it is."""
         if self.outcome is None:
             wait = self._loop.entry_future()
             self._waits.append(wait)
             yield from wait
         assert self.outcome is not None
-        return outcomes.decoded(self.outcome, self._annotation, self._scope)
+        return self.outcome

@@ -1,16 +1,16 @@
 """Awakeables: what one handler waits for and anybody completes, by a public id.
 
-Where it lies. The id names the invocation (and so its shard) and an entry; nothing else is stored when one is made. The
-entry is durable with its invocation's next commit; until then a replay makes it again, with the same id. A completion
-is an event: it lies in `events` of that shard from the numbered write that brings it (a driver's submit, or the commit
-of the handler that completes) until a commit of the invocation has recorded it, in the order of delivery.
+Where it lies. The id names the invocation (and so its shard) and an entry by its mark; nothing else is stored when one
+is made. The entry is durable with its invocation's next commit; until then a replay makes it again, with the same id. A
+completion is an event: it lies in `events` of that shard from the numbered write that brings it (a driver's submit, or
+the commit of the handler that completes) until a commit of the invocation has recorded it, in the order of delivery.
 
 What a death between two store calls does. Of a driver, before its write is applied: nothing was completed, and nobody
 was told so; afterwards the event is durable, and a repeated write brings nothing again. Of the host whose handler
 completes: the completion is part of that commit, or of none, and a replay that finds the entry recorded sends nothing.
-Of the host whose handler waits: the event stays until its record is durable, so the next owner delivers the same
-events in the same order. If a step has handed out an id whose entry was not recorded, a completion may come before the
-replay has made the entry: it is kept for it.
+Of the host whose handler waits: the event stays until its record is durable, so the next owner delivers the same events
+in the same order. If a step has handed out an id whose entry was not recorded, a completion may come before the replay
+has made the entry: it is kept for it.
 
 Invariants:
     1. The first completion wins, in every replay: it is the first one in `events`. Others change nothing.
@@ -19,7 +19,7 @@ Invariants:
 
 import re
 from collections.abc import Generator
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from journal.entries import EventKind
 from journal.names import shard_in
@@ -27,12 +27,13 @@ from journal.store import Bring
 
 from . import outcomes, place
 from .awaited import Awaited
-from .errors import TerminalError, UsageError
+from .errors import UsageError
 from .invocation import Accepted
 from .loop import DeterministicLoop
+from .restarts import Restarts, mark_of
 from .values import Scope
 
-_ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,9})")
+_ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,12})")
 
 
 def resolve(id: str, value: Any) -> Accepted:
@@ -50,7 +51,7 @@ def resolve(id: str, value: Any) -> Accepted:
 
 def reject(id: str, message: str) -> Accepted:
     """Complete an awakeable: who awaits it gets a `TerminalError` with this message. Otherwise as `resolve`."""
-    return place.caller().bring(completion(id, outcomes.encoded_error(TerminalError(message))), f"reject {id}")
+    return place.caller().bring(completion(id, outcomes.encoded_rejection(message)), f"reject {id}")
 
 
 def completion(id_: str, outcome: bytes) -> Bring:
@@ -59,7 +60,7 @@ def completion(id_: str, outcome: bytes) -> Bring:
     Raises:
         UsageError: this is no awakeable's id.
     """
-    found = _ID.fullmatch(id_)
+    found = _ID.fullmatch(id_) if isinstance(id_, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
     if found is None:
         raise UsageError(f"{id_!r} is not the id of an awakeable: take it from `.id` of what ctx.awakeable() returned")
     invocation = found[1]
@@ -67,7 +68,7 @@ def completion(id_: str, outcome: bytes) -> Bring:
 
 
 class MadeAwakeable(Awaited):
-    """An awakeable of a handler that runs here (`context.Awakeable`)."""
+    """An awakeable of a handler that runs here (`commands.Awakeable`)."""
 
     __slots__ = ("id",)
 
@@ -80,6 +81,9 @@ class MadeAwakeable(Awaited):
             raise UsageError(f"{self.id} belongs to its handler: it cannot be awaited elsewhere")
         return (yield from self.wait())
 
+    def __bool__(self) -> NoReturn:
+        raise UsageError(f"{self.id} is neither true nor false: await it")
+
     def __repr__(self) -> str:
         return f"<Awakeable {self.id}>"
 
@@ -87,15 +91,16 @@ class MadeAwakeable(Awaited):
 class Awakeables:
     """The awakeables of one execution."""
 
-    def __init__(self, invocation: str, loop: DeterministicLoop, scope: Scope) -> None:
-        self._invocation, self._loop, self._scope = invocation, loop, scope
+    def __init__(self, invocation: str, loop: DeterministicLoop, scope: Scope, restarts: Restarts) -> None:
+        self._invocation, self._loop, self._scope, self._restarts = invocation, loop, scope, restarts
         self._made: dict[int, MadeAwakeable] = {}
         self._early: dict[int, bytes] = {}
         """Completions of entries that this replay has not made yet."""
 
     def make(self, index: int, annotation: Any) -> MadeAwakeable:
         """Return the awakeable of a new entry."""
-        made = MadeAwakeable(f"awakeable.{self._invocation}.{index}", annotation, self._loop, self._scope)
+        id_ = f"awakeable.{self._invocation}.{mark_of(index, self._restarts)}"
+        made = MadeAwakeable(id_, annotation, self._loop, self._scope)
         made.outcome = self._early.pop(index, None)
         self._made[index] = made
         return made

@@ -23,15 +23,18 @@ from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
-from . import slots
-from .code import Sender
+from . import outcomes, slots
+from .code import UNSENT, Sender
+from .deadlines import Deadlines
 from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Accepted, Invocation
 from .loops import close, new_loop
-from .outgoing import arguments_of, bounded, message_of, started_id
+from .members import RUN
+from .outgoing import arguments_of, bounded, happens_once, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import KNOWN_WITHIN, Brought, Held, Operation, Slot, Wait, Waiting, slot_of, tell
+from .slots import KNOWN_WITHIN, UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
+from .starts import Start, Starts, refusals
 
 logger = logging.getLogger("actors")
 
@@ -40,7 +43,6 @@ PENDING_MAX: Final = 100_000
 SUBMIT_MAX: Final = 1_000
 """Most operations in one submit."""
 RENEW_EVERY: Final = 3_600.0
-_UNKNOWN: Final = "is not known: it never was, or its retention is over"
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
 
 
@@ -67,7 +69,7 @@ class Client:
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count = new_id(), 0
-        self._shards = SHARDS
+        self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._offset_ms = 0
         self._wanted = asyncio.Event()
@@ -75,6 +77,8 @@ class Client:
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._patience = Patience("submit")
+        self._starts = Starts(self._slots, self._lock, self._put, self._loop.time)
+        self._deadlines = Deadlines(self._loop, self._forget, self.bring)
 
     # Life
 
@@ -123,7 +127,7 @@ class Client:
         return self._call(work(self._store))
 
     async def _open(self) -> None:
-        self._shards = await self._store.open_namespace(SHARDS)
+        self.shards = await self._store.open_namespace(SHARDS)
         self._offset_ms = await offset_ms(self._store.now_ms)
         await self._open_writer()
         self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew)]
@@ -137,7 +141,8 @@ class Client:
         logger.error("the client failed: a defect of Perdure, please report it", exc_info=error)
         with self._lock:
             self._failure = f"the client failed ({error!r}): call actors.shutdown() and actors.init()"
-            ended, self._slots = list(self._slots.values()), {}
+            ended = list(self._slots.values())
+            self._slots.clear()
         for slot in ended:
             self._settle(slot, UnavailableError(f"{self._failure}; the outcome is not known here"))
 
@@ -173,18 +178,23 @@ class Client:
         """Start an invocation; it leaves in the order of these calls."""
         address = address_of(request.type_name, request.key)
         arguments = arguments_of(request, address, self._payload_max)
-        code = self._code.digest_of(request.owner) if self._sends_code and request.owner is not None else ""
+        code = "" if request.owner is None else self._code.digest_of(request.owner) if self._sends_code else UNSENT
         with self._lock:
             self._next()
-            id_ = started_id(request, address, f"{self._unique}{self._count:x}", self._shards)
-            caller = "" if request.one_way else self._teller
-            message = message_of(request, id_, address, arguments, caller, code, self._wall())
-            slot = self._slots.get(id_)
-            if slot is None:
-                slot = self._slots[id_] = Slot(request.declared)
-            slot.is_own = True
-            slot.is_attached = slot.is_attached or not request.one_way
-            self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
+            id_ = started_id(request, address, f"{self._unique}{self._count:x}", self.shards)
+            is_run = request.handler == RUN and happens_once(request)
+            caller = "" if request.one_way or is_run else self._teller
+            message = message_of(request, id_, address, arguments, caller, code, wall_ms() + self._offset_ms)
+            if is_run:
+                slot = self._starts.start(request, id_, message.encoded(), self._count)
+            else:
+                slot = self._slots.get(id_)
+                slot = self._slots[id_] = Slot(request.declared) if slot is None else slot
+                slot.is_own = True
+                slot.is_attached = slot.is_attached or not request.one_way
+                self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
+            if request.options.timeout_s is not None:
+                self._deadlines.set(slot, id_, f"{address}.{request.handler}", request.options.timeout_s)
         return Invocation(id_, self, slot)
 
     def bring(self, event: Bring, entry: str, /) -> Accepted:
@@ -214,28 +224,27 @@ class Client:
             self._loop.call_soon_threadsafe(self._wanted.set)
             self._is_woken = True  # in this order: Ctrl-C between the two costs a second call, not all later ones
 
-    def _wall(self) -> int:
-        return wall_ms() + self._offset_ms
-
     # Waiting (`invocation.Source`), in any thread
 
     def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> Slot:
         """Return what is known of an invocation; with `told`, ask the store to tell us its outcome."""
         self._check_process()
         kept: Slot | None = invocation.kept
-        if kept is not None and (kept.is_attached or not told):
+        if kept is not None and (kept.is_attached or kept.has_ended or not told):
             return kept
         id_ = invocation.id
         with self._lock:
-            slot = invocation.kept = invocation.kept or self._slots.get(id_) or Slot(is_accepted=True)
+            found = None if isinstance(kept, Start) else self._slots.get(id_)
+            slot = invocation.kept = found or kept or Slot(is_accepted=True)
             if told and self._failure and not slot.has_ended:
                 slot.settle(None, UnavailableError(f"{self._failure}; the outcome is not known here"))
-            if told and not slot.is_attached and not slot.has_ended:
+            if told and isinstance(slot, Start):
+                self._starts.expect(slot, id_)
+            elif told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True
                 slot.asked_at = self._loop.time()
-                self._queue.append(Attach(shard_in(id_), id_))
-                self._loop.call_soon_threadsafe(self._wanted.set)
+                self._put(Attach(shard_in(id_), id_))
         return slot
 
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
@@ -286,7 +295,14 @@ class Client:
         slot = self._slots.get(invocation.id)
         if slot is not None and not slot.is_accepted:
             return "submitting"
-        raise NotFoundError(f"{invocation.id} {_UNKNOWN}")
+        raise NotFoundError(f"{invocation.id} {UNKNOWN}")
+
+    def peek(self, invocation: Invocation[Any], default: Any, /) -> Any:
+        """Ask the store for the result."""
+        outcome = self.call(lambda store: store.outcome(invocation.id))
+        if outcome is None and self.status(invocation):
+            return default  # it is on its way
+        return outcomes.decoded(outcome, self._slot(invocation, told=False).returns) if outcome else default
 
     def object_ref(self, invocation: Invocation[Any], /) -> Any:
         """Return a Ray `ObjectRef` of the outcome."""
@@ -332,23 +348,10 @@ class Client:
             await self._start_over(operations)
             return
         missed = settled if isinstance(settled, Partly) else Partly()
-        for operation in (operations[at] for at in missed.overloaded):
-            why = "the inbox of its shard is full (inbox_max); its hosts do not keep up"
-            self._refuse(operation, OverloadedError(f"{operation.invocation} was refused: {why}"))
-        for operation in (operations[at] for at in missed.unknown):
-            if not self._held.hold(operation, self._loop):
-                self._refuse(operation, NotFoundError(f"{operation.invocation} {_UNKNOWN}"))
-        accepting: list[Waiting] = []
-        with self._lock:
-            for at, operation in enumerate(operations):
-                slot = self._slots.get(slot_of(operation))
-                if slot is not None and not isinstance(operation, Attach) and at not in missed.unknown:
-                    slot.is_accepted = True
-                    accepting += slot.accepting
-                    slot.accepting = ()
-                    if not slot.is_attached and not slot.waiting:
-                        del self._slots[slot_of(operation)]  # a send: who waits later attaches
-        tell(accepting)
+        for operation, error in refusals(operations, missed):
+            if not (isinstance(error, NotFoundError) and self._held.hold(operation, self._loop)):
+                self._refuse(operation, error)
+        self._starts.accepted(operations, missed)
 
     async def _start_over(self, refused: list[Operation]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
@@ -357,15 +360,18 @@ class Client:
         await self._patience.until_answered(self._open_writer)
         now = self._loop.time()
         with self._lock:
-            waiting = [id_ for id_, slot in self._slots.items() if not slot.has_ended and slot.is_attached]
+            waiting = [id_ for id_, slot in self._slots.items() if slot.is_told and not slot.has_ended]
             for id_ in waiting:
                 self._slots[id_].asked_at = now
-            unsent = {operation.invocation for operation in self._queue if isinstance(operation, Outgoing)}
+            unsent: set[str] = set()
             for operation in self._queue:
                 if isinstance(operation, Outgoing) and operation.caller:
+                    unsent.add(operation.invocation)
                     operation.caller = self._teller
             self._queue.extendleft(Attach(shard_in(id_), id_) for id_ in waiting if id_ not in unsent)
         for operation in refused:
+            if isinstance(operation, Started) and self._starts.start_over(operation):
+                continue
             slot = self._slots.get(slot_of(operation))
             if slot is not None and not slot.is_attached:
                 self._refuse(operation, UnavailableError(f"{slot_of(operation)}: whether it was accepted is unknown"))
@@ -411,25 +417,26 @@ class Client:
             logger.warning("%s", reply.payload[1:].decode())
         elif slot is not None and slot.is_own:
             why = "the store had forgotten this program, and does not know it: its outcome is unknown"
-            self._forget(slot, id_, error=UnavailableError(f"{id_}: {why}"))
+            self._forget(slot, id_, UnavailableError(f"{id_}: {why}"))
         elif slot is not None:
             self._ask_again(slot, id_)
 
-    def _forget(self, slot: Slot, id_: str, *, error: Exception) -> None:
+    def _forget(self, slot: Slot, id_: str, error: Exception) -> None:
         self._settle(slot, error)
         with self._lock:
-            self._slots.pop(id_, None)
+            if self._slots.get(id_) is slot:
+                del self._slots[id_]
 
     def _refuse(self, operation: Operation, error: Exception) -> None:
         slot = self._slots.get(slot_of(operation))
         if slot is not None:
-            if isinstance(operation, Brought) and not slot.accepting:
+            if isinstance(operation, Brought | Started) and not (slot.accepting or slot.is_attached):
                 logger.error("%s", error)  # nobody waits for it to be accepted
-            self._forget(slot, slot_of(operation), error=error)
+            self._forget(slot, slot_of(operation), error)
 
     def _ask_again(self, slot: Slot, id_: str) -> None:
         if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
-            self._forget(slot, id_, error=NotFoundError(f"{id_} {_UNKNOWN}, or it was lost on its way"))
+            self._forget(slot, id_, NotFoundError(f"{id_} {UNKNOWN}, or it was lost on its way"))
             return
         self._loop.call_later(0.1, self._attach, id_)
 

@@ -24,9 +24,24 @@ def close_task(task: asyncio.Task[Any]) -> bool:
             coro.close()
         except BaseException:  # noqa: BLE001 -- its `finally` failed, or awaited: the next close tells which
             continue
+        _let_go(task)
         return True
     _undying.append(coro)
     return False
+
+
+def _let_go(task: asyncio.Task[Any]) -> None:
+    """Have a task that was closed call nobody and be called by nobody: such pairs hold each other.
+
+    On a loop that does not run any more a cancel calls nobody back: it only empties the list.
+    """
+    closed = cast("Any", task)
+    for callback, _ in closed._callbacks or ():
+        task.remove_done_callback(callback)
+    waits_for = closed._fut_waiter
+    if waits_for is not None:
+        waits_for.cancel()
+        cast("Any", asyncio.Future).cancel(waits_for)  # that of `gather` only passes a cancel on
 
 
 def unwind(generator: AsyncGenerator[Any, Any]) -> None:

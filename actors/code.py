@@ -2,7 +2,9 @@
 
 A driver stores the code of a class, by value, under the hash of its sources; messages name that hash; a host that meets
 it for the first time loads it. A host in the driver's own process uses the classes that live there and never unpickles
-them: that would replace the methods of a live class by copies with other globals.
+them: that would replace the methods of a live class by copies with other globals. Such a program sends no code: its
+messages say that it has the class (`UNSENT`). A host that can find none leaves them, and what was begun, as they are
+until a program that has it owns the shard: a program that was started beside it, or after it, ends nothing of it.
 
 By value goes every class, function and module that the class reaches and that a developer may edit: what lies neither
 in the standard library nor among installed packages, which hosts have.
@@ -37,12 +39,18 @@ from journal.store import Store
 
 from .errors import TerminalError, UsageError
 from .objects import Declaration, Durable, declaration, find_type, type_name
+from .schedule import INTERNAL
 from .values import Name, Scope, adopt, living, name_of, note_sent, scope_of, sent
 
 logger = logging.getLogger("actors")
 
 CURRENT_FOR: Final = 1.0
 """Seconds for which a host takes the code of a call by name for current before it asks the store again."""
+
+UNSENT: Final = "-"
+"""In place of a hash: the class lives in the sender's process, which has not sent it."""
+MISSING_FOR: Final = 1.0
+"""Seconds after which a host looks again for a class that it could not find."""
 
 _PYTHON: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _OURS: Final = ("actors", "journal")
@@ -54,6 +62,10 @@ _pickling: Final[Any] = cloudpickle
 """cloudpickle without its annotations, which are partial."""
 _lock: Final = RLock()
 """What goes by value is registered with cloudpickle for the whole process, so one bundle is made at a time."""
+
+
+class MissingCodeError(TerminalError):
+    """Neither this process nor the store has the class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,29 +299,33 @@ class CodeBook:
         self._lock = asyncio.Lock()
 
     def code_of(self, cls: type[Any] | None) -> str:
-        """Return the hash that a class came with; empty for a live one."""
-        return "" if cls is None else scope_of(cls).digest
+        """Return the hash that a class came with, UNSENT for a live one."""
+        return "" if cls is None else scope_of(cls).digest or (UNSENT if self._live else "")
 
     def find(self, type_: str, digest: str) -> Declaration | None:
         """Return a class that is here; None if it must be fetched."""
-        if digest:
+        if digest and digest != UNSENT:
             return self._known.get((type_, digest))
         if self._live:
-            cls = find_type(type_)
+            cls = _own_type(type_)
             if cls is not None:
                 return declaration(cls)
         found, until = self._current.get(type_, (None, 0.0))
         return found if self._now() < until else None
 
+    async def current(self, type_: str) -> str:
+        """Return the hash of a type's code that a new invocation would have, empty where it is here by itself."""
+        return "" if self._live and _own_type(type_) is not None else await self._store.current_code(type_)
+
     async def fetch(self, type_: str, digest: str) -> Declaration:
         """Return a class from the store, or by import where the store has no code of it.
 
         Raises:
-            TerminalError: nobody has stored such a type (404).
+            MissingCodeError: nobody has stored such a type (404).
             Exception: whatever the code raises as it is loaded.
         """
         async with self._lock:  # else two who ask at once make two classes
-            if digest:
+            if digest and digest != UNSENT:
                 found = self._known.get((type_, digest)) or await self._fetched(type_, digest)
             else:
                 wanted = await self._store.current_code(type_)
@@ -318,12 +334,16 @@ class CodeBook:
             return found
 
     async def _fetched(self, type_: str, digest: str) -> Declaration:
-        data = await self._store.code(digest) if digest else None
+        # A message to an object of Perdure itself may bring the code of a class that it is to call.
+        data = await self._store.code(digest) if digest and not type_.startswith(INTERNAL) else None
         if data is None:
-            cls = find_type(type_)
-            if cls is not None and not scope_of(cls).digest:  # of a package that is installed here
-                return declaration(cls)
-            raise TerminalError(
+            cls = _own_type(type_)
+            if cls is not None:  # of a package that is installed here
+                found = declaration(cls)
+                if digest:
+                    self._known[type_, digest] = found
+                return found
+            raise MissingCodeError(
                 f"no class {type_!r} is known to the hosts: a program that has it must use it once "
                 f"({type_}[...].<handler>.remote(...)), so that its code is stored",
                 404,
@@ -334,6 +354,16 @@ class CodeBook:
         if found is None:
             raise TerminalError(f"the code {digest} has no class {type_!r}", 404)
         return found
+
+
+def _own_type(type_: str) -> type[Durable] | None:
+    """Return the class of this type that this process has by itself, whatever code of it was loaded since."""
+    cls = find_type(type_)
+    if cls is None or not scope_of(cls).digest:
+        return cls
+    found = living(*name_of(cls))
+    is_own = isinstance(found, type) and issubclass(found, Durable) and not scope_of(found).digest
+    return cast("type[Durable]", found) if is_own else None
 
 
 def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:

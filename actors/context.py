@@ -10,22 +10,27 @@ from another thread, another handler or a callback its place in the journal woul
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
 from journal.codec import MISSING
+from journal.keys import OWN
 
 from . import place
+from .commands import Awakeable, Commands, Promise
 from .errors import UsageError
 from .policy import Duration, Retry, seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+V = TypeVar("V")
+D = TypeVar("D")
 Ts = TypeVarTuple("Ts")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,104 +52,6 @@ class RayPositional(Protocol[*Ts, T_co]):
     @property
     def bind(self) -> Callable[..., Any]: ...
     def remote(self, *args: *Ts) -> Awaitable[T_co]: ...
-
-
-class Awakeable(Protocol[T_co]):
-    """What is completed from outside: hand its `id` to whoever is to complete it, and `await` it.
-
-    `actors.resolve(id, value)` and `actors.reject(id, message)` complete it, once: the first counts. It may be awaited
-    any number of times; ending a wait leaves it as it is.
-    """
-
-    @property
-    def id(self) -> str:
-        """The public id, unique in the namespace, the same in every attempt."""
-        ...
-
-    def __await__(self) -> Generator[Any, Any, T_co]: ...
-
-
-class Commands(Protocol):
-    """What the context asks of the execution; called on its own loop, but for the properties."""
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that the handler runs on."""
-        ...
-
-    @property
-    def key(self) -> str:
-        """The object's key; empty for a service."""
-        ...
-
-    @property
-    def id(self) -> str:
-        """The invocation's id."""
-        ...
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        ...
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What the caller sent along."""
-        ...
-
-    @property
-    def is_replaying(self) -> bool:
-        """Durable events remain to be delivered. Read from any thread."""
-        ...
-
-    def run_step(
-        self,
-        name: str,
-        fn: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        retry: Retry | None,
-        timeout_s: float | None,
-        /,
-    ) -> asyncio.Future[Any]:
-        """Make the entry of a step: `fn` is a callable or a Ray remote function."""
-        ...
-
-    def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
-        """Make the entry of a timer."""
-        ...
-
-    def awakeable(self, annotation: Any, /) -> Awakeable[Any]:
-        """Make the entry of an awakeable."""
-        ...
-
-    def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
-        """Make the entry of the wait for a signal."""
-        ...
-
-    def now_ms(self) -> int:
-        """Return the time of the last delivered event, in ms since 1970."""
-        ...
-
-    def random(self) -> random.Random:
-        """Return the invocation's own generator, the same object each time, seeded by its id."""
-        ...
-
-    def read_field(self, name: str, /) -> Any:
-        """Return the field's value, the default of a declared one that is not set, or MISSING."""
-        ...
-
-    def write_field(self, name: str, value: Any, /) -> None:
-        """Set the field; raise `UsageError` in a shared handler or a service."""
-        ...
-
-    def clear_field(self, name: str, /) -> None:
-        """Make the field absent; raise `UsageError` in a shared handler or a service."""
-        ...
-
-    def field_names(self) -> list[str]:
-        """Return the names of the fields that are set, sorted."""
-        ...
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
@@ -247,6 +154,7 @@ class Context:
         *args: *Ts,
         retry: Retry = ...,
         timeout: Duration = ...,
+        undo: Callable[[T], object] = ...,
     ) -> asyncio.Future[T]: ...
     @overload
     def run(
@@ -257,6 +165,7 @@ class Context:
         *args: *Ts,
         retry: Retry = ...,
         timeout: Duration = ...,
+        undo: Callable[[T], object] = ...,
     ) -> asyncio.Future[T]: ...
     @overload
     def run(
@@ -267,14 +176,17 @@ class Context:
         *args: *Ts,
         retry: Retry = ...,
         timeout: Duration = ...,
+        undo: Callable[[T], object] = ...,
     ) -> asyncio.Future[T]: ...
     def run(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Start a step: call `fn` now and record its outcome; a replay gets the outcome without the call.
 
         `fn` is sync (run in a thread), async (run on the host's loop) or a Ray remote function (run on the cluster).
         A crash between its effect and the record repeats it: hand `ctx.step_id` to the outside. A failure is retried
-        in place by `retry`, then raised as `TerminalError`. `retry` and `timeout` are taken here: to give `fn`
-        keywords of these names, use `functools.partial`.
+        in place by `retry`, then raised as `TerminalError`. With `undo`, `ctx.defer("undo <name>", undo, result)`
+        follows when the step has succeeded; a step that is given up before has no result: what must be undone in any
+        case is deferred before it. `retry`, `timeout` and `undo` are taken here: to give `fn` keywords of these names,
+        use `functools.partial`.
 
         Raises:
             UsageError: this is not the handler's own loop, or `fn` is nothing that can be called as a step.
@@ -282,8 +194,34 @@ class Context:
         commands = self._here()
         retry = kwargs.pop("retry", None)
         timeout = kwargs.pop("timeout", None)
+        undo = kwargs.pop("undo", None)
         _check_step(name, fn, retry)
-        return commands.run_step(name, fn, args, kwargs, retry, None if timeout is None else seconds(timeout))
+        if undo is not None:
+            _check_step(f"undo {name}", undo)
+            _check_call(f"undo {name}", undo, (name,), {}, "the result of its step")
+        step = commands.steps.run(name, fn, args, kwargs, retry, None if timeout is None else seconds(timeout))
+        if undo is not None:
+            commands.sagas.defer_undo(name, undo, step)
+        return step
+
+    @overload
+    def defer(self, name: str, fn: RayFunction[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    @overload
+    def defer(self, name: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def defer(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Keep a compensation: a step that runs if the handler ends for good in an error, a cancel included.
+
+        They run newest first, one after the other, with the default retry; then the error goes on as the outcome. One
+        that fails for good is logged and named in the outcome's metadata (`compensation_failed`); the others still
+        run. None runs when the handler returns, or while another attempt follows.
+
+        Raises:
+            UsageError: this is not the handler's own loop, or `fn` cannot be called so.
+        """
+        commands = self._here()
+        _check_step(name, fn, verb="defer")
+        _check_call(name, fn, args, kwargs, "these arguments")
+        commands.sagas.defer(name, fn, args, kwargs)
 
     def sleep(self, duration: Duration, *, name: str = "") -> asyncio.Future[None]:
         """Return a wait that ends after `duration`, by a durable timer, wherever the invocation then is."""
@@ -314,9 +252,23 @@ class Context:
             raise UsageError(f"a signal has a name: ctx.signal('paid', int), not ctx.signal({name!r})")
         return self._here().signal(name, type)
 
+    @overload
+    def promise(self, name: str, type: type[T], /) -> Promise[T]: ...
+    @overload
+    def promise(self, name: str, type: object = ..., /) -> Promise[Any]: ...
+    def promise(self, name: str, type: object = MISSING, /) -> Promise[Any]:
+        """Return the workflow's durable promise of this name: `await` it, `peek()`, `resolve(v)` or `reject(m)` it.
+
+        Raises:
+            UsageError: this is no handler of a workflow.
+        """
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"a promise has a name: ctx.promise('approved', bool), not ctx.promise({name!r})")
+        return self._here().promise(name, type)
+
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field's value, or `default` where it is not set and no declared default stands in."""
-        value = self._here().read_field(name)
+        value = self._here().state.read(_users(name))
         return default if value is MISSING else value
 
     def set(self, name: str, value: Any) -> None:
@@ -325,21 +277,21 @@ class Context:
         Raises:
             UsageError: the handler is shared, or belongs to a service.
         """
-        self._here().write_field(name, value)
+        self._here().state.write(_users(name), value)
 
     def clear(self, name: str) -> None:
         """Make the field absent; a declared one then has its default again."""
-        self._here().clear_field(name)
+        self._here().state.clear(_users(name))
 
     def clear_all(self) -> None:
         """Make every field absent."""
-        commands = self._here()
-        for name in commands.field_names():
-            commands.clear_field(name)
+        fields = self._here().state
+        for name in fields.names():
+            fields.clear(name)
 
     def keys(self) -> list[str]:
         """Return the names of the fields that are set, sorted."""
-        return self._here().field_names()
+        return self._here().state.names()
 
     def _here(self) -> Commands:
         commands = self._commands
@@ -353,9 +305,15 @@ class Context:
         return f"<Context of {self._commands.id}>"
 
 
-def _check_step(name: object, fn: object, retry: object) -> None:
+def _users(name: str) -> str:
+    if name.startswith(OWN):
+        raise UsageError(f"the field {name!r} cannot be used: names that begin with {OWN!r} are Perdure's own")
+    return name
+
+
+def _check_step(name: object, fn: object, retry: object = None, verb: str = "run") -> None:
     if not isinstance(name, str) or not name:
-        raise UsageError(f"a step begins with its name: ctx.run('charge', fn, ...), not ctx.run({name!r}, ...)")
+        raise UsageError(f"a step begins with its name: ctx.{verb}('charge', fn, ...), not ctx.{verb}({name!r}, ...)")
     is_remote, is_bound_by_ray = hasattr(fn, "remote"), hasattr(fn, "bind")
     if is_remote and not is_bound_by_ray:
         raise UsageError(f"step {name!r}: {fn!r} is a call, which is durable by itself: await its .remote(...)")
@@ -363,3 +321,15 @@ def _check_step(name: object, fn: object, retry: object) -> None:
         raise UsageError(f"step {name!r}: {fn!r} cannot be called; pass the function and its arguments, not its result")
     if retry is not None and not isinstance(retry, Retry):
         raise UsageError(f"step {name!r}: retry={retry!r} is no Retry; bind keywords of fn by functools.partial")
+
+
+def _check_call(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
+    # Of a compensation at once: else it comes out on the day it is needed.
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # some builtins, and what Ray makes of a function, have none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"step {name!r}: {fn!r} does not take {what}: {error}") from None

@@ -16,21 +16,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from urllib.parse import urlsplit
 
 import orjson
 
+from journal.names import shard_in
 from journal.redis import Durability, RedisStore
 from journal.store import SHARDS, Store
 
 from . import place
 from .client import Client
 from .errors import UsageError
-from .invocation import Invocation
+from .handlers import Call
+from .invocation import Invocation, R
 from .local import LocalHost, bury_ended
+from .outgoing import run_of
 from .policy import Policy
 from .services import Limits
+from .slots import Slot
 
 if TYPE_CHECKING:
     from journal.server import EmbeddedServer
@@ -273,13 +277,31 @@ def _session() -> tuple[Session, Client]:
     return session, session.client
 
 
-def attach(id: str) -> Invocation[Any]:
-    """Return the invocation with this id, started by whatever process: await it, or ask for its result.
+@overload
+def attach(target: str) -> Invocation[Any]: ...
+@overload
+def attach(target: Call[Callable[..., Invocation[R]]]) -> Invocation[R]: ...
+def attach(target: str | Call[Any]) -> Invocation[Any]:
+    """Return the invocation with this id, or that of a workflow's run (`Signup["k"].run`), whoever started it.
+
+    In a handler awaiting it is an entry of the journal; of one that is not known it raises a `TerminalError` (404).
 
     Raises:
-        UsageError: this process is not connected.
+        UsageError: this process is not connected, or this is neither the id of an invocation nor a workflow's run.
     """
-    return Invocation(id, _session()[1])
+    execution = place.execution()
+    if execution is None:
+        client = _session()[1]
+        if isinstance(target, str):
+            shard_in(target)
+            return Invocation(target, client)
+        id_, handler = run_of(target, client.shards)
+        return Invocation(id_, client, Slot(handler, is_accepted=True))
+    if isinstance(target, str):
+        shard_in(target)
+        return Invocation(target, execution)
+    id_, handler = run_of(target, execution.calls.shards)
+    return Invocation(id_, execution, handler)
 
 
 def status() -> Status:

@@ -3,6 +3,7 @@
     DurableError
     ├── TerminalError          recorded as the outcome; every other error of a handler means another attempt
     │   ├── Cancelled              409
+    │   ├── DeadlockError          409
     │   └── CallTimeout            408, also a TimeoutError
     ├── UsageError             the caller's mistake, also a ValueError
     ├── NotFoundError          no such invocation
@@ -34,6 +35,7 @@ __all__ = [
     "CallTimeout",
     "Cancelled",
     "DamagedError",
+    "DeadlockError",
     "DecodeError",
     "DurableError",
     "NondeterminismError",
@@ -63,6 +65,13 @@ class Cancelled(TerminalError):
     """The invocation was cancelled; raised by each wait that was open then."""
 
     def __init__(self, message: str = "cancelled", code: int = 409, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, code, metadata)
+
+
+class DeadlockError(TerminalError):
+    """A call was refused: its key is held by an invocation that waits, through calls, for this call."""
+
+    def __init__(self, message: str, code: int = 409, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message, code, metadata)
 
 

@@ -12,39 +12,53 @@ Invariants:
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from journal.entries import Delivered, EventKind, Message
 from journal.names import ObjectId
-from journal.store import Bring, Outgoing
+from journal.store import Bring
 
 from . import outcomes
 from .awakeables import Awakeables, MadeAwakeable
 from .calls import Calls, Surroundings
+from .cancel import fail_waits
 from .context import Context
-from .errors import NondeterminismError, TerminalError, UsageError
+from .errors import Cancelled, NondeterminismError, TerminalError, UsageError
 from .fields import StateView
 from .handlers import Handler
 from .invocation import Accepted, Invocation
+from .leftovers import leftovers
 from .loop import DeterministicLoop, EntryFuture
 from .objects import Declaration, instance
-from .outgoing import bounded
+from .outgoing import bounded, outcome_of_result
 from .place import NOT_IN_A_STEP, Request, in_step
-from .policy import Retry
+from .promises import Board, MadePromise, Promises
 from .replay import Entries, Happening, Phase, advance
+from .restarts import Restarts
+from .sagas import CANCELLED, Sagas
 from .signals import Signals
-from .steps import Step
+from .steps import Steps
 from .timers import Timers
 from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
-NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class Execution:
     """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
+
+    _root_is_cancelled: Cancelled | None = None  # how it ends if the root task does as a cancel has asked
+    board: Board | None = None  # where the promises of a workflow stand
+    restarts: Restarts = ()  # where its invocation began again
+    _steps: Steps | None = None
+    _sagas: Sagas | None = None
+    has_given_up = False
+    """It failed as the last attempt and compensates: what it had not committed is discarded."""
+    last_word: Callable[["Execution", BaseException, str], tuple[str, TerminalError] | None]
+    """Asked what ends the invocation, if no attempt follows, and for its entry; told which one the journal holds."""
 
     def __init__(
         self,
@@ -59,17 +73,14 @@ class Execution:
         self._surroundings, self._declared, self._handler, self._message = surroundings, declared, handler, message
         self._target = ObjectId.parse(message.target)
         self._scope = scope_of(declared.cls)
-        self._attempt = attempt
+        self.attempt = attempt
         self._now_ms = started_ms
-        self._loop = DeterministicLoop(self, started_ms / 1000)
+        self.loop = DeterministicLoop(self, started_ms / 1000)
         self._entries = Entries(message.id, recorded)
         self._root: asyncio.Task[Any] | None = None
         self._random: random.Random | None = None
-        self._calls = Calls(message.id, surroundings, self._loop, self._scope)
-        self.timers = Timers(self._loop, self._make, self._entries.is_new)
-        self._steps: dict[int, Step] = {}
-        self._step_of: dict[int, int] = {}
-        self._divergence: NondeterminismError | None = None
+        self.calls = Calls(message, surroundings, self.loop, self._scope, holds=handler.exclusive)
+        self.timers = Timers(self.loop, self._entries)
         self._foreign = False
         self.view: StateView | None = None
         self.phase = Phase.REPLAYING
@@ -77,8 +88,6 @@ class Execution:
         """With COMPLETED: the encoded result or terminal error."""
         self.error: BaseException | None = None
         """With FAILED and DIVERGED: why."""
-        self.unstarted: dict[int, Step] = {}
-        """Steps without an outcome whose action has not started."""
         self.on_foreign_call: Callable[[], object] = lambda: None
         """Told, from any thread, that this attempt must fail."""
 
@@ -94,47 +103,28 @@ class Execution:
         """All entries made so far."""
         return self._entries.made
 
-    def take_messages(self) -> list[Outgoing | Bring]:
-        """Return what leaves with the next commit, in order, and forget it here."""
-        messages, self._calls.messages = self._calls.messages, []
-        return messages
-
-    @property
-    def has_messages(self) -> bool:
-        """Whether something is to leave."""
-        return bool(self._calls.messages)
-
-    @property
-    def recorded(self) -> list[str]:
-        """The entries that the journal held when this attempt began."""
-        return self._entries.recorded
-
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
-        self.view = StateView(fields, self._loop, refusal, self._scope)
+        self.view = StateView(fields, self._declared.fields, self.loop, refusal, self._scope)
         try:
-            # The root is the handler's own coroutine: one that awaited it would hide that it refuses to be closed.
-            self._root = self._loop.start(self._called())
+            args, kwargs = decode(self._message.arguments, scope=self._scope)
+            me = instance(self._declared.cls, self._target.key, self.view)
+            self._root = self.loop.start(self._handler.called(me, Context(self), args, kwargs))
         except Exception as error:  # noqa: BLE001  # arguments run code of the user as they are decoded
             self._decide(error)
             return
         self._drain()
-
-    def _called(self) -> Coroutine[Any, Any, Any]:
-        args, kwargs = decode(self._message.arguments, scope=self._scope)
-        me, ctx = instance(self._declared.cls, self._target.key, self._state()), Context(self)
-        try:
-            self._handler.check(args, kwargs)
-        except TypeError as error:
-            raise UsageError(str(error)) from None
-        fn = self._handler.fn
-        return fn(me, ctx, *args, **kwargs) if self._handler.is_async else _plain(fn, me, ctx, *args, **kwargs)
 
     def deliver(self, event: Delivered) -> bool:
         """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
         if event.kind is EventKind.SIGNAL:
             self._set_time(event.time_ms)
             self._signals.take(event.payload)
+        elif event.kind is EventKind.CANCEL:
+            if self.is_compensating:
+                return False
+            self._set_time(event.time_ms)
+            self._cancel()
         elif event.kind is EventKind.AWAKEABLE:
             if not self._awakeables.expects(event.index, len(self._entries.made)):
                 return False
@@ -143,43 +133,55 @@ class Execution:
         elif event.index >= len(self._entries.made):
             self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
             return True
+        elif event.kind is EventKind.PROMISE:
+            if not self._promises.expects(event.index):
+                return False
+            self._set_time(event.time_ms)
+            self._promises.deliver(event.index, event.payload)
         elif event.kind is EventKind.TIMER:
             handle = self.timers.due(event.index)
             if handle is None:
                 return False
             self._set_time(event.time_ms)
-            self._loop.fire(handle)
+            self.loop.fire(handle)
+            self._pass_on(self.calls.too_late(event.index))
         else:
-            expected = self._calls.expects(event.index)
+            expected = self.calls.expects(event.index)
             if expected is None:
                 self._diverge(self._entries.unexpected(event.index, "a reply"))
                 return True
             if not expected:
                 return False
             self._set_time(event.time_ms)
-            self._calls.reply(event.index, event.payload)
+            self.calls.reply(event.index, event.payload)
         self._drain()
         return True
 
+    def _cancel(self) -> None:
+        """Raise `Cancelled` from every open wait, and ask the same of the calls without an outcome."""
+        self._pass_on(self.calls.cancels())
+        if not fail_waits(self.loop, self.steps, self.timers):  # locks, queues: nothing of ours to fail
+            assert self._root is not None
+            self._root.cancel()
+            self._root_is_cancelled = Cancelled()
+
+    def _pass_on(self, cancels: list[Bring]) -> None:
+        try:
+            for event in cancels:
+                self._tell(event, f"cancel {event.invocation}")
+        except NondeterminismError:
+            pass  # it is noted, and ends the attempt
+
     def deliver_outcome(self, index: int, outcome: bytes, time_ms: int) -> None:
         """Deliver the recorded outcome of a step and run dry."""
-        step = self._steps.pop(index, None)
+        step = self.steps.take(index)
         if step is None:
-            self._diverge(self._entries.unexpected(index, "the outcome of a step"))
-            return
-        self.unstarted.pop(index, None)
+            if not self._entries.has_made(index, "run "):
+                self._diverge(self._entries.unexpected(index, "the outcome of a step"))
+            return  # else an outcome that came with it, in one record, has made the handler give it up
         self._set_time(time_ms)
-        if not step.future.done():
-            try:
-                step.future.set_result(outcomes.decoded(outcome, scope=self._scope))
-            except Exception as error:  # noqa: BLE001  # the step's own failure, or one of reading its result
-                step.future.set_exception(error)
+        self.steps.complete(step, outcome)
         self._drain()
-
-    def holds(self, index: int) -> bool:
-        """Whether the handler still wants the outcome of a step."""
-        step = self._steps.get(index)
-        return step is not None and not step.future.done()
 
     def drained(self) -> None:
         """Say that everything durable was delivered: from here on actions start."""
@@ -193,37 +195,76 @@ class Execution:
         """Leave memory: coroutines are closed, and nothing that they ask for happens."""
         if not self.has_ended:
             self.phase = advance(self.phase, Happening.DROPPED)
-        self._loop.drop()
+        self.loop.drop()
+
+    @property
+    def is_compensating(self) -> bool:
+        """Whether the handler has ended, and what it deferred is run."""
+        return self._sagas is not None and self._sagas.error is not None
+
+    def forget(self) -> None:
+        """Let go of errors: their tracebacks hold the handler's frames, and those the context and so this."""
+        self._root = self.error = self._sagas = None
 
     # Driving
 
     def _set_time(self, time_ms: int) -> None:
         if time_ms > self._now_ms:
             self._now_ms = time_ms
-            self._loop.advance(time_ms / 1000)
+            self.loop.advance(time_ms / 1000)
 
     def _drain(self) -> None:
-        self._loop.drain()
-        if self._divergence is not None:
-            self._diverge(self._divergence)
-        elif self._loop.escaped is not None:
-            self._fail(self._loop.escaped)
+        self.loop.drain()
+        if self._entries.divergence is not None:
+            self._diverge(self._entries.divergence)
+        elif self.loop.escaped is not None:
+            self._fail(self.loop.escaped)
         elif self._foreign:
             self._fail(RuntimeError("a thread called into the handler's event loop: that belongs in ctx.run()"))
         elif self._root is not None and self._root.done():
             self._end(self._root)
 
     def _end(self, root: "asyncio.Task[Any]") -> None:
-        error = asyncio.CancelledError() if root.cancelled() else root.exception()
-        self._loop.finish()
-        if self._divergence is not None:
-            self._diverge(self._divergence)
+        error = root.exception() if not root.cancelled() else self._root_is_cancelled or asyncio.CancelledError()
+        sagas = self._sagas
+        if sagas is not None and sagas.error is not None:
+            error = sagas.error if error is None else error
+        else:
+            if error is None and sagas:
+                _, error = self._outcome_of(root.result())
+            if error is not None and self._compensates(error):
+                return
+        self.loop.finish()
+        if self._entries.divergence is not None:
+            self._diverge(self._entries.divergence)
         elif error is not None:
             self._decide(error)
         elif (short := self._entries.missing("nothing: it ended")) is not None:
             self._diverge(short)
         else:
             self._complete(root.result())
+
+    def _compensates(self, error: BaseException) -> bool:
+        """Begin to undo what was deferred, if there is something and no other attempt follows."""
+        self.loop.settle()  # as they end, tasks may defer something too
+        if not self._sagas or self._entries.divergence is not None:
+            return False
+        if outcomes.terminal(error) is None:
+            found = self.last_word(self, error, self._entries.next_recorded())
+            if found is None:
+                return False
+            entry, error = found
+            self.has_given_up, self.calls.messages, self.timers.set = True, [], {}
+            with suppress(NondeterminismError):  # it is noted, and ends the attempt
+                self._entries.make(entry)
+                self._pass_on(self.calls.cancels() if entry == CANCELLED else [])
+            if self._entries.divergence is not None:
+                return False
+        self._warn_of_leftovers()
+        self.steps.end()
+        self._root = self.loop.start(self._sagas.begin(error))
+        self._drain()
+        return True
 
     def _decide(self, error: BaseException) -> None:
         """The handler has raised: that is its outcome, or the end of this attempt."""
@@ -234,51 +275,34 @@ class Execution:
             self._diverge(short)
         else:
             self._warn_of_leftovers()
-            self.outcome, self.error = outcomes.encoded_error(found), error
+            self.outcome = self._sagas.encoded(found) if self._sagas is not None else outcomes.encoded_error(found)
+            self.error = error
             self.phase = advance(self.phase, Happening.RETURNED)
 
     def _complete(self, result: Any) -> None:
         self._warn_of_leftovers()
-        try:
-            self.outcome = bounded(
-                outcomes.encoded_value(result, self._handler.returns), "result", self._surroundings.payload_max
-            )
-        except UsageError as error:
-            where = f"{self._message.target}.{self._handler.name}"
-            self.outcome = outcomes.encoded_error(TerminalError(f"{where} returned what cannot be sent: {error}", 400))
-            self.error = error
+        self.outcome, self.error = self._outcome_of(result)
         self.phase = advance(self.phase, Happening.RETURNED)
+
+    def _outcome_of(self, result: Any) -> tuple[bytes, TerminalError | None]:
+        return outcome_of_result(result, self._handler.returns, self._message, self._surroundings.payload_max)
 
     def _fail(self, error: BaseException) -> None:
         self.error = error
         self.phase = advance(self.phase, Happening.RAISED)
-        self._loop.drop()
+        self.loop.drop()
 
     def _diverge(self, error: NondeterminismError) -> None:
         if self.phase is not Phase.DIVERGED:
             self.error = error
             self.phase = advance(self.phase, Happening.DIFFERED)
-            self._loop.drop()
+            self.loop.drop()
 
     def _warn_of_leftovers(self) -> None:
-        if not self._entries.made and not self._loop.unfinished():
+        if self.is_compensating or not (self._entries.made or self.loop.unfinished()):
             return
-        for name in self._calls.unawaited():
-            self.warn(f"`{name}` was never awaited: its result is lost. Use .send() if nobody waits", None)
-        for step in self._steps.values():
-            if not step.future.done():
-                self.warn(f"the step {step.name!r} was never awaited: it is given up with its handler", None)
-        for index in self.timers:
-            self.warn(f"`{self.entries[index]}` had not ended when the handler did: is an await missing?", None)
-        for name in self._loop.unfinished():
-            self.warn(f"{name} had not ended when the handler did: it was cancelled", None)
-
-    def _make(self, entry: str) -> int:
-        try:
-            return self._entries.make(entry)
-        except NondeterminismError as error:
-            self._divergence = self._divergence or error
-            raise
+        for left in leftovers(self.calls, self.steps, self.timers, self.loop, self.entries):
+            self.warn(left, None)
 
     # What the loop asks (`loop.Owner`)
 
@@ -302,23 +326,15 @@ class Execution:
 
     def entry_cancelled(self, future: EntryFuture, /) -> None:
         """Give up a step whose wait was cancelled."""
-        index = self._step_of.pop(future.number, None)
-        if index is not None:
-            self._steps.pop(index, None)
-            self.unstarted.pop(index, None)
+        self.steps.give_up(future)
 
     def warn(self, message: str, exception: BaseException | None, /) -> None:
         """Log what asyncio or the end of the handler has to say, unless it was said before."""
         if not self.is_replaying:
-            where = f"{self._message.target}.{self._message.handler} ({self.id})"
-            logger.warning("%s: %s", where, message, exc_info=exception)
+            where = f"{self._message.target}.{self._message.handler}"
+            logger.warning("%s (%s): %s", where, self.id, message, exc_info=exception)
 
-    # What the context asks (`context.Commands`)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that the handler runs on."""
-        return self._loop
+    # What the context asks (`commands.Commands`)
 
     @property
     def key(self) -> str:
@@ -331,37 +347,28 @@ class Execution:
         return self._message.id
 
     @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self._attempt
-
-    @property
     def headers(self) -> Mapping[str, str]:
         """What the caller sent along."""
-        return self._message.headers or NO_HEADERS
+        return self._message.headers or {}
 
     @property
     def is_replaying(self) -> bool:
         """Whether durable events remain to be delivered."""
         return self.phase is Phase.REPLAYING and bool(self._entries.recorded)
 
-    def run_step(
-        self,
-        name: str,
-        fn: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        retry: Retry | None,
-        timeout_s: float | None,
-        /,
-    ) -> "asyncio.Future[Any]":
-        """Make the entry of a step; its action starts when the host finds that it may."""
-        index = self._make(f"run {name}")
-        future = self._loop.entry_future()
-        step = Step(index, name, fn, args, kwargs, retry, timeout_s, future)
-        self._steps[index] = self.unstarted[index] = step
-        self._step_of[future.number] = index
-        return future
+    @property
+    def steps(self) -> Steps:
+        """Its steps."""
+        if self._steps is None:
+            self._steps = Steps(self._entries.make, self.loop, self._scope)
+        return self._steps
+
+    @property
+    def sagas(self) -> Sagas:
+        """Its compensations."""
+        if self._sagas is None:
+            self._sagas = Sagas(self._message, self.steps.run, lambda: self.is_replaying)
+        return self._sagas
 
     def sleep(self, duration_s: float, name: str, /) -> "asyncio.Future[None]":
         """Make the entry of a timer."""
@@ -369,20 +376,29 @@ class Execution:
 
     def awakeable(self, annotation: Any, /) -> MadeAwakeable:
         """Make the entry of an awakeable."""
-        return self._awakeables.make(self._make("awakeable"), annotation)
+        return self._awakeables.make(self._entries.make("awakeable"), annotation)
 
     @cached_property
     def _awakeables(self) -> Awakeables:
-        return Awakeables(self.id, self._loop, self._scope)
+        return Awakeables(self.id, self.loop, self._scope, self.restarts)
 
     def signal(self, name: str, annotation: Any, /) -> "asyncio.Future[Any]":
         """Make the entry of the wait for a signal."""
-        self._make(f"signal {name}")
+        self._entries.make(f"signal {name}")
         return self._signals.ask(name, annotation)
 
     @cached_property
     def _signals(self) -> Signals:
-        return Signals(self._loop, self._scope)
+        return Signals(self.loop, self._scope)
+
+    def promise(self, name: str, annotation: Any, /) -> MadePromise:
+        """Return a promise of this workflow."""
+        return MadePromise(name, annotation, self._promises)
+
+    @cached_property
+    def _promises(self) -> Promises:
+        whose, entries, outcome_max = self._message.target, self._entries, self._surroundings.payload_max
+        return Promises(whose, self.board, entries.make, entries.is_new, self.loop, self._scope, outcome_max)
 
     def now_ms(self) -> int:
         """Return the time of the last delivered event."""
@@ -394,27 +410,9 @@ class Execution:
             self._random = random.Random(self.id)
         return self._random
 
-    def read_field(self, name: str, /) -> Any:
-        """Return a field's value."""
-        return self._state().read(name, self._declared.fields.get(name))
-
-    def write_field(self, name: str, value: Any, /) -> None:
-        """Set a field."""
-        field = self._declared.fields.get(name)
-        if field is None:
-            self._state().write(name, value)
-        else:
-            self._state().set(field, value)
-
-    def clear_field(self, name: str, /) -> None:
-        """Make a field absent."""
-        self._state().clear(name)
-
-    def field_names(self) -> list[str]:
-        """Return the names of the fields that are set."""
-        return self._state().names()
-
-    def _state(self) -> StateView:
+    @property
+    def state(self) -> StateView:
+        """The object's fields."""
         assert self.view is not None
         return self.view
 
@@ -426,25 +424,27 @@ class Execution:
             raise UsageError(NOT_IN_A_STEP)
         if not (request.one_way or self._handler.is_async):
             raise UsageError(f"{self._handler.name} is not async, so it cannot wait: use .send(), or make it async")
-        return self._calls.start(request, self._make, self._entries.is_new, self)
+        started = self.calls.start(request, self._entries.make, self._entries.is_new, self)
+        if request.options.timeout_s is not None:
+            self.calls.limit(started.id, request.options.timeout_s, self.timers, len(self._entries.made))
+        return started
 
     def bring(self, event: Bring, entry: str, /) -> Accepted:
         """Make the entry of an event for another invocation; it leaves with the next commit."""
         if in_step.get() is not None:
             raise UsageError(NOT_IN_A_STEP)
         bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
-        if self._entries.is_new(self._make(entry)):
-            self._calls.messages.append(event)
+        self._tell(event, entry)
         return Invocation(entry, self).accepted()
 
+    def _tell(self, event: Bring, entry: str) -> None:
+        if self._entries.is_new(self._entries.make(entry)):
+            self.calls.tell(event)
+
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
-        """Wait for a call of this handler."""
-        return self._calls.wait(invocation)
+        """Wait for a call of this handler, or for what was started elsewhere."""
+        return self.calls.wait(invocation, self._entries.make, self._entries.is_new)
 
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
         """Return at once: what a handler starts is durable with its own next commit."""
         yield from ()
-
-
-async def _plain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return fn(*args, **kwargs)

@@ -13,12 +13,16 @@ from threading import get_ident
 from typing import Any, Final
 
 from journal.codec import MISSING
+from journal.entries import pack, unpack
+from journal.keys import OWN
 
 from .errors import UsageError
 from .loop import DeterministicLoop
 from .state import State
 from .values import LIVE, Scope, decode, encode
 
+INNER_WROTE: Final = 0
+"""The index of the STATE event that carries fields."""
 IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
 _UNSET: Final = object()
 
@@ -26,12 +30,28 @@ _UNSET: Final = object()
 class StateView:
     """The fields of one object for one execution."""
 
-    __slots__ = ("_annotations", "_base", "_before", "_cleared", "_loop", "_reads", "_refusal", "_scope", "_values")
+    __slots__ = (
+        "_annotations",
+        "_base",
+        "_before",
+        "_cleared",
+        "_declared",
+        "_loop",
+        "_reads",
+        "_refusal",
+        "_scope",
+        "_values",
+    )
 
     def __init__(
-        self, base: Mapping[str, bytes], loop: DeterministicLoop, refusal: str = "", scope: Scope = LIVE
+        self,
+        base: Mapping[str, bytes],
+        declared: Mapping[str, State[Any]],
+        loop: DeterministicLoop,
+        refusal: str = "",
+        scope: Scope = LIVE,
     ) -> None:
-        self._base, self._loop, self._refusal, self._scope = base, loop, refusal, scope
+        self._base, self._declared, self._loop, self._refusal, self._scope = base, declared, loop, refusal, scope
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
         self._annotations: dict[str, Any] = {}
@@ -52,26 +72,33 @@ class StateView:
     def set(self, field: State[Any], value: Any, /) -> None:
         """Set a declared field."""
         self._annotations[field.name] = field.annotation
-        self.write(field.name, value)
+        self._write(field.name, value)
 
-    # Fields by name: `ctx.get`
-
-    def read(self, name: str, field: State[Any] | None) -> Any:
-        """Return a field's value, its default if it is declared, else MISSING."""
-        if self._loop.inside != get_ident():
-            raise _elsewhere(name)
-        if name in self._values:
-            return self._values[name]
-        return self._load(name, field)
-
-    def write(self, name: str, value: Any) -> None:
-        """Set a field."""
+    def _write(self, name: str, value: Any) -> None:
         self._check_writable(name)
         self._before.setdefault(name, _UNSET)
         self._values[name] = value
         self._cleared.discard(name)
 
-    def clear(self, name: str) -> None:
+    # Fields by name (`commands.Fields`)
+
+    def read(self, name: str, /) -> Any:
+        """Return a field's value, its default if it is declared, else MISSING."""
+        if self._loop.inside != get_ident():
+            raise _elsewhere(name)
+        if name in self._values:
+            return self._values[name]
+        return self._load(name, self._declared.get(name))
+
+    def write(self, name: str, value: Any, /) -> None:
+        """Set a field, declared or not."""
+        field = self._declared.get(name)
+        if field is None:
+            self._write(name, value)
+        else:
+            self.set(field, value)
+
+    def clear(self, name: str, /) -> None:
         """Make a field absent."""
         self._check_writable(name)
         self._values.pop(name, None)
@@ -80,8 +107,9 @@ class StateView:
 
     def names(self) -> list[str]:
         """Return the names of the fields that are set, sorted."""
-        self._reads.update(self._base)
-        names = set(self._base) - self._cleared
+        base = {name for name in self._base if not name.startswith(OWN)}
+        self._reads.update(base)
+        names = base - self._cleared
         names.update(name for name, data in self.changes().items() if data is not None)
         return sorted(names)
 
@@ -138,6 +166,15 @@ class StateView:
         except UsageError as error:
             raise UsageError(f"state {name!r}: {error}") from error
 
+    def absorb(self, fields: Mapping[str, bytes | None]) -> None:
+        """Take what another invocation has written as found; what this one held of these fields is over."""
+        base = {name: value for name, value in self._base.items() if name not in fields}
+        self._base = base | {name: value for name, value in fields.items() if value is not None}
+        for name in fields:
+            self._values.pop(name, None)
+            self._before.pop(name, None)
+            self._cleared.discard(name)
+
     def reads(self) -> dict[str, bytes | None]:
         """Return what was read so far, as it was found."""
         return {name: self._base.get(name) for name in self._reads}
@@ -145,6 +182,22 @@ class StateView:
     def found(self, name: str) -> bytes | None:
         """Return what the invocation found in a field."""
         return self._base.get(name)
+
+
+def packed(fields: Mapping[str, bytes | None]) -> bytes:
+    """Return fields as one payload."""
+    header = [[name, -1 if value is None else len(value)] for name, value in fields.items()]
+    return pack(header, [value for value in fields.values() if value is not None])
+
+
+def unpacked(data: bytes) -> dict[str, bytes | None]:
+    """Return the fields of a payload."""
+    header, rest = unpack(data)
+    fields: dict[str, bytes | None] = {}
+    for name, size in header:
+        fields[name] = None if size < 0 else rest[:size]
+        rest = rest[max(size, 0) :]
+    return fields
 
 
 def _elsewhere(name: str) -> UsageError:

@@ -24,8 +24,10 @@ from .context import Context
 from .errors import UsageError
 from .invocation import Invocation
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
-from .policy import Duration, Policy
+from .policy import Duration, Policy, check_policy
+from .schedule import Schedule, declared
 from .state import Addressed, Unkeyed, resolved
+from .ticks import Missed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,10 +78,54 @@ class Call(Generic[Remote]):
         delay: Duration | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: Duration | None = None,
     ) -> Call[Remote]:
-        """Return a copy with these options; what is not given stays."""
-        changed = self._options.changed(delay, idempotency_key, headers)
+        """Return a copy with these options; what is not given stays.
+
+        `delay`: it counts as sent when this has passed. `idempotency_key`: the same key is the same invocation, as long
+        as its outcome is kept. `headers`: what the handler finds in `ctx.headers`. `timeout`, for `.remote` only: after
+        so long every wait for the call raises `CallTimeout`, and what it has called is cancelled; in a handler by a
+        durable timer, in a driver by this program, so that it ends with it.
+        """
+        changed = self._options.changed(delay, idempotency_key, headers, timeout)
         return type(self)(self._handler, self._owner, self._target, changed)
+
+    def schedule(
+        self,
+        *args: Any,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        missed: Missed = "last",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Declare a durable schedule that sends this request at each tick, and return it.
+
+        Declaring it again changes nothing, so programs may whenever they start. With other arguments it goes on with
+        those; with another timing it begins anew. A tick is fired once, through failures too; the handler finds its
+        time in the header `perdure-scheduled-at`.
+
+        Args:
+            cron: five fields, as in "0 9 * * mon-fri"; a sixth one counts seconds.
+            every: instead of cron, the distance of the ticks, from now on; at least one second.
+            timezone: in which cron is read, as "Europe/Berlin"; "UTC" where it is not said.
+            missed: what becomes of ticks that come a minute late or more, because all was down, or that were due while
+                the schedule was paused: "skip" fires none of them, "last" one, if none is in time, "all" each (at most
+                1,000, the latest).
+            name: of the schedule, where target and handler are not to be it; one name is one schedule.
+
+        Raises:
+            TypeError: the arguments are not the handler's.
+            UsageError: the timing is none, or as with every call.
+        """
+        handler, owner, target = self._handler, self._owner, self._target
+        handler.check(args, kwargs)
+        if handler.exclusive and owner._runs_once:
+            raise UsageError(f"{self!r} happens once for each key: schedule a handler that starts it with a new key")
+        key = None if target is None else target._key
+        request = Request(owner._options.name, key, handler.name, args, kwargs, True, self._options, handler, owner)
+        return declared(request, cron, every, timezone, missed, name)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs, one_way=False)
@@ -103,6 +149,16 @@ class Call(Generic[Remote]):
     def __repr__(self) -> str:
         at = self._owner.__name__ if self._target is None else repr(self._target)
         return f"{at}.{self._handler.name}"
+
+
+async def _plainly(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a handler that is no coroutine function."""
+    return fn(*args, **kwargs)
+
+
+def called(call: Call[Any]) -> tuple[type[Addressed], str | None, Handler[Any, Any]]:
+    """Return what a call is to: class, key and handler."""
+    return call._owner, None if call._target is None else call._target._key, call._handler
 
 
 def _not_in_place(call: Call[Any]) -> UsageError:
@@ -130,15 +186,19 @@ class BoundHandler(Call[Remote], Generic[Remote, Plain]):
 class Handler(Generic[Remote, Plain]):
     """A method that others may invoke."""
 
-    __slots__ = ("_binder", "_hints", "_is_named", "exclusive", "fn", "is_async", "name", "policy")
+    __slots__ = ("_binder", "_hints", "_is_named", "exclusive", "fn", "is_async", "name", "policy", "reentrant")
 
-    def __init__(self, fn: Callable[..., Any], *, exclusive: bool, policy: Policy | None = None) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], *, exclusive: bool, policy: Policy | None = None, reentrant: bool = False
+    ) -> None:
         self.fn = fn
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
         """It returns a coroutine."""
         self.name = fn.__name__
         self.exclusive = exclusive
         self.policy = policy
+        self.reentrant = reentrant
+        """A call of it that comes back to a key whose holder waits for it is let in."""
         self._is_named = False
         self._binder: Callable[..., None] | None = None
         self._hints: dict[str, Any] | None = None
@@ -189,6 +249,20 @@ class Handler(Generic[Remote, Plain]):
         """Raise the `TypeError` that Python raises for a call with these arguments, naming this handler."""
         (self._binder or self._compiled())(*args, **kwargs)
 
+    def called(
+        self, me: object, ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Coroutine[Any, Any, Any]:
+        """Return the coroutine of a call: the method's own, as one that awaited it would hide that it resists its end.
+
+        Raises:
+            UsageError: the method does not take these arguments.
+        """
+        try:
+            (self._binder or self._compiled())(*args, **kwargs)
+        except TypeError as error:
+            raise UsageError(str(error)) from None
+        return self.fn(me, ctx, *args, **kwargs) if self.is_async else _plainly(self.fn, me, ctx, *args, **kwargs)
+
     def _compiled(self) -> Callable[..., None]:
         self._binder = _binder(self.fn)
         return self._binder
@@ -201,13 +275,18 @@ class Handler(Generic[Remote, Plain]):
         return f"<handler {_short(self.fn)}>"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored_handler, (self.fn, self.name, self.exclusive, self.policy, dict(self.hints))
+        return _restored_handler, (self.fn, self.name, self.exclusive, self.policy, dict(self.hints), self.reentrant)
 
 
 def _restored_handler(
-    fn: Callable[..., Any], name: str, exclusive: bool, policy: Policy | None, hints: dict[str, Any]
+    fn: Callable[..., Any],
+    name: str,
+    exclusive: bool,
+    policy: Policy | None,
+    hints: dict[str, Any],
+    reentrant: bool = False,
 ) -> Handler[Any, Any]:
-    restored = Handler[Any, Any](fn, exclusive=exclusive, policy=policy)
+    restored = Handler[Any, Any](fn, exclusive=exclusive, policy=policy, reentrant=reentrant)
     restored.__set_name__(Unkeyed, name)
     restored._hints = hints
     return restored
@@ -270,15 +349,22 @@ class _Maker:
         self, fn: Callable[Concatenate[Any, Context, P], R], /
     ) -> Handler[Callable[P, Invocation[R]], Callable[Concatenate[Context, P], R]]: ...
     @overload
-    def __call__(self, /, *, policy: Policy) -> Decorator: ...
-    def __call__(self, fn: Callable[..., Any] | None = None, /, *, policy: Policy | None = None) -> Any:
+    def __call__(self, /, *, policy: Policy, reentrant: bool = ...) -> Decorator: ...
+    @overload
+    def __call__(self, /, *, reentrant: bool) -> Decorator: ...
+    def __call__(
+        self, fn: Callable[..., Any] | None = None, /, *, policy: Policy | None = None, reentrant: bool = False
+    ) -> Any:
+        check_policy("a handler", policy)
+        if reentrant and not self._exclusive:
+            raise UsageError("@shared(reentrant=True): a shared handler runs beside all others anyway; leave it out")
         if fn is not None:
-            return self._made(fn, policy)
-        return lambda fn: self._made(fn, policy)  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType, reportUnknownArgumentType]  # typed by Decorator
+            return self._made(fn, policy, reentrant=reentrant)
+        return lambda fn: self._made(fn, policy, reentrant=reentrant)  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType, reportUnknownArgumentType]  # typed by Decorator
 
-    def _made(self, fn: Callable[..., Any], policy: Policy | None) -> Handler[Any, Any]:
+    def _made(self, fn: Callable[..., Any], policy: Policy | None, *, reentrant: bool) -> Handler[Any, Any]:
         _check_handler(fn)
-        return Handler(fn, exclusive=self._exclusive, policy=policy)
+        return Handler(fn, exclusive=self._exclusive, policy=policy, reentrant=reentrant)
 
 
 handler: Final = _Maker(exclusive=True)

@@ -21,18 +21,20 @@ from typing import Any, Final
 import orjson
 
 from journal.clock import boot_seconds, offset_ms, wall_ms
-from journal.entries import Event
+from journal.entries import Event, EventKind, Message, order_of
 from journal.names import new_id
-from journal.store import SHARDS, Store
+from journal.store import SHARDS, Dormant, Store, Where
 
 from .activation import Activation
 from .blocking import refuse_blocking
 from .calls import Surroundings
 from .code import CodeBook
 from .errors import DamagedError, UnavailableError
+from .idle import Idle
 from .leases import RENEW_EVERY, Leases, RenewalThread
-from .ownership import Ownership
+from .ownership import PAGE, Ownership, pages
 from .patience import Patience, end
+from .paused import command_in
 from .policy import Policy, resolve
 from .services import Limits, Services
 from .shard import OwnedShard
@@ -45,8 +47,13 @@ READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
 YIELD_AFTER: Final = 100
 """After so many of what came together, the loop turns: the writer, timers and all others have their turn."""
+READ_AHEAD: Final = 5_000
+"""While so many objects are still to be loaded, or commits to be written, nothing more is read: a burst waits in the
+store, not in memory."""
 READ_MS: Final = 1_000
 """A blocking read returns after so long, so that the host is seen to turn."""
+LOOK_AGAIN: Final = 0.002
+"""Seconds between two looks whether the reader may go on."""
 TIMERS_AT_ONCE: Final = 1_000
 """Most timers moved in one script call."""
 COLLECT_EVERY: Final = 5.0
@@ -97,6 +104,7 @@ class Host:
         self._count = SHARDS
         self._fetch = asyncio.Event()
         self._to_load: list[tuple[OwnedShard, Activation]] = []
+        self._loading = 0
         self._to_wake: list[tuple[OwnedShard, str, list[Event]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewal: RenewalThread | None = None
@@ -136,8 +144,9 @@ class Host:
             policy=self._policy,
             surroundings=surroundings,
             code=self._code,
-            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._now),
+            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._now_ms),
             fetcher=self,
+            idle=Idle(asyncio.get_running_loop(), self._limits.waiting_max),
             loop=asyncio.get_running_loop(),
             now=self._now,
             spawn=self._spawn,
@@ -183,8 +192,7 @@ class Host:
     async def _read(self) -> None:
         patience, control = Patience(f"host {self._identity.id}"), "0-0"
         while True:
-            if self._renewal is not None:
-                self._renewal.turned()
+            await self._catch_up()
             shards = {shard: owned for shard, owned in self._shards.items() if owned.is_recovered}
             cursors = {shard: owned.cursor for shard, owned in shards.items()}
             try:
@@ -202,12 +210,24 @@ class Host:
                 owned.cursor.inbox = id_
                 if not owned.is_lost:
                     owned.accept(id_, data)
-            for number, (shard, event) in enumerate(arrivals.events):
+            found = arrivals.events
+            early = {number for number, (shard, event) in enumerate(found) if shards[shard].ends.ends_early(event)}
+            for number, (shard, event) in enumerate(found):
                 await self._turn(number)
                 owned = shards[shard]
                 owned.cursor.events = event.id
-                if not owned.is_lost:
+                if not (owned.is_lost or number in early):
                     owned.receive(event)
+
+    async def _catch_up(self) -> None:
+        """Note that the reader turns, and wait while too much of what it has read waits for the store."""
+        while True:
+            if self._renewal is not None:
+                self._renewal.turned()
+            unwritten = sum(shard.staging.backlog for shard in self._shards.values())
+            if unwritten < READ_AHEAD and len(self._to_load) + self._loading < READ_AHEAD:
+                return
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def _turn(self, number: int) -> None:
         """Let the loop turn after each so many: what has ended is written while the next are executed."""
@@ -250,24 +270,47 @@ class Host:
                 await self._wake_all(waking)
 
     async def _load_all(self, loading: list[tuple[OwnedShard, Activation]]) -> None:
+        self._loading = len(loading)
         objects = [(shard.shard, activation.target) for shard, activation in loading]
         states = await self._patience.until_answered(lambda: self._store.load(objects))
         for number, ((shard, activation), state) in enumerate(zip(loading, states, strict=True)):
             await self._turn(number)
             if not shard.is_lost:
                 shard.loaded(activation, state)
+        self._loading = 0
 
     async def _wake_all(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
         names = [(shard.shard, id_) for shard, id_, _ in waking]
         dormants = await self._patience.until_answered(lambda: self._store.dormant(names))
+        unread = await self._unread([id_ for (_, id_, _), found in zip(waking, dormants, strict=True) if found is None])
         for number, ((shard, id_, events), dormant) in enumerate(zip(waking, dormants, strict=True)):
             await self._turn(number)
-            is_unread = dormant is None and await self._is_open(id_)
+            code = ""
+            if dormant is not None and dormant.paused and command_in(events) is not None:
+                code = await self._reread(shard, id_, events, dormant)
             if not shard.is_lost:
-                shard.woken(id_, events, dormant, is_unread=is_unread)
+                shard.woken(id_, events, dormant, is_unread=id_ in unread, code=code)
 
-    async def _is_open(self, id_: str) -> bool:
-        return await self._patience.until_answered(lambda: self._store.status(id_)) == "open"
+    async def _reread(self, shard: OwnedShard, id_: str, events: list[Event], dormant: Dormant) -> str:
+        """Complete the events of a paused invocation by those read before; return the hash of its type's code."""
+        type_ = Message.parse(dormant.message).target.partition("/")[0]
+        code = await self._patience.until_answered(lambda: self._code.current(type_))
+        found = await pages(self._patience, lambda after: self._store.events(shard.shard, after, PAGE))
+        known, read = {event.id for event in events}, order_of(shard.cursor.events)
+        events += [
+            event
+            for event in found
+            if event.invocation == id_
+            and event.kind is not EventKind.NOTICE
+            and event.id not in known
+            and order_of(event.id) <= read
+        ]
+        events.sort(key=lambda event: order_of(event.id))
+        return code
+
+    async def _unread(self, ids: list[str]) -> set[str]:
+        found = await self._patience.until_answered(lambda: self._store.where(ids))
+        return {id_ for id_, where in zip(ids, found, strict=True) if where is Where.INBOX}
 
     # Time
 

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+D = TypeVar("D")
 
 NAMED_MAX = 5
 """A time-out names so many of the invocations that are open, and counts the rest."""
+
+
+_ENTRY_MAX = 999_999_999
 
 
 class Waiter(Protocol):
@@ -57,6 +61,10 @@ class Source(Waiter, Protocol):
 
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
+        ...
+
+    def peek(self, invocation: Invocation[Any], default: Any, /) -> Any:
+        """Ask the store for the result, or raise the failure; return `default` while it is open."""
         ...
 
     def bring(self, event: Bring, entry: str, /) -> Accepted:
@@ -109,6 +117,20 @@ class Invocation(Generic[R_co]):
         _refuse_in_a_handler("status()")
         return self._source_here().status(self)
 
+    @overload
+    def peek(self) -> R_co | None: ...
+    @overload
+    def peek(self, default: D) -> R_co | D: ...
+    def peek(self, default: Any = None) -> Any:
+        """Return the result if it has ended, or raise its failure; `default` while it is open. Asks the store, once.
+
+        Raises:
+            NotFoundError: the invocation is not known.
+            UsageError: this is a handler, whose replay may see another answer: await it.
+        """
+        _refuse_in_a_handler("peek()")
+        return self._source_here().peek(self, default)
+
     def accepted(self) -> Accepted:
         """Return what waits until the store has the request on disk: `await` it, or ask for its `result()`."""
         return Accepted(self)
@@ -127,10 +149,54 @@ class Invocation(Generic[R_co]):
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
             raise UsageError(f"a signal has a name: ref.signal('paid', value), not ref.signal({name!r}, ...)")
         data = pack([name], (outcomes.encoded_value(value),))
-        event = Bring(shard_in(self._id), self._id, EventKind.SIGNAL, 0, data)
+        return self._bring(EventKind.SIGNAL, f"signal {name} to {self._id}", data)
+
+    def cancel(self) -> Accepted:
+        """Cancel it: every wait of its handler that is open raises `Cancelled`, once, and it may compensate.
+
+        What it does not catch is its outcome. Its calls are cancelled as well, its sends are not. One that has not
+        begun (queued, delayed) never does; one that is paused ends at once; one that has ended stays as it is. The
+        cancel leaves in the order of all that is sent here, in a handler with the next commit. `await` what is
+        returned, or ask for its `result()`, to wait until the store has it: the handler may not have heard of it yet.
+
+        Raises:
+            NotFoundError: the invocation is not known; raised where the acknowledgement is waited for, else logged.
+        """
+        return self._bring(EventKind.CANCEL, f"cancel {self._id}")
+
+    def kill(self) -> Accepted:
+        """End it at once, with `Cancelled`, and all that it has called: handlers are not asked, nothing is compensated.
+
+        For what does not heed `cancel()`. Otherwise as `cancel`.
+        """
+        return self._bring(EventKind.KILL, f"kill {self._id}")
+
+    def resume(self) -> Accepted:
+        """Let a paused invocation go on, by replay of its journal, with the current code and a new count of attempts.
+
+        What came to it meanwhile is delivered first, in order. One that is not paused is left as it is. It leaves, is
+        awaited and fails as a signal does.
+        """
+        return self._bring(EventKind.RESUME, f"resume {self._id}")
+
+    def restart(self, from_entry: int = 0) -> Accepted:
+        """Let a paused invocation begin again in place, keeping the first `from_entry` entries of its journal.
+
+        What completed these stays; all later entries are made anew: steps run again, calls are new invocations (the old
+        ones go on, unheard), awakeables have new ids. Signals are handed out again, and fields have the values that the
+        invocation found at first. Otherwise as `resume`; one whose journal is shorter stays paused, and says so.
+
+        Raises:
+            UsageError: this is no entry's index.
+        """
+        if not isinstance(from_entry, int) or isinstance(from_entry, bool) or not 0 <= from_entry <= _ENTRY_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"restart(from_entry={from_entry!r}): it is the index of an entry, counted from 0")
+        return self._bring(EventKind.RESTART, f"restart {self._id} from {from_entry}", index=from_entry)
+
+    def _bring(self, kind: EventKind, entry: str, data: bytes = b"", index: int = 0) -> Accepted:
         execution = place.execution()
         source = self._source_here() if execution is None else execution
-        return source.bring(event, f"signal {name} to {self._id}")
+        return source.bring(Bring(shard_in(self._id), self._id, kind, index, data), entry)
 
     def to_object_ref(self) -> ObjectRef[R_co]:
         """Return a Ray `ObjectRef` of the result, for `ray.get`, `ray.wait` and arguments of tasks."""
@@ -231,10 +297,11 @@ def wait(
 
 
 def _checked(refs: Sequence[Invocation[R]]) -> list[Invocation[R]]:
-    for ref in refs:
+    found = list(refs)  # it may be a generator
+    for ref in found:
         if not isinstance(ref, Invocation):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
             raise UsageError(f"an Invocation is wanted, as .remote() returns it, not {ref!r}")
-    return list(refs)
+    return found
 
 
 def _source_of(invocations: Sequence[Invocation[Any]]) -> Source:

@@ -26,16 +26,15 @@ Why the root task is a plain `asyncio.Task`: a subclass costs 4 µs, and most ha
 
 import asyncio
 import sys
-from asyncio import futures, tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextvars import Context
 from threading import get_ident
-from types import FrameType
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from .closing import close_task, unwind
 from .errors import UsageError
+from .refusals import is_called_by_as_completed, refusal
 
 T = TypeVar("T")
 FutureT = TypeVar("FutureT", bound="Future")
@@ -45,9 +44,6 @@ TASKS_KEPT: Final = 64
 
 _running_loop = asyncio._get_running_loop
 _set_running_loop = asyncio._set_running_loop
-_ASYNCIO_TASKS: Final = cast("dict[str, Any]", vars(tasks))
-_SLEEP_ENDS: Final[object] = vars(futures)["_set_result_unless_cancelled"]
-_AS_COMPLETED: Final = {"as_completed", "_AsCompletedIterator.__init__"}
 
 
 class Owner(Protocol):
@@ -102,6 +98,16 @@ class EntryFuture(Future):
 
     __slots__ = ()
 
+    def set_result(self, result: Any, /) -> None:
+        """End the wait with a result."""
+        cast(DeterministicLoop, self.get_loop())._wait_over(self)
+        super().set_result(result)
+
+    def set_exception(self, exception: Any, /) -> None:
+        """End the wait with a failure."""
+        cast(DeterministicLoop, self.get_loop())._wait_over(self)
+        super().set_exception(exception)
+
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel as any future, and tell the loop's owner if that ended the wait."""
         cancelled = super().cancel(msg)
@@ -141,6 +147,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         "_root",
         "_strays",
         "_tasks",
+        "_waits",
         "escaped",
         "inside",
         "owner",
@@ -158,6 +165,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._tasks: list[Task[Any]] | None = None  # made with the first: most handlers have none
         self._limit = TASKS_KEPT
         self._strays: list[AsyncGenerator[Any, Any]] | None = None
+        self._waits: dict[int, EntryFuture] | None = None  # as the tasks: most handlers have none
         self._cut: list[str] | None = None
         self._dead = False
 
@@ -230,7 +238,12 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def entry_future(self) -> EntryFuture:
         """Return a numbered future that tells the owner when it is cancelled."""
-        return self._numbered(EntryFuture(loop=self))
+        future = self._numbered(EntryFuture(loop=self))
+        if not self._dead:
+            if self._waits is None:
+                self._waits = {}
+            self._waits[future.number] = future
+        return future
 
     def _numbered(self, future: FutureT) -> FutureT:
         self._numbers = future.number = self._numbers + 1
@@ -245,7 +258,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         """Return a task that hashes and is named by its number; in a loop that has ended, one that never runs."""
         coro = cast("Coroutine[Any, Any, T]", coro)
-        if _is_called_by_as_completed(sys._getframe(1)):
+        if is_called_by_as_completed(sys._getframe(1)):
             coro.close()
             raise UsageError(
                 "as_completed starts coroutines in no certain order: give it tasks, "
@@ -305,12 +318,24 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Run until nothing is ready. Raises nothing that a handler raised; see `escaped`."""
         self._inside(self._run_ready)
 
+    def settle(self) -> None:
+        """End what the root task left behind: cancel, run dry, close what resists. Another root task may follow."""
+        assert self._root is not None
+        assert self._root.done()
+        self._root = None
+        if self._tasks:
+            self._end_tasks()
+
     def finish(self) -> None:
-        """End what the handler left behind, after its root task: cancel, run dry, close what resists, forget all."""
+        """End what the handler left behind, after its root task, and forget all."""
         assert self._root is None or self._root.done()
         if self._tasks:
             self._end_tasks()
         self._end()
+
+    def open_waits(self) -> list[EntryFuture]:
+        """Return the waits for entries that have not ended, in the order of their making."""
+        return list((self._waits or {}).values())
 
     def unfinished(self) -> list[str]:
         """Return the names of tasks that the end of the root task cut off."""
@@ -364,7 +389,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         # Forgotten while the loop lives, so that asyncio can tell of failures that nobody retrieved.
         self._tasks = [task for task in self._tasks or () if not task.done()]
         if self._tasks:
-            self.drop()
+            self._dead = True  # what their `finally` blocks ask for does nothing
+            self._inside(self._close_all)
+            self._dead = False
+            self._tasks = None
 
     def _cancel_tasks(self) -> None:
         for task in self._tasks or ():
@@ -375,7 +403,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if self._strays:
             self._inside(self._close_all)
         self._ready.clear()
-        self._root = self._tasks = self._strays = None
+        self._root = self._tasks = self._strays = self._waits = None
         self.owner = _NOBODY  # the owner holds its loop: without the way back, no cycle waits for the collector
 
     def _close_all(self) -> None:
@@ -398,35 +426,16 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             # The cycle collector found it, at no certain time, perhaps in another thread: it waits for the end.
             self._strays = [*(self._strays or ()), generator]
 
+    def _wait_over(self, future: EntryFuture) -> None:
+        if self._waits is not None:
+            self._waits.pop(future.number, None)
+
     def _entry_cancelled(self, future: EntryFuture) -> None:
+        self._wait_over(future)
         if not self._dead:
             self.owner.entry_cancelled(future)
 
 
-def sleeper(handle: asyncio.TimerHandle) -> "asyncio.Future[Any] | None":
-    """Return the future that `asyncio.sleep` waits for, if the timer is one of its, so that a cancel can fail it."""
-    if handle._callback is _SLEEP_ENDS:
-        return handle._args[0]
-    return None
-
-
-def _is_called_by_as_completed(frame: FrameType | None) -> bool:
-    # From create_task up through asyncio's own frames; a call by the user's code ends the search at once or after one.
-    while frame is not None and frame.f_globals is _ASYNCIO_TASKS:
-        if frame.f_code.co_qualname in _AS_COMPLETED:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _refusal(name: str) -> Callable[..., Any]:
-    def refused(*_args: object, **_kwargs: object) -> Any:
-        raise UsageError(f"{name} in a handler: I/O, threads and processes belong in ctx.run()")
-
-    refused.__name__ = name
-    return refused
-
-
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in vars(DeterministicLoop):
-        setattr(DeterministicLoop, _name, _refusal(_name))
+        setattr(DeterministicLoop, _name, refusal(_name))

@@ -17,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import re
 from abc import ABCMeta
@@ -25,19 +26,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, cast, overload
 
 from .errors import UsageError
-from .handlers import Handler
+from .handlers import Handler, handler
 from .invocation import Invocation
+from .members import RUN, TAKEN, check_run, members
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
-from .policy import Duration, Policy
+from .policy import Duration, Policy, check_policy
+from .schedule import INTERNAL, Schedule, declared
 from .state import Addressed, Fields, Options, State, Unkeyed
+from .ticks import Missed
+from .ttl import Lifetimes, ttl_ms
 
 T = TypeVar("T")
 
 TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 HTTP_WORDS = frozenset({"awakeables", "console", "health", "invocations", "metrics"})
 """First parts of URLs that are not types."""
-TAKEN = frozenset({"handle", "_fields", "_key", "_options", "_table"})
-"""Names that the bases use themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,10 @@ class Declaration:
     options: Options
     is_service: bool
     """It has no key and no state."""
+    lifetimes: Lifetimes | None
+    """When its state goes; None if none of it ever does."""
+    is_workflow: bool
+    """Its `run` happens once for each key, and it has promises."""
 
     def handler(self, name: str) -> Handler[Any, Any]:
         """Return the handler of this name.
@@ -100,7 +107,7 @@ def declaration(cls: type[Durable]) -> Declaration:
     """
     table = cls._table
     if table.declaration is None:
-        handlers, fields = _declared(cls)
+        handlers, fields = _members(cls, is_whole=True)
         table.declaration = Declaration(
             name=cls._options.name,
             cls=cls,
@@ -108,8 +115,24 @@ def declaration(cls: type[Durable]) -> Declaration:
             fields=fields,
             options=cls._options,
             is_service=issubclass(cls, Service),
+            lifetimes=_lifetimes(cls, fields),
+            is_workflow=issubclass(cls, Workflow),
         )
     return table.declaration
+
+
+def _members(cls: type[Durable], *, is_whole: bool) -> tuple[dict[str, Handler[Any, Any]], dict[str, State[Any]]]:
+    handlers, fields = members(cls)
+    if fields and issubclass(cls, Service):
+        raise UsageError(f"{cls.__name__}.{next(iter(fields))}: a service has no state; make it a VirtualObject")
+    if is_whole and issubclass(cls, Workflow):
+        check_run(cls, handlers)
+    return handlers, fields
+
+
+def _lifetimes(cls: type[Durable], fields: Mapping[str, State[Any]]) -> Lifetimes | None:
+    found = {name: field.ttl_ms for name, field in fields.items() if field.ttl_ms}
+    return Lifetimes(cls._options.ttl_ms, found) if found or cls._options.ttl_ms else None
 
 
 def find_type(name: str) -> type[Durable] | None:
@@ -130,7 +153,9 @@ def find_type(name: str) -> type[Durable] | None:
 def _types(name: str) -> list[type[Durable]]:
     """Return the classes of this name that have handlers, older before newer."""
     named = (cls for cls in _subclasses(Durable) if cls._options.name == name)
-    return sorted((cls for cls in named if declaration(cls).handlers), key=lambda cls: cls._table.number)
+    # A workflow without `run` is told so when it is used: another one of its name is not to suffer from it.
+    whole = (cls for cls in named if not issubclass(cls, Workflow) or RUN in members(cls)[0])
+    return sorted((cls for cls in whole if declaration(cls).handlers), key=lambda cls: cls._table.number)
 
 
 def _subclasses(cls: type[Durable]) -> Iterator[type[Durable]]:
@@ -147,21 +172,25 @@ def _check_class(cls: type[Durable], name: str, *, is_said: bool) -> None:
             raise UsageError(f"{base.__name__}.__init__ would never run: declare fields, `n: int = state(0)`")
         if taken := TAKEN & vars(base).keys():
             raise UsageError(f"{base.__name__}.{min(taken)}: the name is taken")
-    _declared(cls)
     # A class that is being unpickled has no handlers of its own yet, and its name may not be the one that counts.
     is_whole = any(isinstance(value, Handler) for value in vars(cls).values())
+    _members(cls, is_whole=is_whole)
     if is_said or is_whole:
-        _check_type_name(name)
+        _check_type_name(name, is_ours=cls.__module__.startswith("actors."))
     if is_whole:
         for other in _types(name):
             _check_place(other, cls)
 
 
-def _check_type_name(name: object) -> None:
+def _check_type_name(name: object, *, is_ours: bool = False) -> None:
     if not isinstance(name, str) or TYPE_NAME.fullmatch(name) is None:
         raise UsageError(f"{name!r} cannot name a type: say name=, letters, digits, '_', '.', '-', not a digit first")
     if name in HTTP_WORDS:
         raise UsageError(f"{name!r} cannot name a type: URLs begin with it; say another name=")
+    if name.startswith(INTERNAL) and not is_ours:
+        raise UsageError(
+            f"{name!r} cannot name a type: names with {INTERNAL!r} are of Perdure itself; say another name="
+        )
 
 
 def _check_place(one: type | None, other: type) -> None:
@@ -174,36 +203,6 @@ def _check_place(one: type | None, other: type) -> None:
     places = [f"{cls.__module__}.{cls.__qualname__}" for cls in (one, other)]
     if places[0] != places[1]:
         raise UsageError(f"{places[0]} and {places[1]} are one type by name: give one of them another, name=...")
-
-
-def _declared(cls: type[Durable]) -> tuple[dict[str, Handler[Any, Any]], dict[str, State[Any]]]:
-    handlers: dict[str, Handler[Any, Any]] = {}
-    fields: dict[str, State[Any]] = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            if isinstance(value, Handler):
-                handlers[name] = cast("Handler[Any, Any]", value)
-                _check_member(base, name, handlers[name], fields)
-            elif isinstance(value, State):
-                fields[name] = cast("State[Any]", value)
-                _check_member(base, name, fields[name], handlers)
-            elif name in handlers or name in fields:
-                raise UsageError(f"{base.__name__}.{name} hides a handler or field: decorate it too, or rename it")
-    if fields and issubclass(cls, Service):
-        raise UsageError(f"{cls.__name__}.{next(iter(fields))}: a service has no state; make it a VirtualObject")
-    return handlers, fields
-
-
-def _check_member(base: type, name: str, value: Handler[Any, Any] | State[Any], others: Mapping[str, object]) -> None:
-    where = f"{base.__name__}.{name}"
-    if name.startswith("_"):
-        raise UsageError(f"{where}: handlers and fields do not begin with '_', helpers do")
-    if name in TAKEN:
-        raise UsageError(f"{where}: the name is taken")
-    if name in others:
-        raise UsageError(f"{where} is declared twice: a name is a handler or a field, in all bases")
-    if value.name != name:
-        raise UsageError(f"{where} is also called {value.name!r}: declare it once")
 
 
 class ByName:
@@ -245,20 +244,38 @@ class ByName:
         delay: Duration | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: Duration | None = None,
     ) -> ByName:
-        """Return a copy with these options; what is not given stays."""
-        changed = self._options.changed(delay, idempotency_key, headers)
+        """Return a copy with these options, as a handler's `options`; what is not given stays."""
+        changed = self._options.changed(delay, idempotency_key, headers, timeout)
         return ByName(self._type_name, self._key, self._owner, changed)
 
+    def schedule(
+        self,
+        handler: str,
+        /,
+        *args: Any,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        missed: Missed = "last",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Declare a durable schedule that sends a request to the handler of this name; else as `handler.schedule`."""
+        return declared(self._request(handler, args, kwargs, one_way=True), cron, every, timezone, missed, name)
+
     def _start(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
+        request = self._request(handler, args, kwargs, one_way=one_way)  # a wrong call is told first
+        return caller().start(request)
+
+    def _request(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Request:
         owner = self._owner or find_type(self._type_name)
-        declared = None
+        found = None
         if owner is not None:
-            declared = self._declared(owner, handler)
-            declared.check(args, kwargs)
-        return caller().start(
-            Request(self._type_name, self._key, handler, args, kwargs, one_way, self._options, declared, owner)
-        )
+            found = self._declared(owner, handler)
+            found.check(args, kwargs)
+        return Request(self._type_name, self._key, handler, args, kwargs, one_way, self._options, found, owner)
 
     def _declared(self, owner: type[Durable], handler: str) -> Handler[Any, Any]:
         if issubclass(owner, Service) and self._key is not None:
@@ -329,9 +346,14 @@ class Durable(Addressed):
 
     _table: ClassVar[_Table]
 
-    def __init_subclass__(cls, *, name: str | None = None, policy: Policy | None = None) -> None:
+    def __init_subclass__(
+        cls, *, name: str | None = None, policy: Policy | None = None, ttl: Duration | None = None
+    ) -> None:
         super().__init_subclass__()
-        options = Options(name=cls.__name__ if name is None else name, policy=policy)
+        check_policy(cls.__name__, policy)
+        if ttl is not None and issubclass(cls, Service):
+            raise UsageError(f"{cls.__name__}: a service has no state that could expire; ttl= is for a VirtualObject")
+        options = Options(name=cls.__name__ if name is None else name, policy=policy, ttl_ms=ttl_ms(ttl, cls.__name__))
         _check_class(cls, options.name, is_said=name is not None)
         # Last: a class that was refused lives on in its traceback, and must not be found.
         cls._options, cls._table = options, _Table()
@@ -367,16 +389,39 @@ class Durable(Addressed):
 class VirtualObject(Durable, metaclass=Keyed):
     """The base of classes whose every key is an object: it always exists, keeps its state, runs one handler at a time.
 
-    Keywords of the class: `name` (the type's stable name, the class's own by default) and `policy`.
+    Keywords of the class, none of which is inherited: `name` (the type's stable name, the class's own by default),
+    `policy`, and `ttl`: so long after the last commit that changed any of its state, all of it is gone. While an
+    exclusive handler is under way nothing goes. A ttl that is changed counts from the next change on; one that is taken
+    away leaves the timers that are set.
     """
 
     __slots__ = ()
 
 
+class Workflow(Durable, metaclass=Keyed):
+    """The base of classes whose `run` happens once for each key; all other handlers are shared.
+
+    They meet `run`, and each other, in its durable promises: `ctx.promise(name, type)`. State, promises and outcome are
+    kept until the policy's `retention` after its end. Keywords of the class: as of `VirtualObject`.
+    """
+
+    __slots__ = ()
+
+    _runs_once = True
+
+    def __init_subclass__(cls, *, name: str | None = None, policy: Policy | None = None) -> None:
+        run = vars(cls).get(RUN)
+        if inspect.isfunction(run):  # undecorated
+            made = handler(run)
+            made.__set_name__(cls, RUN)
+            cls.run = made
+        super().__init_subclass__(name=name, policy=policy)
+
+
 class Service(Durable, Unkeyed, metaclass=ABCMeta):
     """The base of classes without key and state: any number of invocations at once.
 
-    Keywords of the class: as of `VirtualObject`.
+    Keywords of the class: `name` and `policy`, as of `VirtualObject`.
     """
 
     __slots__ = ()

@@ -116,6 +116,17 @@ def encoded_error(error: TerminalError) -> bytes:
     return failure(Failure(error.code, message, error.metadata, name_of(kind), carried))
 
 
+def encoded_rejection(message: str) -> bytes:
+    """Return the outcome of what was rejected with this message.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+        raise UsageError(f"what is rejected has a message, a str, not {message!r}")
+    return encoded_error(TerminalError(message))
+
+
 def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
     """Return the result of an outcome, or raise its failure, decoded anew each time with the classes of this scope.
 

@@ -1,11 +1,15 @@
 """Outgoing: how a call or a send becomes a message, in a driver as in a handler."""
 
-from typing import Final
+from typing import Any, Final
 
 from journal.entries import Message
-from journal.names import derived_id, invocation_id
+from journal.names import ObjectId, address_of, derived_id, invocation_id
 
-from .errors import UsageError
+from . import outcomes
+from .errors import CallTimeout, TerminalError, UsageError
+from .handlers import Call, Handler, called
+from .members import RUN
+from .objects import Workflow
 from .place import EMPTY_OPTIONS, Request
 from .values import encode, encode_arguments
 
@@ -19,6 +23,13 @@ def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     Raises:
         UsageError: one of them cannot be stored, or all take more than `payload_max` bytes.
     """
+    if request.one_way and request.options.timeout_s is not None:
+        raise UsageError(
+            f"{address}.{request.handler}: nobody waits for a send, so it has no timeout; use .remote(), or cancel() "
+            "what .send() returns"
+        )
+    if request.options.arguments:
+        return request.options.arguments
     try:
         arguments = encode_arguments(request.args, request.kwargs)
     except UsageError as error:
@@ -51,6 +62,18 @@ def bounded(data: bytes, what: str, payload_max: int) -> bytes:
     return data
 
 
+def outcome_of_result(
+    result: Any, annotation: Any, message: Message, payload_max: int
+) -> tuple[bytes, TerminalError | None]:
+    """Return the outcome of what a handler has returned; if it cannot be sent a failure, which is returned too."""
+    try:
+        return bounded(outcomes.encoded_value(result, annotation), "result", payload_max), None
+    except UsageError as error:
+        where = f"{message.target}.{message.handler}"
+        refused = TerminalError(f"{where} returned what cannot be sent: {error}", 400)
+        return outcomes.encoded_error(refused), refused
+
+
 def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
     return UsageError(
         f"the {what} takes {len(data):,} bytes, the limit payload_max is {payload_max:,}: keep large data elsewhere "
@@ -58,12 +81,51 @@ def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
     )
 
 
+def late(name: str, timeout_s: float) -> CallTimeout:
+    """Return what a call that took too long raises."""
+    return CallTimeout(f"{name} took longer than {timeout_s:g} s; it is cancelled")
+
+
 def started_id(request: Request, address: str, unique: str, shards: int) -> str:
     """Return the id of what a request starts: its own, or the one that its idempotency key names."""
     key = request.options.idempotency_key
+    if request.handler == RUN and happens_once(request):
+        if key is not None:
+            raise UsageError(f"{address}.run happens once for each key: it needs no idempotency key")
+        return run_id(address, shards)
     if key is not None:
         unique = derived_id(address, request.handler, key)
     return invocation_id(unique, address, shards)
+
+
+def happens_once(request: Request) -> bool:
+    """Whether a request for a handler called `run` is for that of a workflow."""
+    return request.owner is not None and Workflow in request.owner.__mro__
+
+
+def run_id(address: str, shards: int) -> str:
+    """Return the id of a workflow's `run`: there is one for each key."""
+    return invocation_id(derived_id(RUN, address), address, shards)
+
+
+def run_of(call: Call[Any], shards: int) -> tuple[str, Handler[Any, Any]]:
+    """Return the id of the one invocation of a workflow's `run`, and its handler.
+
+    Raises:
+        UsageError: this is another handler.
+    """
+    if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+        raise UsageError(f"actors.attach() takes the id of an invocation, or a workflow's Type[key].run, not {call!r}")
+    owner, key, handler = called(call)
+    if handler.name != RUN or Workflow not in owner.__mro__:
+        raise UsageError(f"{call!r} may have many invocations: attach to the id of one; a workflow's run has but one")
+    return run_id(address_of(owner._options.name, key), shards), handler  # pyright: ignore[reportPrivateUsage]  # as objects do
+
+
+def already_started(address: str) -> TerminalError:
+    """Return the error of a second start."""
+    where = ObjectId.parse(address)
+    return TerminalError(f"{address} was started already: actors.attach({where.type}[{where.key!r}].run) joins it", 409)
 
 
 def message_of(
@@ -81,7 +143,7 @@ def message_of(
         arguments,
         caller,
         code,
-        now_ms + delay_ms if delay_ms else 0,
+        options.due_ms or (now_ms + delay_ms if delay_ms else 0),
         KEEP_MS if options.idempotency_key is not None else 0,
         dict(options.headers) if options.headers else None,
     )

@@ -14,14 +14,14 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 import orjson
 
-from journal.entries import Event, Record
+from journal.entries import Event, EventKind, Record
 from journal.names import Shard
-from journal.store import Granted, Store
+from journal.store import Granted, Store, Where
 
 from .errors import DamagedError, UnavailableError
 from .leases import LEASE_TTL, Leases
@@ -34,6 +34,10 @@ logger = logging.getLogger("actors")
 
 PAGE: Final = 1_000
 """Most entries of a stream in one page of a recovery."""
+DRAIN_MAX: Final = 30.0
+"""Seconds for which a shard that is to have another owner lets its steps end, and starts nothing."""
+STEP_IS_LONG: Final = 0.5
+"""A shard with a step that has been under way for so many seconds is not handed over to share the load."""
 DRAIN_LOOK: Final = 0.005
 """Seconds between two looks whether shards have drained."""
 LOOK_EVERY: Final = 0.5
@@ -52,6 +56,8 @@ class Ownership:
         self.shards: dict[Shard, OwnedShard] = {}
         self._seen_hosts: dict[str, tuple[bytes, float]] = {}
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
+        self._draining: dict[Shard, float] = {}
+        """Since when, of those that are to have another owner."""
         self._looked_at = now()
         self._again = asyncio.Event()
         self._is_leaving = False
@@ -99,7 +105,9 @@ class Ownership:
         if self._is_leaving:
             return
         mine = {shard for shard, host in placed(hosts, count).items() if host == self._host}
-        await self._give_up([owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining])
+        await self._give_up(
+            [owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining], services
+        )
         wanted = sorted(mine - set(self.shards))
         # Together: each takes a few round trips, and none waits for another. All to their end, whatever one raises.
         challenges = (self._challenge(services, shard, look.leases[shard]) for shard in wanted)
@@ -152,21 +160,29 @@ class Ownership:
         owned = OwnedShard(
             services, shard, epoch, granted.number, lambda: not owned.is_lost and self._leases.hold(shard)
         )
-        for id_, invocation, data in await _pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
+        for id_, invocation, data in await pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
             owned.recovered.setdefault(invocation, []).append((id_, Record.parse(data)))
-        events: dict[str, list[Event]] = {}
-        for event in await _pages(patience, lambda after: self._store.events(shard, after, PAGE)):
-            owned.cursor.events = event.id
-            events.setdefault(event.invocation, []).append(event)
-        messages = await _pages(patience, lambda after: self._store.inbox(shard, after, PAGE))
+        events = await pages(patience, lambda after: self._store.events(shard, after, PAGE))
+        of_objects = EventKind.EXPIRE
+        known = list({*owned.recovered, *(event.invocation for event in events if event.kind is not of_objects)})
+        places = await patience.until_answered(lambda: self._store.where(known))
         self.shards[shard] = owned
-        for id_, data in messages:
+        unread = {id_ for id_, where in zip(known, places, strict=True) if where is Where.INBOX}
+        owned.expect(unread)
+        if events:
+            owned.cursor.events = events[-1].id
+        await _in_turns(owned.receive, (event for event in events if event.invocation in unread))
+        # A page of the inbox before the other events: a cancel then finds who waits behind whom. Not all of it: a
+        # host that has a million to read before it serves anything would not keep its lease.
+        for id_, data in await patience.until_answered(lambda: self._store.inbox(shard, "0-0", PAGE)):
             owned.cursor.inbox = id_
-            owned.accept_recovered(id_, data, events)
-        for event in [event for waiting in events.values() for event in waiting]:
-            owned.receive(event)
-        for invocation in list(owned.recovered):
-            owned.wake(invocation)
+            owned.accept(id_, data)
+        await _in_turns(owned.receive, (event for event in events if event.invocation not in unread))
+        for id_, where in zip(known, places, strict=True):
+            if where is Where.ASLEEP and id_ in owned.recovered:
+                owned.wake(id_)
+        if owned.is_lost:
+            return  # while events and inbox were read
         owned.is_recovered, owned.next_due_ms = True, 1
         self._wake_timers()
         await self._store.interrupt()
@@ -183,11 +199,18 @@ class Ownership:
         self._leases.remove(owned.shard)
         self._again.set()
 
-    async def _give_up(self, extra: list[OwnedShard]) -> None:
+    async def _give_up(self, extra: list[OwnedShard], services: Services) -> None:
+        """Hand over what another one is to have, as soon as no long step keeps it."""
+        now, now_ms = self._now(), services.surroundings.now_ms()
         for owned in extra:
-            owned.drain()
-        await self._release([owned for owned in extra if owned.is_drained], leaving=False)
-        if any(not owned.is_drained for owned in extra):
+            if not any(now_ms - since_ms >= STEP_IS_LONG * 1000 for since_ms in _acting_since(owned)):
+                owned.drain()
+        draining = [owned for owned in extra if owned.is_draining]
+        self._draining = {owned.shard: self._draining.get(owned.shard, now) for owned in draining}
+        # What turns out to be long is done again by the next owner: the other keys of the shard wait meanwhile.
+        ready = [owned for owned in draining if owned.is_drained or now - self._draining[owned.shard] >= DRAIN_MAX]
+        await self._release(ready, leaving=False)
+        if len(ready) < len(draining):
             self._again.set()
             await asyncio.sleep(0.01)
 
@@ -235,7 +258,21 @@ class Ownership:
         return {owned.shard: owned.staging.acknowledged for owned in list(self.shards.values())}
 
 
-async def _pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, list[Any]]]) -> list[Any]:
+async def _in_turns(take: Callable[[Event], None], events: Iterable[Event]) -> None:
+    for number, event in enumerate(events):
+        if number % PAGE == PAGE - 1:
+            await asyncio.sleep(0)
+        take(event)
+
+
+def _acting_since(owned: OwnedShard) -> list[int]:
+    """Return when the actions of steps began that are under way; one that waits for its next attempt has none."""
+    steps = [step for run in owned.in_flight.values() for step in run.running.values()]
+    return [step.acting_since_ms for step in steps if step.acting_since_ms]
+
+
+async def pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, list[Any]]]) -> list[Any]:
+    """Return all of a stream, read page by page."""
     entries: list[Any] = []
     after = ""
     while True:

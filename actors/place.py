@@ -39,8 +39,21 @@ class CallOptions:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the handler finds in `ctx.headers`."""
 
+    timeout_s: float | None = None
+    """After so long the call raises `CallTimeout`, and what it has called is cancelled; None: never."""
+
+    due_ms: int = 0
+    """When it counts as sent, by the store's clock, instead of a delay; of our own objects alone."""
+
+    arguments: bytes = b""
+    """Its arguments as they were encoded elsewhere; of our own objects alone."""
+
     def changed(
-        self, delay: Duration | None, idempotency_key: str | None, headers: Mapping[str, str] | None
+        self,
+        delay: Duration | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        timeout: Duration | None,
     ) -> CallOptions:
         """Return these options with others in the place of those that are given.
 
@@ -56,6 +69,7 @@ class CallOptions:
             delay=self.delay if delay is None else timedelta(seconds=seconds(delay)),
             idempotency_key=self.idempotency_key if idempotency_key is None else idempotency_key,
             headers=self.headers if headers is None else dict(headers),
+            timeout_s=self.timeout_s if timeout is None else seconds(timeout),
         )
 
 

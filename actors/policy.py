@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Literal, cast
 
 from .errors import UsageError
 
@@ -56,6 +57,33 @@ def _checked(*durations: Duration | None) -> None:
             seconds(duration)
 
 
+class RetryAfter(Exception):
+    """Raised in a step or a handler: this attempt has failed, and the next follows after `delay` instead of a back-off.
+
+    It counts as an attempt like any other failure.
+    """
+
+    def __init__(self, delay: Duration, message: str = "") -> None:
+        """Wait for so long; raises `UsageError` for what is no duration."""
+        self.delay_s = seconds(delay)
+        super().__init__(message or f"to be tried again after {delay}")
+        self._made_of = delay, message
+
+    def __reduce__(self) -> tuple[type[RetryAfter], tuple[Duration, str]]:
+        # Exceptions are rebuilt from `args`, which holds the finished sentence.
+        return type(self), self._made_of
+
+
+def _asked_s(error: BaseException) -> float | None:
+    """Return how long an error asks to wait; of a group's the longest."""
+    if isinstance(error, RetryAfter):
+        return error.delay_s
+    if isinstance(error, BaseExceptionGroup):
+        found = [_asked_s(each) for each in cast("BaseExceptionGroup[Any]", error).exceptions]
+        return max((asked for asked in found if asked is not None), default=None)
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """When something that failed is tried again, and when no more."""
@@ -70,10 +98,13 @@ class Retry:
     """No wait is longer than this."""
 
     max_attempts: int | None = None
-    """After so many attempts the failure becomes terminal; None means never."""
+    """After so many failed attempts it is exhausted; None means never. A crash is no failed attempt."""
 
     max_duration: Duration | None = None
-    """So long after the first attempt began the failure becomes terminal; None means never."""
+    """What fails so long after its first attempt began is exhausted; None means never."""
+
+    on_exhausted: Literal["fail", "pause"] = "fail"
+    """Its last failure becomes terminal, or the invocation is paused with it and waits for an operator."""
 
     def __post_init__(self) -> None:
         _checked(self.initial, self.max_interval, self.max_duration)
@@ -83,6 +114,8 @@ class Retry:
             raise UsageError(
                 f"Retry(max_attempts={self.max_attempts!r}): the first attempt counts, so it is at least 1"
             )
+        if self.on_exhausted not in ("fail", "pause"):
+            raise UsageError(f"Retry(on_exhausted={self.on_exhausted!r}): it is 'fail' or 'pause'")
 
     def delay(self, attempt: int) -> float:
         """Return the seconds between the failure of this attempt, counted from 1, and the next."""
@@ -92,6 +125,17 @@ class Retry:
             return min(seconds(self.initial) * self.factor ** (attempt - 1), longest)
         except OverflowError:
             return longest
+
+    def delay_after(self, error: BaseException, attempt: int) -> float:
+        """Return the seconds between this failure of an attempt and the next: those it asks for, else the back-off."""
+        asked_s = _asked_s(error)
+        return self.delay(attempt) if asked_s is None else asked_s
+
+    def is_exhausted(self, attempts: int, elapsed_s: float) -> bool:
+        """Whether nothing follows after so many failed attempts and so many seconds."""
+        if self.max_attempts is not None and attempts >= self.max_attempts:
+            return True
+        return self.max_duration is not None and elapsed_s >= seconds(self.max_duration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +153,14 @@ class Policy:
 
     def __post_init__(self) -> None:
         _checked(self.idle_timeout, self.retention)
+        if self.retry is not None and not isinstance(self.retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+            raise UsageError(f"Policy(retry={self.retry!r}): it is a Retry, as in Policy(retry=Retry(max_attempts=3))")
+
+
+def check_policy(whose: str, policy: object) -> None:
+    """Refuse what is no policy, where it is given."""
+    if policy is not None and not isinstance(policy, Policy):
+        raise UsageError(f"{whose}: policy={policy!r} is no Policy; say policy=Policy(retry=Retry(max_attempts=3))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

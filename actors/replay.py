@@ -68,12 +68,14 @@ def advance(phase: Phase, happening: Happening) -> Phase:
 class Entries:
     """What the handler has asked for so far, in program order, compared with what the journal holds."""
 
-    __slots__ = ("invocation", "made", "recorded")
+    __slots__ = ("divergence", "invocation", "made", "recorded")
 
     def __init__(self, invocation: str, recorded: list[str]) -> None:
         self.invocation = invocation
         self.recorded = recorded
         self.made: list[str] = []
+        self.divergence: NondeterminismError | None = None
+        """The first entry that differed; a handler may have caught the error."""
 
     def make(self, entry: str) -> int:
         """Return the index of a new entry.
@@ -83,13 +85,24 @@ class Entries:
         """
         index = len(self.made)
         if index < len(self.recorded) and self.recorded[index] != entry:
-            raise NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", f"`{entry}`")
+            error = NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", f"`{entry}`")
+            self.divergence = self.divergence or error
+            raise error
         self.made.append(entry)
         return index
+
+    def has_made(self, index: int, beginning: str) -> bool:
+        """Whether the handler has asked for an entry that begins so."""
+        return index < len(self.made) and self.made[index].startswith(beginning)
 
     def is_new(self, index: int) -> bool:
         """Whether the journal does not hold this entry: what it asks for has not left yet."""
         return index >= len(self.recorded)
+
+    def next_recorded(self) -> str:
+        """Return the entry that the journal holds where the next one will be; empty if it holds none."""
+        index = len(self.made)
+        return self.recorded[index] if index < len(self.recorded) else ""
 
     def missing(self, instead: str) -> NondeterminismError | None:
         """Return the error of a handler that stopped (`instead` says how) short of what the journal holds."""

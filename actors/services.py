@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from journal.entries import Event
 
-from .activation import Activation
+from .activation import Activation, InFlight
 from .calls import Surroundings
 from .code import CodeBook
+from .idle import Idle
 from .policy import Policy, Settled, resolve
 from .steps import StepRunner
 
@@ -28,6 +29,8 @@ class Limits:
     """Objects in memory; beyond it those that are idle go."""
     activation_idle: timedelta = timedelta(seconds=60)
     """An object that nobody has used for so long leaves memory."""
+    waiting_max: int = 5_000
+    """Handlers that wait in memory; beyond it those that have waited longest leave before their time."""
 
 
 class Fetcher(Protocol):
@@ -38,7 +41,11 @@ class Fetcher(Protocol):
         ...
 
     def wake(self, shard: Any, invocation: str, events: list[Event], /) -> None:
-        """Bring an invocation that has left memory; these events are for it."""
+        """Bring an invocation that has left memory; these events are for it.
+
+        If it is paused and there is a command among them, all that lie in the store are added, and the hash of its
+        type's current code is brought too.
+        """
         ...
 
     def refill(self, shard: Any, activation: Activation, /) -> None:
@@ -56,6 +63,7 @@ class Services:
     code: CodeBook
     steps: StepRunner
     fetcher: Fetcher
+    idle: Idle[InFlight]
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
     """Seconds of a clock that never goes back."""

@@ -9,21 +9,30 @@ Invariants:
     3. All methods are synchronous and run on the host's loop: a shard is never half way through something.
 """
 
+import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
+from functools import partial
 from itertools import islice
 
 from journal.entries import Event, EventKind, Message, Record, time_of
 from journal.names import Epoch, Shard
-from journal.store import Committed, Cursor, Dormant, Finish, Loaded
+from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
 
 from .activation import Activation, InFlight
 from .attempts import Attempts
+from .cancel import ENDING, ending_in, killed, never_begun, while_paused
+from .code import MISSING_FOR, UNSENT, MissingCodeError
+from .ends import Ends
 from .errors import TerminalError
+from .expiries import Expiries
+from .paused import COMMANDS, answer, command_in
 from .services import Services
-from .staging import Staging, Unwritten
+from .staging import Room, Staging, Unwritten
+from .verdicts import named
 
 logger = logging.getLogger("actors")
 
@@ -40,58 +49,75 @@ class OwnedShard:
         self._attempts = Attempts(services, self.staging, self, leased)
         self.in_flight: dict[str, InFlight] = {}
         self.activations: dict[str, Activation] = {}
+        self.ends = Ends(self._attempts, self.in_flight, self.activations)
         self.recovered: dict[str, list[tuple[str, Record]]] = {}
         """What `journal` held when the shard was taken over, by invocation."""
         self.next_due_ms = 0
         """When a timer is due next, as far as is known; 0 if none is."""
         self.is_recovered = False
-        """Whether everything that was there at the takeover is in memory."""
+        """Whether what had begun before the takeover is known: from here on it is read like any other."""
         self.is_lost = False
         self._asleep: dict[str, list[Event]] = {}
         """Invocations whose sleep is being written, with the events that came since."""
         self._waking: dict[str, list[Event]] = {}
         """Invocations that are being read from their hashes, with the events that woke them."""
-        self._early: dict[str, list[Event]] = {}
-        """Events of invocations whose messages are still to be read: from behind in the inbox, or when they are due."""
+        self._unread: dict[str, list[Event]] = {}
+        """Events of invocations whose messages are still to be read, from behind in the inbox."""
+        self._delayed: dict[str, list[Event]] = {}
+        """Events of invocations whose messages come into the inbox when they are due."""
         self._ending: set[str] = set()
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
+        self._paused: dict[str, list[str]] = {}
+        """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
+        self._unfound: set[str] = set()
+        """Types whose classes were looked for in vain; who waits was told."""
+        self._expiries: Expiries | None = None
+        """Made with the first one."""
         self._runnable: deque[Activation] = deque()
         self._is_turning = False
 
     # What comes in
 
-    def accept(self, inbox_id: str, data: bytes, events: Iterable[Event] = ()) -> None:
-        """Take a message from the inbox, after a takeover with the events that wait for it."""
+    def accept(self, inbox_id: str, data: bytes) -> None:
+        """Take a message from the inbox, with the events that wait for it."""
         message = Message.parse(data)
         if message.id in self.in_flight or self.is_draining:
             return
-        if self._early or self._waking:
-            events = [*self._waking.pop(message.id, ()), *self._early.pop(message.id, ()), *events]
+        events: list[Event] = []
+        if self._unread or self._waking or self._delayed:
+            for waiting in (self._waking, self._unread, self._delayed):
+                events += waiting.pop(message.id, ())
+        ending = ending_in(events) if events else None
         if message.due_ms and message.due_ms > time_of(inbox_id):
-            self._asleep[message.id] = list(events)
-            self.staging.delayed(message, inbox_id)
-            return
+            if ending is None:
+                self._asleep[message.id] = list(events)
+                self.staging.delayed(message, inbox_id)
+                return
+            self.ends.doom(message.id, ending, never_begun(ending))
+        elif ending is EventKind.KILL:
+            self.ends.doom(message.id, ending, killed())
         run = InFlight(message, self.shard, inbox_id)
         run.pending.extend(events)
         if message.id in self.recovered:
-            run.adopt(self.recovered.pop(message.id))
+            run.adopt(self._recovered_of(message.id))
             self._attempts.end_back_off(run)
         self._admit(run)
 
-    def accept_recovered(self, inbox_id: str, data: bytes, events: dict[str, list[Event]]) -> None:
-        """Take a message that was there at the takeover, and from `events` what waits for it."""
-        waiting = events.pop(Message.parse(data).id, [])
-        self.accept(inbox_id, data, [event for event in waiting if event.kind is not EventKind.NOTICE])
-        for event in waiting:
-            if event.kind is EventKind.NOTICE:
-                self.receive(event)
+    def _recovered_of(self, id_: str) -> list[tuple[str, Record]]:
+        found = self.recovered.pop(id_, [])
+        if self._expiries is not None and not self.recovered:
+            for target in self._expiries.waiting:
+                self._services.loop.call_soon(self._sort, self._activation(target))
+        return found
+
+    def expect(self, unread: Iterable[str]) -> None:
+        """At the takeover: keep events of these for their messages, which are still to be read from the inbox."""
+        for id_ in unread:
+            self._unread[id_] = []
 
     def _admit(self, run: InFlight, *, first: bool = False) -> None:
         self.in_flight[run.id] = run
-        activation = self.activations.get(run.message.target)
-        if activation is None:
-            activation = Activation(self.shard, run.message.target, self._services.now())
-            self.activations[run.message.target] = activation
+        activation = self._activation(run.message.target)
         if activation.arrivals is None:
             activation.arrivals = deque((run,))
         elif first:
@@ -99,6 +125,12 @@ class OwnedShard:
         else:
             activation.arrivals.append(run)
         self._sort(activation)
+
+    def _activation(self, target: str) -> Activation:
+        activation = self.activations.get(target)
+        if activation is None:
+            activation = self.activations[target] = Activation(self.shard, target, self._services.now())
+        return activation
 
     def receive(self, event: Event) -> None:
         """Take an event: deliver it, keep it for its time, or wake whom it is for."""
@@ -108,9 +140,18 @@ class OwnedShard:
         if event.kind is EventKind.NOTICE:
             self.staging.notice(id_, event.payload, [event.id])
             return
+        if event.kind is EventKind.EXPIRE:
+            self._expiries = self._expiries or Expiries(self.staging, partial(self._services.fetcher.load, self))
+            self._expiries.add(event)
+            self._sort(self._activation(id_))
+            return
         run = self.in_flight.get(id_)
         if run is not None:
+            if event.kind is EventKind.PROBE and self._attempts.deadlocks.is_taken(run, event):
+                return
             run.pending.append(event)
+            if event.kind in ENDING and self.ends.ends(run, event.kind):
+                return
             if run.backing_off:
                 self._attempts.try_again(run)
             else:
@@ -121,41 +162,65 @@ class OwnedShard:
             self._asleep[id_].append(event)
         elif id_ in self._waking:
             self._waking[id_].append(event)
-        elif id_ in self._early:
-            self._early[id_].append(event)
+        elif id_ in self._unread:
+            self._unread[id_].append(event)
+        elif id_ in self._delayed:
+            self._delayed[id_].append(event)
+            if event.kind in ENDING:
+                self.staging.hasten(id_)
         else:
             self._fetch_dormant(id_, [event])
 
     def wake(self, id_: str) -> None:
-        """Ask for an invocation asleep although no event names it: its journal does."""
-        if id_ not in self._waking:
+        """Ask for an invocation asleep although no event names it: its journal does, or it is to let one in."""
+        if id_ not in self._waking and id_ not in self._asleep:
             self._fetch_dormant(id_, [])
 
     def _fetch_dormant(self, id_: str, events: list[Event]) -> None:
         self._waking[id_] = events
         self._services.fetcher.wake(self, id_, events)
 
-    def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool) -> None:
-        """Take an invocation that was read from its hash; it has none if its message is unread, or if it has ended."""
+    def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool, code: str = "") -> None:
+        """Take an invocation as its hash holds it; it has none if its message is unread, or if it has ended."""
         if self._waking.get(id_) is not events:
             return  # its message came in meanwhile, and took the events
         del self._waking[id_]
-        message = Message.parse(dormant.message) if dormant is not None else None
-        if is_unread or (message and dormant and message.due_ms > time_of(dormant.inbox_id)):
-            self._early[id_] = events
+        message, ending = Message.parse(dormant.message) if dormant is not None else None, ending_in(events)
+        if is_unread:
+            self._unread[id_] = events
+        elif message and dormant and message.due_ms > time_of(dormant.inbox_id):
+            self._delayed[id_] = events
+            if ending is not None:
+                self.staging.hasten(id_)
         elif dormant is None or message is None:
             self.staging.stray([event.id for event in events])
-        elif not dormant.paused:
+        elif dormant.paused and ending is None and command_in(events) is None:
+            kept = self._attempts.deadlocks.without_probes(events)
+            self._paused.setdefault(id_, []).extend(event.id for event in kept)
+        else:
             run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
             run.adopt([(record_id, Record.parse(data)) for record_id, data in dormant.records])
             run.journal = []  # those lie in its hash
-            run.adopt(self.recovered.pop(id_, []))
-            run.pending.extend(events)
+            if dormant.paused and ending is None:
+                if not self.is_draining:  # else the next owner does
+                    self._paused.pop(id_, None)
+                    self._asleep[id_] = answer(run, events, dormant, code, self.staging)
+                return
+            if dormant.paused and ending is not None:
+                self.ends.doom(id_, ending, while_paused(ending, dormant.paused))
+            elif ending is EventKind.KILL:
+                self.ends.doom(id_, ending, killed())
+            run.spent += self._paused.pop(id_, ())
+            run.adopt(self._recovered_of(id_))
+            run.spent += [event.id for event in events if event.kind in COMMANDS]
+            run.pending.extend(event for event in events if event.kind not in COMMANDS)
             self._attempts.end_back_off(run)
             self._admit(run, first=True)
 
     def loaded(self, activation: Activation, found: Loaded) -> None:
         """Take an object's state."""
+        if self._expiries is not None and self._expiries.has_missed(activation):
+            return
         activation.loading = False
         activation.fields, activation.held_by = found.fields, found.held_by
         self._sort(activation)
@@ -169,9 +234,11 @@ class OwnedShard:
             activation.loading = True
             self._services.fetcher.load(self, activation)
             return
+        if self.ends.doomed:
+            self.ends.end(run.id for run in list(activation.arrivals or ()))
         while activation.arrivals and not activation.loading:
             run = activation.arrivals[0]
-            found = self._services.code.find(_type_of(run), run.message.code)
+            found = self._services.code.find(run.type_name, run.message.code)
             if found is None:
                 activation.loading = True
                 self._services.spawn(self._fetch_code(activation, run), Context())
@@ -185,11 +252,13 @@ class OwnedShard:
     async def _fetch_code(self, activation: Activation, run: InFlight) -> None:
         error: Exception | None = None
         try:
-            await self._services.code.fetch(_type_of(run), run.message.code)
+            await self._services.code.fetch(run.type_name, run.message.code)
         except Exception as raised:  # noqa: BLE001  # the user's code may raise anything as it is loaded
             error = raised
+        if isinstance(error, MissingCodeError) and (run.message.code == UNSENT or run.records):
+            error = await self._look_again(run)
         activation.loading = False
-        if error is not None and not self.is_lost:
+        if error is not None and not (self.is_lost or run.ended):
             assert activation.arrivals is not None
             activation.arrivals.remove(run)
             activation.sharing.add(run)
@@ -199,27 +268,39 @@ class OwnedShard:
                 self._attempts.fail(run, activation, error)
         self._sort(activation)
 
+    async def _look_again(self, run: InFlight) -> None:
+        """Wait before the next look for a class that some program has; say so where its caller waits."""
+        if run.type_name not in self._unfound:
+            self._unfound.add(run.type_name)
+            text = (
+                f'{named(run)} waits: its class lives in a program that has not sent it (hosts="local"), and the '
+                f"process {os.getpid()}, which has the shard, is another: end this one, or start the one with the class"
+            )
+            logger.warning("%s", text)
+            self.staging.notice(run.id, text.encode(errors="backslashreplace"), [])
+        await asyncio.sleep(MISSING_FOR)
+
     def _place(self, activation: Activation, run: InFlight) -> None:
         assert run.declared is not None
         handler = run.handler
-        if handler is None or run.declared.is_service != (activation.key is None):
+        if run.is_misdirected(self._services.surroundings.shards):
             activation.sharing.add(run)
-            self._attempts.reject(run, activation, _unknown(run))
+            self._attempts.reject(run, activation, run.unknown())
             return
         run.policy = self._services.policy_of(handler, run.declared.options.policy)
         run.exclusive = handler.exclusive and activation.key is not None
         if not run.exclusive:
             activation.sharing.add(run)
             self._attempts.begin(run, activation)
-        elif run.asleep:
-            activation.held_by, activation.current = run.id, run
+        elif run.asleep and activation.held_by == run.id:
+            activation.current = run
             self._attempts.begin(run, activation)
+        elif run.pending and activation.precedes(run) and ending_in(run.pending) is not None:
+            self._attempts.end_at_once(run, activation, never_begun(EventKind.CANCEL), EventKind.CANCEL)
         else:
-            if activation.mailbox is None:
-                activation.mailbox = deque()
-            elif len(activation.mailbox) >= self._services.limits.queue_in_memory:
-                run.message.arguments = b""
-            activation.mailbox.append(run)
+            activation.enqueue(run, self._services.limits.queue_in_memory)
+            if run.message.chain:
+                self._attempts.queued(run, activation)
 
     # Turns (`attempts.Turns`)
 
@@ -236,15 +317,20 @@ class OwnedShard:
             self._is_turning = False
 
     def _next(self, activation: Activation) -> None:
-        while activation.mailbox and activation.is_free and not (self.is_draining or self.is_lost):
+        while not (self.is_draining or self.is_lost):
+            if self._expiries is not None and self._expiries.hold(activation, is_known=not self.recovered):
+                return
+            if not (activation.mailbox and activation.is_free):
+                return
             run = activation.mailbox[0]
+            if run.asleep and (run := activation.first_awake()) is None:
+                return
             if not run.message.arguments:
                 if not activation.loading:
                     activation.loading = True
                     self._services.fetcher.refill(self, activation)
                 return
-            activation.mailbox.popleft()
-            activation.mailbox = activation.mailbox or None
+            activation.dequeue(run)
             activation.current = run
             self._attempts.begin(run, activation)
 
@@ -262,6 +348,8 @@ class OwnedShard:
         """Give the turn on."""
         self.in_flight.pop(run.id, None)
         self._ending.add(run.id)
+        if self._attempts.reentry.waiting:
+            self._attempts.reentry.drop(run)
         activation.sharing.discard(run)
         if activation.held_by == run.id:
             activation.held_by = ""
@@ -274,7 +362,7 @@ class OwnedShard:
         self.in_flight.pop(run.id, None)
         activation.sharing.discard(run)
         activation.used_at = self._services.now()
-        if run.exclusive:
+        if run.holds:
             activation.held_by, activation.current = run.id, None
 
     def activation_of(self, run: InFlight, /) -> Activation:
@@ -288,9 +376,9 @@ class OwnedShard:
 
     # What the writer asks
 
-    def take(self, incarnation: str) -> Unwritten | None:
+    def take(self, incarnation: str, room: Room) -> Unwritten | None:
         """Return the next part of a commit, if there is something to write."""
-        return None if self.is_lost or self.staging.is_empty else self.staging.take(incarnation)
+        return None if self.is_lost or self.staging.is_empty else self.staging.take(incarnation, room)
 
     def settled(self, unwritten: Unwritten, answer: Committed) -> None:
         """Take the acknowledgement of a part: what waited for it goes on."""
@@ -300,11 +388,15 @@ class OwnedShard:
             invocation, end = item.progress.invocation, item.progress.end
             if isinstance(end, Finish):
                 self._ending.discard(invocation)
-            elif end is not None:
+            elif isinstance(end, Sleep):
                 events = self._asleep.pop(invocation, [])
-                if events:
+                if events or self._attempts.reentry.is_wanted(item.progress.target, invocation):
                     self._fetch_dormant(invocation, events)
+        if self._expiries is not None:
+            self._expiries.read()
         self._attempts.acknowledged(unwritten.items)
+        if self.ends.doomed:
+            self.ends.end(list(self.ends.doomed))
 
     def _note_due(self, unwritten: Unwritten) -> None:
         # Not before they are durable: a look at the store that comes between would not find them, and forget.
@@ -340,10 +432,7 @@ class OwnedShard:
         if self.staging.backlog:
             return False
         # A step that waits for its next attempt is not waited for: the next owner makes it.
-        return not any(
-            run.outcomes or run.settling or any(step.is_acting for step in run.running.values())
-            for run in self.in_flight.values()
-        )
+        return not any(run.is_acting for run in self.in_flight.values())
 
     def lose(self) -> None:
         """Forget everything at once: another host owns the shard, or will."""
@@ -355,16 +444,3 @@ class OwnedShard:
             self._attempts.forget(run)
         self.in_flight.clear()
         self.activations.clear()
-
-
-def _type_of(run: InFlight) -> str:
-    return run.message.target.partition("/")[0]
-
-
-def _unknown(run: InFlight) -> TerminalError:
-    assert run.declared is not None
-    name, kind = run.declared.name, "service" if run.declared.is_service else "virtual object"
-    if run.handler is not None:
-        how = f"{name}.{run.message.handler}" if run.declared.is_service else f"{name}[key].{run.message.handler}"
-        return TerminalError(f"{name} is a {kind}: call it as {how}", 404)
-    return TerminalError(run.declared.without(run.message.handler), 404)

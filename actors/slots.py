@@ -20,6 +20,8 @@ from . import outcomes
 KNOWN_WITHIN: Final = 10.0
 """Seconds for which an id that the store does not know is asked for again: it may be on its way."""
 
+UNKNOWN: Final = "is not known: it never was, or its retention is over"
+
 Waiting = Callable[[], None] | asyncio.Future[None]
 """Who is told: a future on its own loop, or a function in the thread that tells."""
 
@@ -32,16 +34,23 @@ class Brought(Bring):
     since: float
 
 
+@dataclass(slots=True)
+class Started(Outgoing):
+    """The start of what must be new, with the name of its slot."""
+
+    slot: str = ""
+
+
 Operation = Outgoing | Attach | Brought
 
 
 def slot_of(operation: Operation) -> str:
     """Return the name of the slot that an operation is told to."""
-    return operation.slot if isinstance(operation, Brought) else operation.invocation
+    return operation.slot if isinstance(operation, Brought | Started) else operation.invocation
 
 
 class Held:
-    """Signals to invocations that the store does not know yet: an id may be here before what it names is there.
+    """Events for invocations that the store does not know yet: an id may be here before what it names is there.
 
     They are asked for again; what follows them to the same invocation waits behind them.
     """
@@ -55,7 +64,7 @@ class Held:
 
     def hold(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> bool:
         """Keep an unknown one for a moment; return False if it is none that is asked for again, or not any more."""
-        if not (isinstance(operation, Brought) and operation.kind is EventKind.SIGNAL):
+        if not (isinstance(operation, Brought) and operation.kind is not EventKind.AWAKEABLE):
             return False
         if loop.time() - operation.since > KNOWN_WITHIN:
             return False
@@ -96,6 +105,11 @@ class Slot:
     waiting: tuple[Waiting, ...] = ()
     accepting: tuple[Waiting, ...] = ()
     """Tuples: most have one that waits, or none, and an empty one costs nothing."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the store tells this client the outcome."""
+        return self.is_attached
 
     @property
     def has_ended(self) -> bool:

@@ -9,23 +9,45 @@ Invariants:
     2. A record holds the events delivered since the last one, then the outcomes of steps: the order of delivery.
 """
 
+import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from journal.entries import Message, Record, order_of
+from journal.entries import Delivered, Event, Message, Record, Tries, order_of, timer_of, timer_of_object
 from journal.names import Epoch, Shard
-from journal.store import Committed, Finish, Part, Progress, Sleep
+from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
 
-from .activation import Activation, InFlight
+from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight
 from .execution import Execution
 from .outgoing import bounded
+from .promises import Posted
+from .restarts import mark_of
 
-COMMANDS_MAX: Final = 10_000
-"""Most progress in one commit."""
+logger = logging.getLogger("actors")
+
+COMMANDS_MAX: Final = 2_000
+"""Most progress in one commit, of all shards of a host: the store does nothing else meanwhile, for some 50 ms."""
 BYTES_MAX: Final = 4_000_000
 """Most bytes in one commit, but for a single progress that is larger."""
+
+BACK_OFF: Final = "a"
+"""What is due at the end of a back-off."""
+
+
+@dataclass(slots=True)
+class Room:
+    """What one commit still takes."""
+
+    commands: int = COMMANDS_MAX
+    bytes: int = BYTES_MAX
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there is room for one more."""
+        return self.commands > 0 and self.bytes > 0
 
 
 @dataclass(slots=True)
@@ -37,6 +59,8 @@ class Staged:
     record: Record | None
     id: str = ""
     """The record's stream id, once it is durable."""
+    is_joined: bool = False
+    """It is written in one commit with what follows."""
 
 
 @dataclass(slots=True)
@@ -63,65 +87,143 @@ class Staging:
         """The number of the last one that is durable."""
         self.acknowledged = number
         """The number of the last commit that the store has answered."""
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits until so many are durable."""
 
     # What is staged
 
     def commit(
-        self, run: InFlight, changes: dict[str, bytes | None], results: list[tuple[int, bytes]], *, sleeps: bool
+        self,
+        run: InFlight,
+        changes: dict[str, bytes | None],
+        stored: dict[str, bytes],
+        results: list[tuple[int, bytes]],
+        posted: Posted | None,
+        *,
+        sleeps: bool,
     ) -> int:
-        """Stage what an execution that waits has become; with `sleeps` it leaves memory."""
+        """Stage what an execution that waits has become: changes of what is stored; with `sleeps` it leaves memory."""
         execution = run.execution
         assert execution is not None
         record = _record_of(run, execution, changes, results)
         progress = _progress_of(run, changes)
-        self._take_commands(run, execution, progress)
+        self._take_commands(run, execution, progress, record)
+        self._set_lifetimes(run, progress, changes, stored)
+        if posted is not None:
+            progress.writes |= {name: value for name, value in posted.fields.items() if value is not None}
+            progress.clears += [name for name, value in posted.fields.items() if value is None]
+            progress.messages += posted.events
         if run.began_again or not _is_empty(record):
             run.began_again = False
             progress.record = record.encoded()
         if sleeps:
-            progress.end = Sleep(holds=run.exclusive)
+            progress.end = Sleep(holds=run.holds)
         return self._add(progress, run, record if progress.record else None)
 
-    def finish(self, run: InFlight, outcome: bytes, changes: dict[str, bytes | None], *, commands: bool) -> int:
+    def finish(
+        self,
+        run: InFlight,
+        outcome: bytes,
+        changes: dict[str, bytes | None],
+        stored: dict[str, bytes] | None,
+        *,
+        commands: bool,
+        messages: Sequence[Bring] = (),
+    ) -> int:
         """Stage the end of an invocation; with `commands` what its execution asked for last leaves with it."""
         run.spent += [event.id for event in run.pending]
         progress = _progress_of(run, changes)
         if commands and run.execution is not None:
-            self._take_commands(run, run.execution, progress)
+            self._take_commands(run, run.execution, progress, None)
             progress.timers = []
+        if messages:
+            progress.messages += messages
         progress.untimers += run.timers.values()
+        if changes:
+            self._set_lifetimes(run, progress, changes, stored or {})
+        if run.message.keep_ms and run.exclusive and (run.declared is None or run.declared.is_workflow):
+            # State and promises go before the outcome does: who may start the key again finds nothing of the first.
+            over_ms = self._now_ms() + run.message.keep_ms - FORGOTTEN_AFTER_MS
+            progress.timers.append((over_ms, timer_of_object(run.message.target)))
         progress.end = Finish(outcome, f"{run.message.target}.{run.message.handler}".encode(), run.message.keep_ms)
         return self._add(progress, run)
 
     def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
         """Stage the end of an attempt and the timer of the next; nothing else of what it had not committed."""
-        record = Record(events=run.delivered, attempt=run.attempt, error=repr(error))
+        record = Record(events=run.delivered, attempt=run.attempt, error=repr(error), began_ms=run.began_ms)
         progress = _progress_of(run, {})
-        progress.timers = [(self._now_ms() + int(delay_s * 1000), self._member(run.id, "a"))]
-        progress.untimers = list(run.timers.values())
+        member = self._member(run.id, BACK_OFF, record.timers)
+        progress.timers = [(self._now_ms() + int(delay_s * 1000), member)]
+        if BACK_OFF in run.timers:
+            progress.untimers.append(run.timers[BACK_OFF])
         if sleeps:
-            progress.end = Sleep(holds=run.exclusive)
-        return self._end_attempt(run, progress, record, notice)
+            progress.end = Sleep(holds=run.holds)
+        number = self._end_attempt(run, progress, record, notice)
+        run.timers[BACK_OFF] = member  # cleared with the others, should something else end the back-off
+        return number
 
-    def paused(self, run: InFlight, reason: str) -> int:
+    def tried(self, run: InFlight, tries: Tries, notice: str) -> int:
+        """Stage a failed attempt of a step that another one follows, after all that its handler has asked for."""
+        assert run.execution is not None
+        record = _record_of(run, run.execution, {}, [])
+        record.tries.append(tries)
+        progress = _progress_of(run, {})
+        self._take_commands(run, run.execution, progress, record)
+        run.began_again = False
+        progress.record, progress.notice = record.encoded(), _noticed(notice)
+        return self._add(progress, run, record)
+
+    def paused(self, run: InFlight, reason: str, notice: str) -> int:
         """Stage an invocation that waits for an operator."""
         progress = _progress_of(run, {})
-        progress.end = Sleep(holds=run.exclusive, paused=reason)
-        return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), f"paused: {reason}")
+        progress.end = Sleep(holds=run.holds, paused=reason)
+        return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), notice)
 
     def _end_attempt(self, run: InFlight, progress: Progress, record: Record, notice: str) -> int:
-        run.delivered, run.timers = [], {}
-        progress.record, progress.notice = record.encoded(), notice.encode(errors="backslashreplace")
+        run.delivered = []  # its timers go on: the next attempt waits for the same entries
+        progress.record, progress.notice = record.encoded(), _noticed(notice)
         return self._add(progress, run, record)
+
+    def interject(self, run: InFlight, event: Delivered, olds: dict[str, bytes | None], *, is_joined: bool) -> int:
+        """Stage an event that has no other place than the journal, with values that fields had before."""
+        assert run.execution is not None
+        run.delivered.append(event)
+        record = _record_of(run, run.execution, {}, [])
+        record.olds = olds
+        run.olds.update(olds)
+        progress = _progress_of(run, {})
+        self._take_commands(run, run.execution, progress, record)
+        run.began_again = False
+        progress.record = record.encoded()
+        number = self._add(progress, run, record)
+        self._staged[-1].is_joined = is_joined
+        return number
+
+    def answered(self, message: Message, inbox_id: str, record: Record, end: Sleep, events: list[str]) -> None:
+        """Stage what a command has made of a paused invocation."""
+        self._add(Progress(message.id, message.target, inbox_id, True, record.encoded(), events, end=end))
 
     def delayed(self, message: Message, inbox_id: str) -> None:
         """Stage a message that is not due: it sleeps until then."""
-        timer = (message.due_ms, self._member(message.id, "d"))
+        timer = (message.due_ms, self._member(message.id, "d", {}))
         self._add(Progress(message.id, message.target, inbox_id, timers=[timer], end=Sleep(holds=False)))
+
+    def hasten(self, invocation: str) -> None:
+        """Stage that a delayed invocation is due: its message goes to the inbox, where it can be ended."""
+        self._add(Progress(invocation, "", "", timers=[(self._now_ms(), self._member(invocation, "d", {}))]))
+
+    def expire(self, event: Event, messages: list[Leaving]) -> int:
+        """Stage the end of an object's state or of a field; the store does it if it was not written since."""
+        end = Expire(event.payload.decode())
+        return self._add(Progress("", event.invocation, "", events=[event.id], messages=messages, end=end))
 
     def notice(self, invocation: str, text: bytes, events: list[str]) -> None:
         """Stage a notice to those who wait for an invocation."""
         self._add(Progress(invocation, "", "", events=events, notice=text))
+
+    def tell(self, invocation: str, messages: list[Leaving]) -> None:
+        """Stage what is for others and of no invocation's journal."""
+        self._add(Progress(invocation, "", "", messages=messages))
 
     def stray(self, events: list[str]) -> None:
         """Stage the deletion of events whose invocation has ended."""
@@ -136,25 +238,38 @@ class Staging:
         self._wake()
         return self.count
 
-    def _take_commands(self, run: InFlight, execution: Execution, progress: Progress) -> None:
-        progress.messages = execution.take_messages()
+    def _take_commands(self, run: InFlight, execution: Execution, progress: Progress, record: Record | None) -> None:
+        """Take what leaves with a commit; the record, if any, says which timers it sets."""
+        progress.messages = execution.calls.take_messages()
         timers = execution.timers
         if timers.set:
-            now_ms = self._now_ms()
+            now_ms, recorded = self._now_ms(), record.timers if record is not None else {}
             for index, delay_s in timers.set.items():
-                run.timers[index] = self._member(run.id, str(index))
-                progress.timers.append((now_ms + int(delay_s * 1000), run.timers[index]))
+                mark = str(mark_of(index, execution.restarts))
+                run.timers[mark] = self._member(run.id, mark, recorded)
+                progress.timers.append((now_ms + int(delay_s * 1000), run.timers[mark]))
             timers.set = {}
         for index in timers.cleared:
-            member = run.timers.pop(index, None)
+            member = run.timers.pop(str(mark_of(index, execution.restarts)), None)
             if member is not None:
                 progress.untimers.append(member)
         timers.cleared = []
 
-    def _member(self, id_: str, what: str) -> str:
-        """Return the name of a timer: those due at the same time sort in the order of setting, of all owners."""
+    def _set_lifetimes(
+        self, run: InFlight, progress: Progress, changes: dict[str, bytes | None], stored: dict[str, bytes]
+    ) -> None:
+        # What a shared handler takes along are its waits: no state, which may be over at the end of a retention.
+        lifetimes = run.declared.lifetimes if run.declared is not None and run.exclusive else None
+        if changes and lifetimes is not None:
+            timers, untimers = lifetimes.timers(run.message.target, changes, stored, self._now_ms())
+            progress.timers += timers
+            progress.untimers += untimers
+
+    def _member(self, id_: str, what: str, recorded: dict[str, str]) -> str:
+        """Return the name of a timer, and note it: those due at once sort in the order of setting, of all owners."""
         self._timers_set += 1
-        return f"{self._epoch:012x}{self._timers_set:08x}:{id_}:{what}"
+        recorded[what] = counter = f"{self._epoch:012x}{self._timers_set:08x}"
+        return timer_of(counter, id_, what)
 
     # What is written
 
@@ -168,15 +283,15 @@ class Staging:
         """How much is staged and not durable."""
         return self.count - self.settled
 
-    def take(self, incarnation: str) -> Unwritten:
-        """Remove and return what fits one commit, as the next part of the shard."""
+    def take(self, incarnation: str, room: Room) -> Unwritten:
+        """Remove and return what the commit has room for, as the next part of the shard."""
         items: list[Staged] = []
-        size = 0
-        while self._staged and len(items) < COMMANDS_MAX and (size < BYTES_MAX or not items):
+        while self._staged and (room.is_left or (items and items[-1].is_joined)):
             item = self._staged.popleft()
             if item.progress.end is not None and item.run is not None:
                 item.progress.journal = list(item.run.journal)
-            size += _size(item.progress)
+            room.bytes -= _size(item.progress)
+            room.commands -= 1
             items.append(item)
         stray, self._stray = self._stray, []
         self._number += 1
@@ -188,6 +303,8 @@ class Staging:
         self.settled += len(unwritten.items)
         self.acknowledged = unwritten.part.number
         ids = _following(answer.first)
+        for id_ in answer.known:
+            logger.warning("a send would have started %s again, whose run happens once: it was dropped", id_)
         for item in unwritten.items:
             item.id = next(ids) if item.progress.record else ""
             if item.run is None:
@@ -196,6 +313,18 @@ class Staging:
             if item.record is not None and item.progress.end is None:
                 item.run.records.append((item.id, item.record))
                 item.run.journal.append(item.id)
+        if self._waiting:
+            for number, waiting in self._waiting:
+                if number <= self.settled and not waiting.done():
+                    waiting.set_result(None)
+            self._waiting = [(number, waiting) for number, waiting in self._waiting if not waiting.done()]
+
+    async def until_durable(self, number: int) -> None:
+        """Wait until so many are durable; a shard that is lost never says so."""
+        if self.settled < number:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, waiting))
+            await waiting
 
 
 def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[str, bytes | None]:
@@ -205,7 +334,7 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
         UsageError: a field cannot be encoded, or is too large; it names the field.
     """
     execution = run.execution
-    if execution is None or execution.view is None or not run.exclusive:
+    if execution is None or execution.view is None or not run.exclusive or execution.has_given_up:
         return {}
     stored, view = activation.fields or {}, execution.view
     seen = view.changes()
@@ -218,6 +347,18 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
         if value is not None:
             bounded(value, f"state {name!r}", field_max)
     return changed
+
+
+def must_commit(run: InFlight, execution: Execution) -> bool:
+    """Whether an execution that waits has asked for something that cannot."""
+    if execution.calls.messages or execution.timers.set or execution.timers.cleared:
+        return True
+    board = execution.board
+    if board is not None and (board.has_waits or (board.answers.new and execution.steps.unstarted)):
+        return True
+    if run.exclusive or not execution.steps.unstarted or execution.view is None:
+        return False
+    return any(name not in run.reads for name in execution.view.reads())
 
 
 def _record_of(
@@ -234,6 +375,8 @@ def _record_of(
     if not run.exclusive:
         record.reads = {name: value for name, value in view.reads().items() if name not in run.reads}
         run.reads.update(record.reads)
+    if execution.board is not None:
+        record.answers = execution.board.answers.take()
     run.staged += len(record.entries)
     run.delivered = []
     return record
@@ -250,6 +393,10 @@ def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
     clears = [name for name in changes if name not in writes] if len(writes) < len(changes) else []
     # All of its lists, also the empty ones: a default factory takes ten times as long.
     return Progress(run.id, run.message.target, run.inbox_id, run.asleep, b"", spent, writes, clears, [], [], [], [])
+
+
+def _noticed(notice: str) -> bytes:
+    return notice.encode(errors="backslashreplace")
 
 
 def _size(progress: Progress) -> int:

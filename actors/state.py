@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, overlo
 from journal.codec import MISSING
 
 from .errors import UsageError
-from .policy import Policy
+from .policy import Duration, Policy
+from .ttl import ttl_ms
 
 T = TypeVar("T")
 
@@ -38,13 +39,15 @@ class Fields(Protocol):
 class State(Generic[T]):
     """A durable field."""
 
-    __slots__ = ("_annotation", "_owner", "default", "factory", "name")
+    __slots__ = ("_annotation", "_owner", "default", "factory", "name", "ttl_ms")
 
-    def __init__(self, default: Any, factory: Callable[[], T] | None) -> None:
+    def __init__(self, default: Any, factory: Callable[[], T] | None, ttl_ms: int = 0) -> None:
         self.name = ""
         self.default = default
         """MISSING where a factory makes it."""
         self.factory = factory
+        self.ttl_ms = ttl_ms
+        """How long it outlives its last change; 0 is for ever."""
         self._owner: type | None = None
         self._annotation: Any = None
 
@@ -90,35 +93,41 @@ class State(Generic[T]):
         return f"<state {self.name}>"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored_state, (self.name, self.default, self.factory, self.annotation)
+        return _restored_state, (self.name, self.default, self.factory, self.annotation, self.ttl_ms)
 
 
-def _restored_state(name: str, default: Any, factory: Callable[[], Any] | None, annotation: Any) -> State[Any]:
-    restored = State[Any](default, factory)
+def _restored_state(
+    name: str, default: Any, factory: Callable[[], Any] | None, annotation: Any, ttl_ms: int
+) -> State[Any]:
+    restored = State[Any](default, factory, ttl_ms)
     restored.name = name
     restored._annotation = annotation
     return restored
 
 
 @overload
-def state(default: T, /) -> T: ...
+def state(default: T, /, *, ttl: Duration | None = None) -> T: ...
 @overload  # without it, a bare `dict` makes the field "partially unknown" to strict checkers
-def state(*, default_factory: type[list[Any] | dict[Any, Any] | set[Any]]) -> Any: ...
+def state(*, default_factory: type[list[Any] | dict[Any, Any] | set[Any]], ttl: Duration | None = None) -> Any: ...
 @overload
-def state(*, default_factory: Callable[[], T]) -> T: ...
-def state(default: Any = MISSING, /, *, default_factory: Callable[[], Any] | None = None) -> Any:
+def state(*, default_factory: Callable[[], T], ttl: Duration | None = None) -> T: ...
+def state(
+    default: Any = MISSING, /, *, default_factory: Callable[[], Any] | None = None, ttl: Duration | None = None
+) -> Any:
     """Declare a durable field: `items: dict[str, int] = state(default_factory=dict)`.
 
-    What a handler assigned or changed in place is durable with the invocation's next commit.
+    What a handler assigned or changed in place is durable with the invocation's next commit. With a `ttl`, so long
+    after the last commit that changed the field it is gone, and reads as its default; while an exclusive handler is
+    under way nothing goes. A handler that writes what was there already changes nothing.
 
     Raises:
-        UsageError: the default could be changed in place, or there is not exactly one of the two.
+        UsageError: the default could be changed in place, there is not exactly one of the two, or `ttl` is no time.
     """
     if (default is MISSING) == (default_factory is None):
         raise UsageError("state() takes a default or a default_factory")
     if type(default).__hash__ is None:
         raise UsageError(f"state({default!r}): every object would share one value; use state(default_factory=...)")
-    return State[Any](default, default_factory)
+    return State[Any](default, default_factory, ttl_ms(ttl, "state()"))
 
 
 def resolved(annotation: Any, names: Mapping[str, Any], local_names: Mapping[str, Any]) -> Any:
@@ -138,6 +147,8 @@ class Options:
 
     name: str
     policy: Policy | None = None
+    ttl_ms: int = 0
+    """How long all state outlives its last change; 0 is for ever."""
 
 
 class Addressed:
@@ -146,6 +157,8 @@ class Addressed:
     __slots__ = ("_fields", "_key")
 
     _options: ClassVar[Options]
+    _runs_once: ClassVar[bool] = False
+    """A workflow's exclusive handler happens once for each key."""
     _key: str | None
     _fields: Fields | None
     """None at an address."""

@@ -1,12 +1,13 @@
-"""Steps: running the action of a `ctx.run`, with its time-out and its retries in place.
+"""Steps: those of one execution that have no outcome, and running an action with its time-out and retries in place.
 
-Owns the action between its start and its outcome. Does not own: when it may start (its host asks the lease first), nor
-the record of its outcome.
+Owns which entry a step is, and the action between its start and its outcome. Does not own: when it may start (its host
+asks the lease first), nor the record of its outcome.
 
 Invariants:
     1. The lease is looked at immediately before each attempt of an action; where it has lapsed the action is not begun.
     2. Each attempt of an action runs in a fresh context in which `place.in_step` holds the step's id, so that nothing
        of the handler's or the host's context leaks into it, and calls from it are refused.
+    3. A failed attempt is recorded before the next one begins.
 """
 
 import asyncio
@@ -19,12 +20,15 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, cast
 
+from journal.entries import Tries
+
 from . import outcomes
 from .errors import TerminalError, UsageError
-from .loop import EntryFuture
+from .loop import DeterministicLoop, EntryFuture
 from .outgoing import bounded
 from .place import in_step
-from .policy import Retry, seconds
+from .policy import Retry
+from .values import Scope
 
 logger = logging.getLogger("actors")
 
@@ -41,72 +45,152 @@ class Step:
     retry: Retry | None
     timeout_s: float | None
     future: EntryFuture
-    is_acting: bool = False  # its action is under way, not its back-off
+    acting_since_ms: int = 0  # 0: no action is under way, perhaps a back-off
+
+
+class Steps:
+    """The steps of one execution."""
+
+    def __init__(self, make: Callable[[str], int], loop: DeterministicLoop, scope: Scope) -> None:
+        self._make, self._loop, self._scope = make, loop, scope
+        self._by_index: dict[int, Step] = {}
+        self._index_of: dict[int, int] = {}
+        self.unstarted: dict[int, Step] = {}
+        """Steps without an outcome whose action has not started."""
+
+    def run(
+        self,
+        name: str,
+        fn: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retry: Retry | None,
+        timeout_s: float | None,
+        /,
+    ) -> "asyncio.Future[Any]":
+        """Make the entry of a step; its action starts when the host finds that it may."""
+        index = self._make(f"run {name}")
+        future = self._loop.entry_future()
+        step = Step(index, name, fn, args, kwargs, retry, timeout_s, future)
+        self._by_index[index] = self.unstarted[index] = step
+        self._index_of[future.number] = index
+        return future
+
+    def holds(self, index: int) -> bool:
+        """Whether the handler still wants the outcome of a step."""
+        step = self._by_index.get(index)
+        return step is not None and not step.future.done()
+
+    def take(self, index: int) -> Step | None:
+        """Remove and return a step whose outcome is there, None if nobody holds it."""
+        self.unstarted.pop(index, None)
+        return self._by_index.pop(index, None)
+
+    def complete(self, step: Step, outcome: bytes) -> None:
+        """Give a step its outcome, unless its wait has ended."""
+        if not step.future.done():
+            try:
+                step.future.set_result(outcomes.decoded(outcome, scope=self._scope))
+            except Exception as error:  # noqa: BLE001  # the step's own failure, or one of reading its result
+                step.future.set_exception(error)
+
+    def give_up(self, future: EntryFuture) -> None:
+        """Forget the step whose wait was cancelled."""
+        index = self._index_of.pop(future.number, None)
+        if index is not None:
+            self.take(index)
+
+    def unended(self) -> list[Step]:
+        """Return the steps whose outcome somebody could still get."""
+        return [step for step in self._by_index.values() if not step.future.done()]
+
+    def end(self) -> None:
+        """Give up all: their handler has ended."""
+        for step in self.unended():
+            step.future.cancel()
 
 
 class LeaseLapsed(BaseException):
     """The host may not start this action any more; whoever owns the shard now will."""
 
 
+class Exhausted(Exception):
+    """The attempts of a step are used up, and its policy wants the invocation paused."""
+
+    def __init__(self, error: Exception, attempts: int) -> None:
+        super().__init__(str(error))
+        self.error, self.attempts = error, attempts
+
+
 class StepRunner:
     """Runs actions: sync ones on a thread pool, async ones on the host's loop, Ray functions on the cluster."""
 
-    def __init__(self, executor: Executor | None, default: Retry, payload_max: int, now: Callable[[], float]) -> None:
-        self._executor, self._default, self._payload_max, self._now = executor, default, payload_max, now
+    def __init__(self, executor: Executor | None, default: Retry, payload_max: int, now_ms: Callable[[], int]) -> None:
+        self._executor, self._default, self._payload_max, self._now_ms = executor, default, payload_max, now_ms
 
     async def run(
         self,
         step: Step,
         step_id: str,
         may_start: Callable[[], bool],
-        failed: Callable[[BaseException, int, float], None],
+        failed: Callable[[Exception, float, Tries], Awaitable[None]],
+        before: Tries | None,
     ) -> bytes:
-        """Return the outcome, encoded; `failed` is told of each attempt that another one follows.
+        """Return the outcome, encoded, going on after the failed attempts that are known.
+
+        Each failure that another attempt follows, after so many seconds, goes to `failed`, which returns when it is
+        recorded: only then the back-off begins, so that a crash loses the count of the attempt under way alone. Of a
+        back-off that a crash has ended the rest is waited for: an outside that asked for time gets it, however many
+        hosts die meanwhile. Where the handler gave the step up no attempt follows, and the outcome is empty.
 
         Call it in a task of its own, in the step's context (`context_of`): a first attempt runs in that task.
 
         Raises:
             LeaseLapsed: the action, or its next attempt, may not be started here.
+            Exhausted: the invocation is to be paused.
         """
-        retry, attempt, began = step.retry or self._default, 0, self._now()
-        while True:
-            attempt += 1
+        retry, done, first_ms, is_first = step.retry or self._default, 0, self._now_ms(), True
+        if before is not None:
+            done, first_ms = before.attempts, before.first_ms
+            await asyncio.sleep((before.next_ms - self._now_ms()) / 1000)
+        while not step.future.done():
             if not may_start():
                 raise LeaseLapsed
-            step.is_acting = True
+            step.acting_since_ms = self._now_ms()
             try:
-                if step.timeout_s is None:
-                    value = await self._attempt(step, step_id, attempt)
-                else:
-                    async with asyncio.timeout(step.timeout_s):
-                        value = await self._attempt(step, step_id, attempt)
-                return self._encoded(step, value)
+                return self._encoded(step, await self._in_time(step, step_id, is_first=is_first))
+            except (TerminalError, UsageError) as error:
+                found = outcomes.terminal(error)
+                assert found is not None
+                return outcomes.encoded_error(found)
             except Exception as error:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
-                found = self._given_up(error, step, attempt, self._now() - began, retry)
-                if found is not None:
-                    return outcomes.encoded_error(found)
-                delay = retry.delay(attempt)
-                failed(error, attempt, delay)
-            step.is_acting = False
-            await asyncio.sleep(delay)
+                done, is_first = done + 1, False
+                if retry.is_exhausted(done, (self._now_ms() - first_ms) / 1000):
+                    return outcomes.encoded_error(_used_up(error, step, done, retry))
+                delay_s, failure = retry.delay_after(error, done), error
+            step.acting_since_ms = 0
+            tries = Tries(step.index, done, first_ms, self._now_ms() + int(delay_s * 1000))
+            await failed(failure, delay_s, tries)
+            await asyncio.sleep(delay_s)
+        return b""
 
-    def _given_up(
-        self, error: Exception, step: Step, attempt: int, elapsed_s: float, retry: Retry
-    ) -> TerminalError | None:
-        if isinstance(error, TerminalError):
-            return error
-        if isinstance(error, UsageError):
-            return outcomes.terminal(error)
-        if isinstance(error, TimeoutError) and step.timeout_s is not None and not str(error):
-            error = TimeoutError(f"the step {step.name!r} took longer than {step.timeout_s:g} s")
-        spent = retry.max_attempts is not None and attempt >= retry.max_attempts
-        late = retry.max_duration is not None and elapsed_s >= seconds(retry.max_duration)
-        return outcomes.used_up(error, step.name, attempt) if spent or late else None
+    async def _in_time(self, step: Step, step_id: str, *, is_first: bool) -> Any:
+        """Make an attempt; each has its own time-out. A thread or a Ray task that takes longer goes on, unheard."""
+        if step.timeout_s is None:
+            return await self._attempt(step, step_id, is_first=is_first)
+        deadline = asyncio.timeout(step.timeout_s)
+        try:
+            async with deadline:
+                return await self._attempt(step, step_id, is_first=is_first)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # the action's own
+            raise TimeoutError(f"the step {step.name!r} took longer than {step.timeout_s:g} s") from error
 
-    async def _attempt(self, step: Step, step_id: str, attempt: int) -> Any:
+    async def _attempt(self, step: Step, step_id: str, *, is_first: bool) -> Any:
         fn = step.fn
         is_async = inspect.iscoroutinefunction(fn)
-        if is_async and attempt == 1:
+        if is_async and is_first:
             return await fn(*step.args, **step.kwargs)
         if hasattr(fn, "remote") and hasattr(fn, "bind"):
             return await _unwrapped(fn.remote(*step.args, **step.kwargs))
@@ -116,7 +200,9 @@ class StepRunner:
         else:
             value = await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call)
         if inspect.isawaitable(value):
-            return await asyncio.get_running_loop().create_task(_awaited(value), context=context)
+            # A coroutine is the task's own: one that is cancelled before it has begun closes it.
+            work = value if inspect.iscoroutine(value) else _awaited(value)
+            return await asyncio.get_running_loop().create_task(work, context=context)
         return value
 
     def _encoded(self, step: Step, value: Any) -> bytes:
@@ -125,6 +211,17 @@ class StepRunner:
         except UsageError as error:
             raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {error}") from error
         return bounded(data, f"result of the step {step.name!r}", self._payload_max)
+
+
+def _used_up(error: Exception, step: Step, attempts: int, retry: Retry) -> TerminalError:
+    """Return the terminal error of a step.
+
+    Raises:
+        Exhausted: it is not to have one.
+    """
+    if retry.on_exhausted == "pause":
+        raise Exhausted(error, attempts) from error
+    return outcomes.used_up(error, step.name, attempts)
 
 
 def context_of(step_id: str) -> contextvars.Context:

@@ -5,16 +5,21 @@ an event.
 """
 
 import asyncio
+from asyncio import futures
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from .loop import DeterministicLoop
+from .replay import Entries
+
+_SLEEP_ENDS: Final[object] = vars(futures)["_set_result_unless_cancelled"]
 
 
 class Timers:
     """The timers of one execution."""
 
-    def __init__(self, loop: DeterministicLoop, make: Callable[[str], int], is_new: Callable[[int], bool]) -> None:
-        self._loop, self._make, self._is_new = loop, make, is_new
+    def __init__(self, loop: DeterministicLoop, entries: Entries) -> None:
+        self._loop, self._entries = loop, entries
         self._handles: dict[int, asyncio.TimerHandle] = {}
         self._index_of: dict[int, int] = {}
         self.set: dict[int, float] = {}
@@ -30,20 +35,32 @@ class Timers:
         """Make the entry of a timer; one that is never due has none."""
         if when == float("inf"):
             return
-        index = self._make(entry)
+        index = self._entries.make(entry)
         self._handles[index] = handle
         self._index_of[id(handle)] = index
-        if self._is_new(index):
+        if self._entries.is_new(index):
             self.set[index] = when - self._loop.time()
 
     def sleep(self, duration_s: float, name: str) -> "asyncio.Future[None]":
         """Make the entry of a sleep; the future is its wait."""
-        future = self._loop.create_future()
-        handle = asyncio.TimerHandle(self._loop.time() + duration_s, _settle, (future,), self._loop, None)
-        handle._scheduled = True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  # as a loop does
-        self.add(handle.when(), handle, f"sleep {name}" if name else "sleep")
-        future.add_done_callback(lambda done: handle.cancel() if done.cancelled() else None)
+        future = self._loop.entry_future()
+        handle = self.call_later(duration_s, f"sleep {name}" if name else "sleep", _settle, future)
+        future.add_done_callback(lambda _: handle.cancel())
         return future
+
+    def call_later(
+        self, delay_s: float, entry: str, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle:
+        """Make the entry of a timer that calls back."""
+        handle = asyncio.TimerHandle(self._loop.time() + delay_s, callback, args, self._loop, None)
+        handle._scheduled = True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  # as a loop does
+        self.add(handle.when(), handle, entry)
+        return handle
+
+    def sleeps(self) -> "list[asyncio.Future[Any]]":
+        """Return what each `asyncio.sleep` waits for, in the order of their entries."""
+        found = (sleeper(handle) for handle in self._handles.values())
+        return [future for future in found if future is not None and not future.done()]
 
     def clear(self, handle: asyncio.TimerHandle) -> None:
         """Forget a timer: unsent, it never leaves; sent, it is cleared."""
@@ -59,6 +76,13 @@ class Timers:
         if handle is not None:
             self._index_of.pop(id(handle), None)
         return handle
+
+
+def sleeper(handle: asyncio.TimerHandle) -> "asyncio.Future[Any] | None":
+    """Return the future that `asyncio.sleep` waits for, if the timer is one of its, so that a cancel can fail it."""
+    if handle._callback is _SLEEP_ENDS:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]  # no public name
+        return handle._args[0]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    return None
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -7,11 +7,12 @@ make that harmless). While one is under way the next is gathered: group commit w
 import asyncio
 from collections.abc import Callable, Iterable
 
+from journal.names import Shard
 from journal.store import Committed, Damaged, Fenced, Store
 
 from .patience import Patience
 from .shard import OwnedShard
-from .staging import Unwritten
+from .staging import Room, Unwritten
 
 
 class Writer:
@@ -28,6 +29,7 @@ class Writer:
         self._store, self._incarnation, self._shards, self._lost = store, incarnation, shards, lost
         self._patience = Patience(f"host {host}")
         self._wanted = asyncio.Event()
+        self._first = Shard(0)
 
     def wake(self) -> None:
         """Say that something was staged."""
@@ -40,17 +42,26 @@ class Writer:
             self._wanted.clear()
             await self._flush()
 
+    def _in_turn(self) -> list[OwnedShard]:
+        """Return the shards, from the one after that which filled the last commit: none waits for ever."""
+        return sorted(self._shards(), key=lambda owned: owned.shard < self._first)
+
     async def _flush(self) -> None:
         taken: list[tuple[OwnedShard, Unwritten]] = []
-        for shard in list(self._shards()):
+        room = Room()
+        for shard in self._in_turn():
             if not shard.leased():
                 self._lost(shard, "its lease has lapsed")
                 continue
-            unwritten = shard.take(self._incarnation)
+            unwritten = shard.take(self._incarnation, room)
             if unwritten is not None:
                 taken.append((shard, unwritten))
             if not shard.staging.is_empty:
                 self._wanted.set()
+            if not room.is_left:
+                self._first = Shard(shard.shard + 1)
+                self._wanted.set()
+                break
         if not taken:
             return
         parts = [unwritten.part for _, unwritten in taken]

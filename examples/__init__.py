@@ -1,1 +1,1 @@
-"""Examples: `counter`, then `shopping_cart`, then `seat_map`; each runs as `python -m examples.<name>`."""
+"""Examples, each run as `python -m examples.<name>`; the README lists them in learning order, with what each shows."""

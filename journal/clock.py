@@ -26,18 +26,20 @@ def boot_seconds() -> float:
 async def offset_ms(ask: Callable[[], Coroutine[Any, Any, int]], wall: Callable[[], int] = wall_ms) -> int:
     """Return what to add to a time of day to have that of who is asked: too much by a round trip, never too little.
 
-    Too little would end sleeps early. The shortest of a few round trips counts: a process that is stopped while it
-    waits for an answer would be wrong for its whole life.
+    Too little would end sleeps early, and either clock is cut to whole milliseconds. The shortest of a few round trips
+    counts: a process that is stopped while it waits for an answer would be wrong for its whole life.
     """
     found: list[tuple[int, int]] = []
     for _ in range(_ASKS):
         before = wall()
         told = await ask()
-        found.append((wall() - before, told - before))
+        found.append((wall() - before, told + CUT_MS - before))
     return min(found)[1]
 
 
 _ASKS = 3
+CUT_MS = 2
+"""What is lost where the time of day is read, and where who is asked reads his."""
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 sleep = time.sleep
 """As it was when this was imported."""

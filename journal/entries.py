@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -49,25 +49,28 @@ class Message:
     caller: str = ""
     """Whom to tell (see `teller_*`); empty for a send."""
     code: str = ""
-    """Hash of the code that the sender has of the target's class; empty if it has none."""
+    """Hash of the code that the sender has of the target's class; empty if it has none, `-` if it has not sent it."""
     due_ms: int = 0
     """When it counts as sent, by the store's clock in ms; 0 is at once."""
     keep_ms: int = 0
     """How long its outcome is kept whatever the count; 0 leaves it to `done`."""
     headers: dict[str, str] | None = None
+    chain: list[str] | None = None
+    """The exclusive invocations that wait for it, where a handler calls; None for all others."""
 
     def encoded(self) -> bytes:
         """Return the bytes of the message."""
-        return pack(
-            [self.id, self.target, self.handler, self.caller, self.code, self.due_ms, self.keep_ms, self.headers],
-            (self.arguments,),
-        )
+        header: list[Any] = [self.id, self.target, self.handler, self.caller, self.code, self.due_ms, self.keep_ms]
+        header += (self.headers, self.chain) if self.chain else (self.headers,)
+        return pack(header, (self.arguments,))
 
     @classmethod
     def parse(cls, data: bytes) -> "Message":
         """Return the message of these bytes."""
-        (id_, target, handler, caller, code, due_ms, keep_ms, headers), arguments = unpack(data)
-        return cls(id_, target, handler, arguments, caller, code, due_ms, keep_ms, headers)
+        header, arguments = unpack(data)
+        chain = header.pop() if len(header) > 8 else None
+        id_, target, handler, caller, code, due_ms, keep_ms, headers = header
+        return cls(id_, target, handler, arguments, caller, code, due_ms, keep_ms, headers, chain)
 
 
 def teller_of_driver(writer: str) -> str:
@@ -80,8 +83,23 @@ def teller_of_entry(invocation: str, index: int) -> str:
     return f"i:{invocation}:{index}"
 
 
+def timer_of(counter: str, invocation: str, what: str) -> str:
+    """Return a timer of an invocation; `what` is due: the mark of an entry, `a` an attempt, `d` a delayed message."""
+    return f"{counter}:{invocation}:{what}"
+
+
+def timer_of_object(target: str) -> str:
+    """Return the timer at which an object's state is over; setting it again moves it."""
+    return f"ttl:{target}:e"
+
+
+def timer_of_field(target: str, field: str) -> str:
+    """Return the timer at which one field is over."""
+    return f"ttl:{target}\0{field}:f"
+
+
 class EventKind(StrEnum):
-    """What comes to an open invocation."""
+    """What comes to an open invocation, or to an object."""
 
     REPLY = "r"
     """The outcome of a call; the index is the call's entry."""
@@ -91,15 +109,35 @@ class EventKind(StrEnum):
     """The back-off after a failed attempt is over."""
     AWAKEABLE = "w"
     """The completion of an awakeable; the index is its entry."""
+    PROMISE = "p"
+    """The outcome of a durable promise; the index is the entry that waits for it."""
     SIGNAL = "s"
     """A signal; carries its name and its value."""
+    CANCEL = "c"
+    """Ends its open waits, each with `Cancelled`."""
+    KILL = "k"
+    """Ends it, without asking its handler."""
+    RESUME = "u"
+    """A paused one goes on."""
+    RESTART = "z"
+    """A paused one begins again; the index is the first entry that is made anew."""
+    STATE = "y"
+    """One that was let in: begins, has written fields, or has ended; the index says which (`actors.reentry`)."""
+    PROBE = "q"
+    """Asks along who waits for whom; carries its path, or with the index 1 why a queued call is refused."""
     NOTICE = "n"
     """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
+    EXPIRE = "e"
+    """State is over: it names an object instead of an invocation, and carries the field, nothing for all of them."""
+
+
+AT_AN_ENTRY: Final = (EventKind.REPLY, EventKind.TIMER, EventKind.AWAKEABLE, EventKind.PROMISE)
+"""What comes to one entry: the index says which, as the entry's mark (`actors.restarts`)."""
 
 
 @dataclass(slots=True)
 class Event:
-    """One event of an invocation, as it lies in a shard's `events`."""
+    """One event of an invocation or an object, as it lies in a shard's `events`."""
 
     id: str
     """Its stream id: its place in the order of delivery, and its time."""
@@ -135,6 +173,18 @@ class Delivered:
     payload: bytes
 
 
+class Tries(NamedTuple):
+    """Failed attempts of a step that has no outcome yet."""
+
+    entry: int
+    attempts: int
+    """How many have failed."""
+    first_ms: int
+    """When the first one began, by the store's clock."""
+    next_ms: int
+    """When the next one may begin."""
+
+
 @dataclass(slots=True)
 class Record:
     """What one commit adds to the journal of one invocation."""
@@ -151,10 +201,22 @@ class Record:
     """Values that a shared handler has read."""
     steps: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     """Outcomes of steps; delivered when this record is durable, at its own time."""
+    answers: list[tuple[int, bytes | None]] = field(default_factory=list[tuple[int, bytes | None]])
+    """What entries of this record were answered at once, where a replay might be answered otherwise."""
     attempt: int = 0
     """The attempt that follows, where this record ends one; else 0."""
     error: str = ""
     """Why that attempt ended, or why the invocation is paused."""
+    began_ms: int = 0
+    """Where this record ends an attempt: when the first one began, by the store's clock."""
+    tries: list[Tries] = field(default_factory=list[Tries])
+    """Failed attempts of steps; of each step the last ones hold."""
+    code: str | None = None
+    """Where a paused invocation goes on: the hash of the code that it has from here on, empty as in `Message`."""
+    timers: dict[str, str] = field(default_factory=dict[str, str])
+    """Timers set in the same commit: what is due, as in `timer_of`, and the counter in the timer's name."""
+    restart: tuple[int, int] = (0, 0)
+    """The entry that it begins again from, and the generation of the entries that it makes; (0, 0): it does not."""
 
     def encoded(self) -> bytes:
         """Return the bytes of the record; what is empty is left out."""
@@ -172,10 +234,23 @@ class Record:
         if self.steps:
             header["steps"] = [[index, len(outcome)] for index, outcome in self.steps]
             values += [outcome for _, outcome in self.steps]
+        if self.answers:
+            header["answers"] = [[index, -1 if answer is None else len(answer)] for index, answer in self.answers]
+            values += [answer for _, answer in self.answers if answer is not None]
         if self.attempt:
             header["attempt"] = self.attempt
         if self.error:
             header["error"] = self.error
+        if self.began_ms:
+            header["began"] = self.began_ms
+        if self.tries:
+            header["tries"] = [list(tries) for tries in self.tries]
+        if self.timers:
+            header["timers"] = self.timers
+        if self.code is not None:
+            header["code"] = self.code
+        if self.restart[1]:
+            header["restart"] = self.restart
         return pack(header, values)
 
     @classmethod
@@ -190,8 +265,14 @@ class Record:
             olds={key: reader.take_or_none(n) for key, n in header.get("olds", ())},
             reads={key: reader.take_or_none(n) for key, n in header.get("reads", ())},
             steps=[(i, reader.take(n)) for i, n in header.get("steps", ())],
+            answers=[(i, reader.take_or_none(n)) for i, n in header.get("answers", ())],
             attempt=header.get("attempt", 0),
             error=header.get("error", ""),
+            began_ms=header.get("began", 0),
+            tries=[Tries(*tries) for tries in header.get("tries", ())],
+            timers=header.get("timers", {}),
+            code=header.get("code"),
+            restart=tuple(header.get("restart", (0, 0))),
         )
 
 

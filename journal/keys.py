@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from .names import Shard
 
+OWN = "@"
+"""What the names of fields begin with that are not the user's: he can neither read nor write them."""
+
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("<ns>:meta", "hash", "format and number of shards; written once by the first program, read on connect; no expiry"),
     ("<ns>:hosts", "hash", "incarnation → id, node, pid and a beat; written by hosts each second until they end"),
@@ -20,15 +23,23 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "a driver's replies; added by commits, trimmed by submits; expires with the writer",
     ),
     ("<ns>:<shard>:inbox", "stream", "messages of invocations that have not finished and never left memory"),
-    ("<ns>:<shard>:events", "stream", "what comes to open invocations: replies, due timers, completions, signals"),
+    (
+        "<ns>:<shard>:events",
+        "stream",
+        "what comes to open invocations: replies, due timers, signals, …; expiries of state",
+    ),
     ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted when one ends or is laid to sleep"),
     ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that left memory; to its end"),
     ("<ns>:<shard>:held", "hash", "object → the invocation asleep that holds it, until its end"),
     ("<ns>:<shard>:ids", "hash", "invocation → where it is and whom to tell; trimmed with `done`"),
-    ("<ns>:<shard>:state:<Type>/<key>", "hash", "field → encoded value; written by commits, no expiry"),
-    ("<ns>:<shard>:timers", "sorted set", "due time in ms → counter, invocation and entry to wake"),
+    (
+        "<ns>:<shard>:state:<Type>/<key>",
+        "hash",
+        "field → encoded value, `@…` is not the user's; written by commits; cleared when its `ttl` is over",
+    ),
+    ("<ns>:<shard>:timers", "sorted set", "due time in ms → counter, invocation and entry to wake; state that expires"),
     ("<ns>:<shard>:done", "stream", "finished invocations and outcomes; bounded by count and `retention`"),
-    ("<ns>:<shard>:outcomes", "hash", "outcomes kept beyond `done`, of invocations with an idempotency key"),
+    ("<ns>:<shard>:outcomes", "hash", "outcomes kept beyond `done`, of workflows and with an idempotency key"),
     ("<ns>:<shard>:forget", "sorted set", "until when each of `outcomes` is kept"),
     ("<ns>:<shard>:head", "string", "epoch, incarnation, number and answer of the owner's last commit"),
     ("<ns>:<shard>:lease", "string", "incarnation and a counter that its owner changes with each renewal"),

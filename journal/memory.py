@@ -29,6 +29,7 @@ from .store import (
     Partly,
     Reply,
     Settled,
+    Where,
 )
 from .world import Head, ShardData, World, WriterData
 
@@ -80,9 +81,12 @@ class MemoryStore:
         if number == known.number + 1:
             overloaded: list[int] = []
             unknown: list[int] = []
+            not_new: list[int] = []
             for place, operation in enumerate(operations):
                 if isinstance(operation, Attach):
                     self._attach(operation, f"w:{writer}")
+                elif isinstance(operation, Outgoing) and world.is_refused(operation):
+                    not_new.append(place)
                 elif not world.has_room(operation, world.limits.inbox_max):
                     overloaded.append(place)
                 elif isinstance(operation, Bring):
@@ -91,8 +95,8 @@ class MemoryStore:
                 else:
                     world.accept(operation)
             known.replies.discard([id_ for id_ in known.replies.entries if seen and order_of(id_) < order_of(seen)])
-            missed = Partly(tuple(overloaded), tuple(unknown)) if overloaded or unknown else Settled.APPLIED
-            known.number, known.answer = number, missed
+            missed = Partly(tuple(overloaded), tuple(unknown), tuple(not_new))
+            known.number, known.answer = number, Settled.APPLIED if missed == Partly() else missed
             world.wake()
         return known.answer
 
@@ -117,9 +121,14 @@ class MemoryStore:
             return "open"
         if place.kind == "a":
             paused = shard.asleep[invocation].paused
-            return f"paused: {paused}" if paused else "asleep"
+            return f"paused: {paused}" if paused else "open" if invocation in shard.resumed else "asleep"
         outcome = shard.outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
+
+    async def outcome(self, invocation: str) -> bytes | None:
+        shard = self._world.shard(shard_in(invocation))
+        place = shard.ids.get(invocation)
+        return None if place is None else b"" if place.is_open else shard.outcome(invocation, place)
 
     async def _blocking(self, read: Callable[[], T], block_ms: int) -> T:
         found = read()
@@ -224,6 +233,10 @@ class MemoryStore:
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
         found = [(self._world.shard(shard), target) for shard, target in objects]
         return [Loaded(dict(shard.state.get(target, {})), shard.held.get(target, "")) for shard, target in found]
+
+    async def where(self, invocations: Sequence[str]) -> list[Where]:
+        places = [self._world.shard(shard_in(invocation)).ids.get(invocation) for invocation in invocations]
+        return [Where(place.kind) if place is not None and place.is_open else Where.GONE for place in places]
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
         found = [self._world.shard(shard).asleep.get(invocation) for shard, invocation in invocations]

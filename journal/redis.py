@@ -36,6 +36,7 @@ from .store import (
     Partly,
     Reply,
     Settled,
+    Where,
 )
 from .wire import (
     commit_arguments,
@@ -179,22 +180,29 @@ class RedisStore:
         return parse_replies(await self._blocking(1000, block_ms, (self._keys.replies(writer), after)))
 
     async def status(self, invocation: str) -> str:
-        shard = shard_in(invocation)
-        entry = await self._do("HGET", self._keys.ids(shard), invocation)
-        if entry is None:
-            return ""
-        place = entry.split(b" ", 1)[0].decode()
-        if place[0] == "i":
+        place = await self._place(invocation)
+        if place[:1] == "i":
             return "open"
-        if place[0] == "a":
-            paused = await self._do("HGET", self._keys.asleep(shard, invocation), "paused")
-            return f"paused: {text_of(paused)}" if paused else "asleep"
-        if place[0] == "o":
-            outcome = await self._do("HGET", self._keys.outcomes(shard), invocation)
-        else:
-            found = await self._do("XRANGE", self._keys.done(shard), place[1:], place[1:])
-            outcome = found[0][1][3] if found else None
+        if place[:1] == "a":
+            paused = await self._do("HGET", self._keys.asleep(shard_in(invocation), invocation), "paused")
+            return "asleep" if paused is None else f"paused: {text_of(paused)}" if paused else "open"
+        outcome = await self._outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
+
+    async def outcome(self, invocation: str) -> bytes | None:
+        place = await self._place(invocation)
+        return b"" if place[:1] in ("i", "a") else await self._outcome(invocation, place)
+
+    async def _place(self, invocation: str) -> str:
+        entry = await self._do("HGET", self._keys.ids(shard_in(invocation)), invocation)
+        return "" if entry is None else entry.split(b" ", 1)[0].decode()
+
+    async def _outcome(self, invocation: str, place: str) -> bytes | None:
+        shard = shard_in(invocation)
+        if place == "o":
+            return await self._do("HGET", self._keys.outcomes(shard), invocation)
+        found = place and await self._do("XRANGE", self._keys.done(shard), place[1:], place[1:])
+        return found[0][1][3] if found else None
 
     # Hosts: ownership
 
@@ -299,6 +307,11 @@ class RedisStore:
             Loaded({text_of(name): value for name, value in pairs_in(fields)}, text_of(held))
             for fields, held in pairs_in(found)
         ]
+
+    async def where(self, invocations: Sequence[str]) -> list[Where]:
+        asked = (("HGET", self._keys.ids(shard_in(invocation)), invocation) for invocation in invocations)
+        found = [(entry or b"")[:1].decode() for entry in await self._lines.ask_all(*asked)]
+        return [Where(kind) if kind in ("i", "a") else Where.GONE for kind in found]
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
         keys = (self._keys.asleep(shard, invocation) for shard, invocation in invocations)

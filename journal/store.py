@@ -29,6 +29,12 @@ INBOX_FULL = failure(
 """The outcome of a handler's call that finds no room."""
 
 
+def unknown(invocation: str) -> bytes:
+    """Return the outcome that a handler sees of an invocation that is not known."""
+    why = f"{invocation} is not known: it never was, or its retention is over"
+    return failure(Failure(404, why, {}, "TerminalError"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a namespace bounds, and where."""
@@ -52,6 +58,9 @@ class Outgoing:
     invocation: str
     caller: str
     data: bytes
+    refusal: bytes | None = None
+    """With it, the invocation must be new: if it is known, it is left alone, and the write's answer says so (`known`);
+    a handler that calls is told this outcome instead."""
 
 
 @dataclass(slots=True)
@@ -60,6 +69,10 @@ class Attach:
 
     shard: Shard
     invocation: str
+    caller: str = ""
+    """The entry that is told, where a commit brings the wish; a submit's is that of its driver."""
+    data: bytes = b""
+    """What such an entry is told of an unknown invocation."""
 
 
 @dataclass(slots=True)
@@ -71,6 +84,10 @@ class Bring:
     kind: EventKind
     index: int
     data: bytes
+
+
+Leaving = Outgoing | Bring | Attach
+"""What leaves an invocation with a commit."""
 
 
 class Settled(Enum):
@@ -89,6 +106,8 @@ class Partly:
     """Messages whose inboxes are full, and events whose streams are."""
     unknown: tuple[int, ...] = ()
     """Events whose invocations are not known: they never were, or their retention is over."""
+    known: tuple[int, ...] = ()
+    """Messages whose invocations had to be new, and are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +135,24 @@ class Sleep:
     holds: bool
     paused: str = ""
     """Why an operator is waited for; empty if it merely waits."""
+    resumed: bool = False
+    """It was paused and goes on: it counts as open until it sleeps again."""
+
+
+@dataclass(slots=True)
+class Expire:
+    """The end of an object's state, or of one field, unless its timer was set again since it came due.
+
+    Messages of the same progress leave only if it ends.
+    """
+
+    field: str
+    """Empty for all of them."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What one commit does for one invocation."""
+    """What one commit does for one invocation, or of none for one object."""
 
     invocation: str
     target: str
@@ -133,12 +165,13 @@ class Progress:
     writes: dict[str, bytes] = field(default_factory=dict[str, bytes])
     clears: list[str] = field(default_factory=list[str])
     timers: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
-    """Due time in ms and member: `counter:invocation:what`, where what is an entry's index, `a` or `d`."""
+    """Due time in ms and member: `counter:invocation:what`, where what is an entry's index, `a` or `d`; or what
+    `timer_of_object` and `timer_of_field` return."""
     untimers: list[str] = field(default_factory=list[str])
-    messages: list[Outgoing | Bring] = field(default_factory=list[Outgoing | Bring])
+    messages: list[Leaving] = field(default_factory=list[Leaving])
     journal: list[str] = field(default_factory=list[str])
     """With an end: ids of its records in the shard's `journal`, but for those that this part writes."""
-    end: Finish | Sleep | None = None
+    end: Finish | Sleep | Expire | None = None
     notice: bytes = b""
     """Text for those who wait: an attempt has failed."""
 
@@ -161,6 +194,14 @@ class Committed:
     """The part is durable; `first` is the stream id of its first journal record, if it has one."""
 
     first: str
+    known: tuple[str, ...] = ()
+    """Invocations that a send wanted to start anew, and that were known."""
+
+    @classmethod
+    def parse(cls, answer: str) -> "Committed":
+        """Return the answer that a head keeps: both, with spaces between."""
+        first, *known = answer.split(" ")
+        return cls(first, tuple(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +267,17 @@ class Dormant:
     paused: str
 
 
+class Where(Enum):
+    """Where an invocation is."""
+
+    INBOX = "i"
+    """It has not finished, and never left memory."""
+    ASLEEP = "a"
+    """It has not finished; its hash holds it."""
+    GONE = ""
+    """It has finished, or is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An object's state, and the invocation asleep that holds it."""
@@ -289,6 +341,10 @@ class Store(Protocol):
         """Return where an invocation is: `open`, `asleep`, `paused: why`, `succeeded`, `failed`, or `` if unknown."""
         ...
 
+    async def outcome(self, invocation: str) -> bytes | None:
+        """Return the outcome of an invocation, empty while it is open; None if it is not known."""
+        ...
+
     # Hosts: ownership
 
     async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
@@ -343,6 +399,10 @@ class Store(Protocol):
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
         """Return the state of objects, in one round trip."""
+        ...
+
+    async def where(self, invocations: Sequence[str]) -> list[Where]:
+        """Return where invocations are, in one round trip."""
         ...
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:

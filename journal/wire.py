@@ -15,6 +15,7 @@ from .store import (
     Committed,
     Damaged,
     Dormant,
+    Expire,
     Fenced,
     Finish,
     Limits,
@@ -24,6 +25,7 @@ from .store import (
     Progress,
     Reply,
     Settled,
+    Sleep,
 )
 
 
@@ -36,6 +38,8 @@ def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach | Bring
         elif isinstance(operation, Bring):
             event = f"{operation.kind}:{operation.index}"
             out += ("e", operation.shard, operation.invocation, event, operation.data)
+        elif operation.refusal is not None:
+            out += ("n", operation.shard, operation.invocation, operation.caller, operation.data)
         elif operation.caller == teller:
             out += ("c", operation.shard, operation.invocation, operation.data)
         else:
@@ -47,7 +51,7 @@ def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
     """Return what became of a driver's write."""
     if not missed:
         return Settled.REFUSED if missed is None else Settled.APPLIED
-    return Partly(_places(missed, b"o"), _places(missed, b"u"))
+    return Partly(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"))
 
 
 def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
@@ -99,11 +103,20 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
     if progress.untimers:
         flags |= 32
         out += (len(progress.untimers), *progress.untimers)
+    if isinstance(progress.end, Expire):
+        flags |= 16384
+        out.append(progress.end.field)
     if progress.messages:
         flags |= 64
         out.append(len(progress.messages))
         for m in progress.messages:
-            teller = f"e:{m.kind}:{m.index}" if isinstance(m, Bring) else m.caller
+            teller: str | bytes
+            if isinstance(m, Bring):
+                teller = f"e:{m.kind}:{m.index}"
+            elif isinstance(m, Attach):
+                teller = f"a:{m.caller}"
+            else:
+                teller = m.caller if m.refusal is None else b"n%s\n%s" % (m.caller.encode(), m.refusal)
             out += (m.shard, m.invocation, teller, m.data)
     if progress.notice:
         flags |= 512
@@ -117,9 +130,9 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
         if progress.end.keep_ms > 0:
             flags |= 8192
             out.append(progress.end.keep_ms)
-    elif progress.end is not None:
+    elif isinstance(progress.end, Sleep):
         flags |= 256
-        out += (int(progress.end.holds), progress.end.paused)
+        out += (2 if progress.end.resumed else int(progress.end.holds), progress.end.paused)
     out[at] = flags
 
 
@@ -128,7 +141,7 @@ def parse_answer(data: bytes) -> Answer:
     text = data.decode("utf-8", "replace")
     match text[0]:
         case "c":
-            return Committed(text[1:])
+            return Committed.parse(text[1:])
         case "f":
             return Fenced(text[1:])
         case _:
@@ -147,7 +160,7 @@ def parse_replies(found: Any) -> list[Reply]:
 def parse_event(entry: Any) -> Event:
     """Return an entry of `events`."""
     id_, (_, invocation, _, kind, _, index, _, payload) = entry
-    return Event(id_.decode(), invocation.decode(), EventKind(kind.decode()), int(index), payload)
+    return Event(id_.decode(), text_of(invocation), EventKind(kind.decode()), int(index), payload)
 
 
 def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:

@@ -15,17 +15,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from .entries import EventKind, order_of
+from .entries import EventKind, order_of, timer_of_field, timer_of_object
 from .names import shard_in
 from .store import (
     INBOX_FULL,
     Answer,
+    Attach,
     Bring,
     Committed,
     Damaged,
     Dormant,
+    Expire,
     Fenced,
     Finish,
+    Leaving,
     Limits,
     Outgoing,
     Part,
@@ -113,6 +116,7 @@ class ShardData:
         self.journal: Stream[tuple[str, bytes]] = Stream()
         self.done: Stream[tuple[str, bytes]] = Stream()
         self.asleep: dict[str, Dormant] = {}
+        self.resumed: set[str] = set()
         self.held: dict[str, str] = {}
         self.ids: dict[str, Place] = {}
         self.state: dict[str, dict[str, bytes]] = {}
@@ -153,6 +157,8 @@ class World:
         self.code: dict[str, bytes] = {}
         self.current: dict[str, str] = {}
         self.changed = asyncio.Event()
+        self._known: list[str] = []
+        """What sends of the part that is being applied wanted new, and is not."""
 
     def wake(self) -> None:
         """Let every blocking read look again."""
@@ -216,6 +222,10 @@ class World:
             return len(shard.events.entries) < limit
         return operation.invocation in shard.ids or len(shard.inbox.entries) < limit
 
+    def is_refused(self, message: Outgoing) -> bool:
+        """Whether a message must be of a new invocation, and is not."""
+        return message.refusal is not None and message.invocation in self.shard(message.shard).ids
+
     def accept(self, message: Outgoing) -> None:
         """Put a message into its inbox, or attach to what is known."""
         shard = self.shard(message.shard)
@@ -232,17 +242,18 @@ class World:
         if not head.is_of(part.epoch, part.incarnation) or part.number not in (head.number, head.number + 1):
             return Fenced(str(head))
         if part.number == head.number:
-            return Committed(head.answer)
+            return Committed.parse(head.answer)
         try:
             first = self._apply_part(shard, part)
         except LookupError as error:
             head.damage = repr(error)
             return Damaged(head.damage)
-        head.number, head.answer = part.number, first
-        return Committed(first)
+        head.number, head.answer = part.number, " ".join([first, *self._known])
+        return Committed.parse(head.answer)
 
     def _apply_part(self, shard: ShardData, part: Part) -> str:
         first, written = "", dict[str, list[str]]()
+        self._known.clear()
         for progress in part.progress:
             added = self._apply(shard, progress, written)
             first = first or added
@@ -265,22 +276,31 @@ class World:
             shard.timers[member] = due_ms
         for member in progress.untimers:
             shard.timers.pop(member, None)
-        for message in progress.messages:
-            self._send(message)
+        if not isinstance(progress.end, Expire) or self._expire(shard, progress.target, progress.end.field):
+            for message in progress.messages:
+                self._send(message)
         if progress.notice:
             self._notify(shard, progress.invocation, progress.notice)
         if progress.end is not None:
             journal = [*progress.journal, *written.pop(progress.invocation, [])]
             if isinstance(progress.end, Finish):
                 self._finish(shard, progress, progress.end, journal)
-            else:
+            elif isinstance(progress.end, Sleep):
                 self._lay_to_sleep(shard, progress, progress.end, journal)
         return added
 
-    def _send(self, message: Outgoing | Bring) -> None:
+    def _send(self, message: Leaving) -> None:
         # A send has nobody who could be told that there is no room, so only calls are refused.
         if isinstance(message, Bring):
             self.bring(message)
+        elif isinstance(message, Attach):
+            if not self.attach(self.shard(message.shard), message.invocation, message.caller):
+                self.tell(message.caller, message.invocation, message.data, EventKind.REPLY)
+        elif self.is_refused(message):
+            if message.caller:
+                self.tell(message.caller, message.invocation, message.refusal or b"", EventKind.REPLY)
+            else:
+                self._known.append(message.invocation)
         elif message.caller and not self.has_room(message, self.limits.inbox_max * 10):
             self.tell(message.caller, message.invocation, INBOX_FULL, EventKind.REPLY)
         else:
@@ -297,6 +317,7 @@ class World:
             self.tell(teller, invocation, end.outcome, EventKind.REPLY)
         if progress.asleep:
             shard.asleep.pop(invocation, None)
+            shard.resumed.discard(invocation)
             if shard.held.get(progress.target) == invocation:
                 del shard.held[progress.target]
         else:
@@ -319,7 +340,20 @@ class World:
         dormant = shard.asleep[invocation]
         records = dict(dormant.records) | {id_: shard.journal.entries.pop(id_)[1] for id_ in journal}
         dormant.records = sorted(records.items(), key=lambda record: order_of(record[0]))
-        dormant.paused = end.paused or dormant.paused
+        dormant.paused = end.paused
+        (shard.resumed.add if end.resumed else shard.resumed.discard)(invocation)
+
+    def _expire(self, shard: ShardData, target: str, field: str) -> bool:
+        timer = timer_of_field(target, field) if field else timer_of_object(target)
+        if timer in shard.timers:
+            return False
+        fields = shard.state.get(target, {})
+        for name in [field] if field else list(fields):
+            fields.pop(name, None)
+            shard.timers.pop(timer_of_field(target, name), None)
+        if not fields:
+            shard.timers.pop(timer_of_object(target), None)
+        return True
 
     def _trim(self, shard: ShardData, added: int) -> None:
         old = self.now - int(self.limits.retention.total_seconds() * 1000)
@@ -347,11 +381,15 @@ class World:
     def _wake(self, shard: ShardData, member: str) -> None:
         _, _, rest = member.partition(":")
         invocation, _, what = rest.rpartition(":")
+        if what in ("e", "f"):
+            target, _, field = invocation.rpartition("\0") if what == "f" else (invocation, "", "")
+            shard.events.add(self.now, (target, EventKind.EXPIRE, 0, field.encode()))
+            return
         place = shard.ids.get(invocation)
         if place is None or not place.is_open:
             return
         if what == "d":
-            if place.kind == "a":
+            if place.kind == "a" and not (shard.asleep[invocation].records or shard.asleep[invocation].paused):
                 place.kind, place.id = "i", shard.inbox.add(self.now, shard.asleep.pop(invocation).message)
             return
         kind = EventKind.ATTEMPT if what == "a" else EventKind.TIMER

@@ -1,9 +1,14 @@
 """Fixtures that every test may ask for: one real server of each kind for the whole session, synced at every write."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from servers import Server, redis_binary, valkey_binary
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what is to run in the background: the programs of the tests would ignore Ctrl-C as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

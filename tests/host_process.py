@@ -125,8 +125,10 @@ def connected(url: str, namespace: str) -> Client:
     return client
 
 
-def launch(role: str, *arguments: str, errors: Path, effects: Path | None = None) -> "subprocess.Popen[str]":
-    """Start `serve` or `drive` as a child; what it says of errors goes to a file."""
+def launch(
+    role: str, *arguments: str, errors: Path, effects: Path | None = None, module: str = "host_process"
+) -> "subprocess.Popen[str]":
+    """Start `serve`, `drive` or a role of another module as a child; what it says of errors goes to a file."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if effects is not None:
@@ -134,7 +136,7 @@ def launch(role: str, *arguments: str, errors: Path, effects: Path | None = None
     with errors.open("a") as log:
         return subprocess.Popen(
             # Not as a script: its classes would be those of `__main__`.
-            [sys.executable, "-c", f"import host_process; host_process.{role}(*{arguments!r})"],
+            [sys.executable, "-c", f"import {module}; {module}.{role}(*{arguments!r})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -187,8 +189,8 @@ def _say(line: str) -> None:
 class Fleet:
     """Host processes by name; who is killed is started again at once."""
 
-    def __init__(self, url: str, namespace: str, directory: Path) -> None:
-        self._url, self._namespace = url, namespace
+    def __init__(self, url: str, namespace: str, directory: Path, module: str = "host_process") -> None:
+        self._url, self._namespace, self._module = url, namespace, module
         self.errors, self.effects = directory / "errors", directory / "effects"
         self.effects.touch()
         self._processes: dict[str, subprocess.Popen[str]] = {}
@@ -196,7 +198,10 @@ class Fleet:
 
     def start(self, name: str) -> None:
         self._processes[name] = launch(
-            "serve", self._url, self._namespace, name, errors=self.errors, effects=self.effects
+            *("serve", self._url, self._namespace, name),
+            errors=self.errors,
+            effects=self.effects,
+            module=self._module,
         )
 
     def kill(self, name: str) -> None:

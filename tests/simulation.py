@@ -15,9 +15,12 @@ from typing import Any
 
 from actors import outcomes
 from actors.host import Host, Identity
+from actors.outgoing import run_id
 from actors.policy import Policy
+from actors.restarts import kept, mark_of
 from journal.codec import encode
 from journal.entries import EventKind, Message, Record, pack, teller_of_driver
+from journal.keys import OWN
 from journal.memory import MemoryStore
 from journal.names import Shard, invocation_id, shard_in
 from journal.store import Attach, Bring, Outgoing, Settled
@@ -159,12 +162,17 @@ class Driver:
                 if not waiting.done():
                     waiting.set_result(reply.payload)
 
-    async def start(self, target: str, handler: str, *args: Any, send: bool = False) -> str:
-        """Submit an invocation; return its id."""
+    async def start(
+        self, target: str, handler: str, *args: Any, send: bool = False, delay_s: int = 0, once: bool = False
+    ) -> str:
+        """Submit an invocation; return its id. With `once` it is the run of a workflow."""
         self._started += 1
         id_ = invocation_id(f"driver{self._started}", target, self._shards)
+        if once:
+            id_ = run_id(target, self._shards)
         caller = "" if send else teller_of_driver(self._writer)
-        message = Message(id_, target, handler, encode([list(args), {}]), caller)
+        due_ms = await self._store.now_ms() + delay_s * 1000 if delay_s else 0
+        message = Message(id_, target, handler, encode([list(args), {}]), caller, due_ms=due_ms)
         self._waiting[id_] = asyncio.get_running_loop().create_future()
         self._number += 1
         operation = Outgoing(shard_in(id_), id_, caller, message.encoded())
@@ -180,6 +188,10 @@ class Driver:
         """Submit a signal."""
         data = pack([name], (outcomes.encoded_value(value),))
         await self.bring(Bring(shard_in(id_), id_, EventKind.SIGNAL, 0, data))
+
+    async def end(self, id_: str, kind: EventKind = EventKind.CANCEL) -> None:
+        """Submit a cancel or a kill."""
+        await self.bring(Bring(shard_in(id_), id_, kind, 0, b""))
 
     async def result(self, id_: str) -> Any:
         return outcomes.decoded(await self._waiting[id_])
@@ -208,10 +220,11 @@ class World:
         """Whether the store holds the outcome of a step."""
         id_, _, index = step_id.rpartition(":")
         shard = self.store._world.shards[shard_in(id_)]  # pyright: ignore[reportPrivateUsage]  # looks from outside
-        records = [data for owner, data in shard.journal.entries.values() if owner == id_]
-        if id_ in shard.asleep:
-            records += [data for _, data in shard.asleep[id_].records]
-        return any(int(index) == done for data in records for done, _ in Record.parse(data).steps)
+        records = list(shard.asleep[id_].records) if id_ in shard.asleep else []
+        records += [(at, data) for at, (owner, data) in shard.journal.entries.items() if owner == id_]
+        journal = kept([(at, Record.parse(data)) for at, data in records])
+        restarts = [record.restart for _, record in journal if record.restart[1]]
+        return any(int(index) == mark_of(done, restarts) for _, record in journal for done, _ in record.steps)
 
     def acting(self, step_id: str) -> None:
         """Called by every step: one that is recorded must not run again (promise 4)."""
@@ -224,13 +237,24 @@ class World:
 
         shards = self.store._world.shards  # pyright: ignore[reportPrivateUsage]  # looks from outside
         found = [shard.state[target] for shard in shards if target in shard.state]
-        return {name: decode(value) for fields in found for name, value in fields.items()}
+        return {name: decode(value) for fields in found for name, value in fields.items() if name[0] != OWN}
+
+    def own_fields(self, target: str) -> list[str]:
+        """Return the names of an object's fields that are not the user's."""
+        shards = self.store._world.shards  # pyright: ignore[reportPrivateUsage]  # looks from outside
+        return sorted(name for shard in shards for name in shard.state.get(target, ()) if name[0] == OWN)
 
     async def until_state(self, target: str, field: str) -> Any:
         """Return a field's stored value, when there is one."""
         while field not in (found := self.state(target)):  # noqa: ASYNC110  # nothing says it: it looks from outside
             await asyncio.sleep(0.01)
         return found[field]
+
+    async def until_paused(self, id_: str) -> str:
+        """Return why an invocation is paused, when it is."""
+        while not (found := await self.store.status(id_)).startswith("paused"):  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+        return found
 
     def leftovers(self) -> list[str]:
         """Return what finished invocations have left behind in the store, beyond state and history."""
@@ -241,6 +265,8 @@ class World:
                 left += [f"{number}:{name}:{entry}" for entry in entries.items()]
             left += [f"{number}:asleep:{id_}" for id_ in shard.asleep]
             left += [f"{number}:held:{pair}" for pair in shard.held.items()]
+            # Those of state outlive what has set them, and that of a delayed message whoever has ended it before.
+            left += [f"{number}:timers:{member}" for member in shard.timers if member[-2:] not in (":e", ":f", ":d")]
         return left
 
     def host(self, faults: Faults, name: str = "host") -> "asyncio.Task[None]":

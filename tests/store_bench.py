@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from journal.entries import EventKind, teller_of_driver
+from journal.entries import EventKind, Failure, failure, teller_of_driver
 from journal.memory import MemoryStore
 from journal.names import Epoch, Shard, new_id, shard_in
 from journal.redis import RedisStore
@@ -76,12 +76,20 @@ def redis_engine(url: str, namespace: str | None = None) -> Engine:
     return Engine(lambda limits: RedisStore(url, name, limits=limits), None)
 
 
+REFUSAL = failure(Failure(409, "known\n", {}, "TerminalError"))
+
+
 def data_of(invocation: str) -> bytes:
     return b"\xff\x00\r\n message of " + invocation.encode()
 
 
 def message(invocation: str, caller: str = "") -> Outgoing:
     return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation))
+
+
+def new(invocation: str, caller: str = "") -> Outgoing:
+    """Return a message of an invocation that must be new."""
+    return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation), REFUSAL)
 
 
 def event(invocation: str, data: bytes = b"Vvalue", index: int = 3) -> Bring:

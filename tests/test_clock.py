@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from journal.clock import offset_ms
+from journal.clock import CUT_MS, offset_ms
 
 AHEAD_MS = 1_000_000
 """The store's clock is ahead of the process's by so much."""
@@ -33,4 +33,15 @@ async def test_the_offset_is_never_too_small_and_a_pause_does_not_spoil_it(
         now += back
         return told
 
-    assert await offset_ms(ask, lambda: now) == expected
+    assert await offset_ms(ask, lambda: now) == expected + CUT_MS
+
+
+@pytest.mark.parametrize(("here", "there"), [(0.0, 0.0), (0.999, 0.0), (0.0, 0.999), (0.5, 0.6), (0.999, 0.999)])
+async def test_clocks_that_are_cut_to_milliseconds_end_nothing_early(here: float, there: float) -> None:
+    async def ask() -> int:
+        return int(AHEAD_MS + there + here)
+
+    offset = await offset_ms(ask, lambda: int(here))
+
+    for later in (0.0, 0.3, 0.999):
+        assert int(here + later) + offset >= AHEAD_MS + there + here + later

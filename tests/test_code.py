@@ -13,7 +13,8 @@ import cloudpickle
 import pytest
 
 from actors import Context, TerminalError, UsageError, VirtualObject, handler, state, values
-from actors.code import CURRENT_FOR, CodeBook, bundle_of
+from actors.code import CURRENT_FOR, UNSENT, CodeBook, MissingCodeError, bundle_of
+from actors.scheduling import Clockwork
 from actors.values import Scope, name_of
 from journal.memory import MemoryStore
 
@@ -251,6 +252,21 @@ async def test_a_type_that_nobody_has_stored_is_not_found() -> None:
     assert caught.value.code == 404
 
 
+async def test_a_class_that_was_not_sent_is_that_of_the_process_or_else_what_the_store_has() -> None:
+    store = MemoryStore(lambda: 0)
+    living, elsewhere = CodeBook(store, live=True), CodeBook(store, live=False)
+    here = living.find("CodeCounter", UNSENT)
+    assert here is not None
+    assert (here.cls, living.code_of(CodeCounter), elsewhere.code_of(CodeCounter)) == (CodeCounter, UNSENT, "")
+
+    with pytest.raises(MissingCodeError):
+        await elsewhere.fetch("Nowhere", UNSENT)
+    await store.put_code("old", as_of_another_process("0"), ["CodeCounter"])
+    assert elsewhere.find("CodeCounter", UNSENT) is None
+    assert elsewhere.code_of((await elsewhere.fetch("CodeCounter", UNSENT)).cls) == "old"
+    assert living.find("CodeCounter", UNSENT) is here  # not what was loaded since
+
+
 async def test_code_of_another_python_is_imported_by_path(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore(lambda: 0)
     bundle = bundle_of(CodeCounter)
@@ -263,3 +279,19 @@ async def test_code_of_another_python_is_imported_by_path(caplog: pytest.LogCapt
 
     assert found.cls is CodeCounter
     assert "is of Python 3.9: importing its classes by path" in caplog.text
+
+
+@pytest.mark.parametrize("brings_code", [False, True])
+async def test_a_class_of_ours_is_the_installed_one_whatever_code_comes_along(brings_code: bool) -> None:
+    """Who declares a schedule sends the code of the class that is to be called."""
+    store = MemoryStore(lambda: 0)
+    bundle = bundle_of(CodeCounter)
+    await store.put_code(bundle.digest, bundle.data, bundle.types)
+    digest = bundle.digest if brings_code else ""
+    book = CodeBook(store, live=False)
+
+    assert book.find("perdure.Schedule", digest) is None
+    assert (await book.fetch("perdure.Schedule", digest)).cls is Clockwork
+    found = book.find("perdure.Schedule", digest)
+    assert found is not None
+    assert found.cls is Clockwork

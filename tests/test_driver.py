@@ -44,6 +44,10 @@ class Waiter(VirtualObject):
     async def hang(self, ctx: Context) -> None:
         await ctx.run("hang", threading.Event().wait)
 
+    @handler
+    async def gate(self, ctx: Context) -> str:
+        return await ctx.signal("open", str)
+
 if __name__ == "__main__":
     actors.init(hosts="local")
     what = sys.argv[1]
@@ -55,6 +59,37 @@ if __name__ == "__main__":
     Waiter["b"].add.remote().result(timeout=10)
     print("waiting", flush=True)
     ref.result()
+"""
+
+BEGINS = """
+import actors
+from program import Waiter
+
+with actors.init(hosts="local"):
+    refs = [Waiter["c"].gate.remote(), Waiter["c"].add.remote()]  # the second one is queued
+    refs[1].accepted().result(timeout=10)
+    Waiter["d"].add.schedule(cron="0 0 1 1 *")
+    while Waiter["b"].add.remote().result(timeout=10) < 3:
+        pass
+    print(*(ref.id for ref in refs))
+"""
+HAS_NO_CLASS = """
+import sys
+import actors
+
+with actors.init(hosts="local"):
+    refs = [actors.attach(id) for id in sys.argv[1:]]
+    refs[0].signal("open", "sesame").result(timeout=10)
+    fired = actors.schedules()[0].trigger().result(timeout=10)
+    print(len(actors.wait([*refs, actors.attach(fired)], num_returns=3, timeout=2)[1]), fired)
+"""
+GOES_ON = """
+import sys
+import actors
+import program
+
+with actors.init(hosts="local"):
+    print(actors.get([actors.attach(id) for id in sys.argv[1:]], timeout=20))
 """
 
 
@@ -78,6 +113,20 @@ class Program:
             text=True,
             start_new_session=True,
         )
+
+    def ran(self, code: str, *arguments: str) -> str:
+        """Run another program in the same directory; return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
 
     def started(self, what: str) -> subprocess.Popen[str]:
         """Return a program that waits for its invocation."""
@@ -294,6 +343,17 @@ def test_a_program_that_ends_leaves_no_process_and_its_next_life_waits_for_nothi
         assert process.communicate(timeout=30)[0] == expected
         assert process.returncode == 0
     assert program.leaves_nothing()
+
+
+def test_a_program_without_the_class_ends_nothing_of_the_one_that_has_it(program: Program) -> None:
+    ids = program.ran(BEGINS).split()
+
+    told = program.ran(HAS_NO_CLASS, *ids)
+    count, fired = told.split()[:2]
+    assert count == "3"
+    assert f"Waiter/c.gate ({ids[0]}) waits: its class lives in a program that has not sent it" in told
+
+    assert program.ran(GOES_ON, *ids, fired) == "['sesame', 1, 1]\n"
 
 
 def test_ctrl_c_ends_a_waiting_program_with_one_traceback_and_leaves_no_process(program: Program) -> None:

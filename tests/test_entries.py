@@ -61,8 +61,10 @@ RECORDS = st.builds(
     olds=FIELDS,
     reads=FIELDS,
     steps=st.lists(st.tuples(INT, BYTES), max_size=4),
+    answers=st.lists(st.tuples(INT, st.none() | BYTES), max_size=4),
     attempt=INT,
     error=TEXT,
+    timers=st.dictionaries(TEXT, TEXT, max_size=3),
 )
 
 FAILURES = st.builds(

@@ -53,7 +53,10 @@ def promised_output(module: str) -> str:
     return "".join(f"{line}\n" for line in re.findall(r"^#   (.*)$", comment, re.MULTILINE))
 
 
-@pytest.mark.parametrize("module", ["examples.counter", "examples.shopping_cart"])
+@pytest.mark.parametrize(
+    "module",
+    ["examples.counter", "examples.shopping_cart", "examples.cron", "examples.trip_saga", "examples.signup_workflow"],
+)
 def test_an_example_prints_what_it_says(module: str, tmp_path: Path) -> None:
     done = ran(tmp_path, module)
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import pytest
 
 from actors.errors import UsageError
-from actors.loop import DeterministicLoop, EntryFuture, sleeper
+from actors.loop import DeterministicLoop, EntryFuture
+from actors.timers import sleeper
 
 T = TypeVar("T")
 Handler = Callable[[], Coroutine[Any, Any, Any]]

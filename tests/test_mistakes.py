@@ -694,7 +694,7 @@ def test_a_misuse_is_refused_with_what_to_do_instead(misuse: Callable[..., Any],
 def test_a_send_cannot_be_awaited_in_a_handler() -> None:
     said = refusal(Kiosk.misuse.remote(await_a_send.__name__))
 
-    assert said.endswith(" was sent: a handler can wait for its own calls only, so start it here with .remote()")
+    assert said.endswith(" was sent: nobody waits for a send, so start it with .remote()")
 
 
 # ------------------------------------------------------------------------------------------------------------ the store

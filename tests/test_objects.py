@@ -34,11 +34,13 @@ from actors import (
     Invocation,
     NondeterminismError,
     Policy,
+    Promise,
     Retry,
     Service,
     TerminalError,
     UsageError,
     VirtualObject,
+    Workflow,
     handler,
     shared,
     state,
@@ -50,8 +52,10 @@ from actors.loop import DeterministicLoop
 from actors.objects import ByName, Handler, declaration, find_type, instance, object_handle
 from actors.place import Request
 from actors.policy import Settled, resolve, seconds
+from actors.sagas import Sagas
 from actors.values import LIVE
 from journal.codec import MISSING
+from journal.entries import Message
 from journal.store import Bring
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +106,38 @@ class Driver:
         return Invocation(entry, self).accepted()
 
 
+class Fields:
+    """An object's fields, of which none is declared."""
+
+    def __init__(self) -> None:
+        self.set: dict[str, Any] = {}
+
+    def read(self, name: str, /) -> Any:
+        return self.set.get(name, MISSING)
+
+    def write(self, name: str, value: Any, /) -> None:
+        self.set[name] = value
+
+    def clear(self, name: str, /) -> None:
+        self.set.pop(name, None)
+
+    def names(self) -> list[str]:
+        return sorted(self.set)
+
+
+class Steps:
+    """Steps that are done at once."""
+
+    def __init__(self, loop: DeterministicLoop, commands: list[tuple[Any, ...]]) -> None:
+        self._loop, self._commands = loop, commands
+
+    def run(self, *command: Any) -> asyncio.Future[Any]:
+        self._commands.append(command)
+        future = self._loop.entry_future()
+        future.set_result("outcome")
+        return future
+
+
 class Execution(Driver):
     """Runs one coroutine on a deterministic loop and records its commands."""
 
@@ -113,7 +149,9 @@ class Execution(Driver):
         self.loop = DeterministicLoop(self, 0.0)
         self.is_replaying = False
         self.commands: list[tuple[Any, ...]] = []
-        self.fields: dict[str, Any] = {}
+        self.state = Fields()
+        self.steps = Steps(self.loop, self.commands)
+        self.sagas = Sagas(Message(self.id, "", "", b""), self.steps.run, lambda: False)
         self._random = random.Random(7)
 
     def run(self, coroutine: Any) -> Any:
@@ -125,10 +163,6 @@ class Execution(Driver):
         future = self.loop.entry_future()
         future.set_result(value)
         return future
-
-    def run_step(self, *command: Any) -> asyncio.Future[Any]:
-        self.commands.append(command)
-        return self._done("outcome")
 
     def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
         self.commands.append((duration_s, name))
@@ -142,23 +176,14 @@ class Execution(Driver):
         self.commands.append(("signal", name, annotation))
         return self._done("signalled")
 
+    def promise(self, name: str, annotation: Any, /) -> Promise[Any]:
+        raise UsageError(f"{name} is no promise of a workflow")
+
     def now_ms(self) -> int:
         return 1_700_000_000_123
 
     def random(self) -> random.Random:
         return self._random
-
-    def read_field(self, name: str, /) -> Any:
-        return self.fields.get(name, MISSING)
-
-    def write_field(self, name: str, value: Any, /) -> None:
-        self.fields[name] = value
-
-    def clear_field(self, name: str, /) -> None:
-        self.fields.pop(name, None)
-
-    def field_names(self) -> list[str]:
-        return sorted(self.fields)
 
     def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None: ...
     def clear_timer(self, handle: asyncio.TimerHandle, /) -> None: ...
@@ -412,6 +437,38 @@ def with_state_in_a_service() -> None:
         n: int = state(0)
 
 
+def with_no_run() -> None:
+    class Wrong(Workflow):
+        @shared
+        async def look(self, ctx: Context) -> None: ...
+
+
+def with_a_shared_run() -> None:
+    class Wrong(Workflow):
+        @shared
+        async def run(self, ctx: Context) -> None: ...
+
+
+def with_a_second_exclusive_handler() -> None:
+    class Wrong(Workflow):
+        @handler
+        async def run(self, ctx: Context) -> None: ...
+
+        @handler
+        async def approve(self, ctx: Context) -> None: ...
+
+
+def with_a_mixins_exclusive_handler() -> None:
+    class Wrong(Audited, Workflow):
+        async def run(self, ctx: Context) -> None: ...
+
+
+def with_no_run_at_all() -> None:
+    class Runless(Workflow): ...
+
+    declaration(Runless)
+
+
 def with_a_generator() -> None:
     class Wrong(Service):
         @handler
@@ -452,6 +509,11 @@ async def _answer(self: object, ctx: Context) -> int:
         (with_an_empty_name, "'' cannot name a type"),
         (with_a_foreign_name, "'Käse' cannot name a type: say name="),
         (with_state_in_a_service, "Wrong.n: a service has no state"),
+        (with_no_run, "Wrong is a Workflow: it needs `@handler async def run"),
+        (with_no_run_at_all, "Runless is a Workflow: it needs `@handler async def run"),
+        (with_a_shared_run, "Wrong.run is what the workflow does"),
+        (with_a_second_exclusive_handler, "Wrong.approve: run is the only @handler of a Workflow"),
+        (with_a_mixins_exclusive_handler, "run is the only @handler of a Workflow; make this one @shared"),
         (with_a_generator, "pages yields"),
         (without_ctx, "a handler takes self and ctx first"),
         (with_a_class_method, "a handler is a function of the class body"),
@@ -807,6 +869,29 @@ def test_a_call_is_checked_in_another_process() -> None:
         return str(caught.value)
 
     assert elsewhere(there) == "Cart.add() missing 1 required positional argument: 'item'"
+
+
+def test_a_workflow_whose_run_is_undecorated_travels() -> None:
+    class Trip(Workflow, name="trip-v1"):
+        async def run(self, ctx: Context, to: str) -> str:
+            return to
+
+        @shared
+        async def where(self, ctx: Context) -> str:
+            return ""
+
+    class Voyage(Trip, name="voyage-v1"):
+        async def run(self, ctx: Context, to: str, by: str = "ship") -> str:
+            return f"{to} by {by}"
+
+    def there() -> Any:
+        declared = declaration(Voyage)
+        run = declared.handlers["run"]
+        with pytest.raises(StopIteration) as stopped:
+            cast("Any", instance(Voyage, "a", Values())).run(None, "Rome").send(None)
+        return [*declared.handlers, run.exclusive, run.name, run.returns, declared.is_workflow, stopped.value.value]
+
+    assert there() == elsewhere(there) == ["run", "where", True, "run", str, True, "Rome by ship"]
 
 
 def test_a_local_class_with_a_cell_travels() -> None:

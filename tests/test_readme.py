@@ -21,7 +21,22 @@ from journal.store import Limits as Kept
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", TEXT, re.MULTILINE | re.DOTALL)
+BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+SECTIONS = re.split(r"^(?=## )", TEXT, flags=re.MULTILINE)
+JOINED = "## The building blocks\n"
+"""The section whose blocks are one program."""
+
+
+def programs() -> list[tuple[str, str]]:
+    """Return the page's programs, each with what it prints."""
+    found: list[tuple[str, str]] = []
+    for blocks in (BLOCKS.findall(section) for section in SECTIONS if not section.startswith(JOINED)):
+        found += blocks
+    joined = next(BLOCKS.findall(section) for section in SECTIONS if section.startswith(JOINED))
+    return [*found, ("\n\n".join(program for program, _ in joined), "".join(output for _, output in joined))]
+
+
+PROGRAMS = programs()
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -61,7 +76,8 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 
 def test_every_python_block_is_a_program_with_its_output() -> None:
-    assert len(PROGRAMS) == TEXT.count("```python\n") > 0
+    assert all(len(BLOCKS.findall(section)) == section.count("```python\n") for section in SECTIONS)
+    assert len(PROGRAMS) > 2
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
@@ -103,6 +119,7 @@ def test_every_limit_has_its_default() -> None:
             (10_000, timedelta(days=1)),
             "10,000 and 1 day",
         ),
+        "`waiting_max`": (Limits().waiting_max, 5_000, "5,000"),
         "shards": (SHARDS, 16, "16"),
         "lease": (LEASE_TTL, timedelta(seconds=3), "3 s"),
         "`block_limit`": (BLOCK_LIMIT, timedelta(seconds=10), "10 s"),

@@ -42,7 +42,7 @@ from actors import (
 )
 from actors.host import Host, Identity
 from actors.invocation import Accepted
-from actors.outgoing import arguments_of, message_of, started_id
+from actors.outgoing import arguments_of, happens_once, message_of, started_id
 from actors.place import EMPTY_OPTIONS, Request
 from actors.services import Limits
 from journal.codec import MISSING
@@ -95,7 +95,8 @@ class Program:
         self._returns[id_] = request.declared.returns if request.declared is not None else MISSING
         if not request.one_way:
             self._expect(id_)
-        self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
+        refusal = b"" if request.handler == "run" and happens_once(request) else None
+        self._put(Outgoing(shard_in(id_), id_, caller, message.encoded(), refusal))
         return Invocation(id_, self)
 
     def _expect(self, id_: str) -> None:
@@ -244,7 +245,7 @@ class Simulation(World):
     @property
     def elapsed(self) -> float:
         """Virtual seconds since the beginning."""
-        return self.loop.time() - self.began
+        return round(self.loop.time() - self.began, 3)
 
     async def join(self, name: str) -> Member:
         """Add a host, and wait until it has taken its share."""
@@ -961,6 +962,15 @@ class Steps(Service):
         return found
 
     @handler
+    async def given_up_for_another(self, ctx: Context) -> list[int]:
+        """The outcomes of the second and the third come together; the second makes the handler give the third up."""
+        first, second, third = (ctx.run(str(n), functools.partial(self._known, ctx, n, 1)) for n in range(3))
+        found = [await first, await second]
+        third.cancel()
+        await asyncio.sleep(1)
+        return found
+
+    @handler
     async def not_awaited(self, ctx: Context) -> str:
         ctx.run("alone", lambda: outside.act_for(ctx.step_id, "alone", 50))
         await asyncio.sleep(1)
@@ -1052,6 +1062,11 @@ async def test_steps_run_at_once(world: Simulation) -> None:
 async def test_a_step_that_was_given_up_is_over(world: Simulation) -> None:
     assert await Steps.abandoned.remote() == ["late", "late", "late", "last"]
     assert outside.seen == [0, 1, 2, "last"]
+
+
+@simulated
+async def test_a_step_can_be_given_up_for_another_whose_outcome_came_with_it(world: Simulation) -> None:
+    assert await Steps.given_up_for_another.remote() == [0, 1]
 
 
 @simulated

@@ -9,16 +9,31 @@ from datetime import timedelta
 
 import pytest
 import pytest_asyncio
-from store_bench import SHARDS, TARGET, Driver, Engine, Owner, data_of, event, memory_engine, message, redis_engine
+from store_bench import (
+    REFUSAL,
+    SHARDS,
+    TARGET,
+    Driver,
+    Engine,
+    Owner,
+    data_of,
+    event,
+    memory_engine,
+    message,
+    new,
+    redis_engine,
+)
 
-from journal.entries import order_of, teller_of_entry
+from journal.entries import EventKind, order_of, teller_of_entry, timer_of_field, timer_of_object
 from journal.errors import DamagedError
 from journal.names import Epoch, Shard
 from journal.store import (
     INBOX_FULL,
+    Attach,
     Committed,
     Cursor,
     Damaged,
+    Expire,
     Fenced,
     Finish,
     Granted,
@@ -219,6 +234,43 @@ async def test_attaching_to_the_unknown_says_so(store: Store, unknown: str) -> N
     assert await store.status(unknown) == ""
 
 
+@pytest.mark.parametrize("end", ["open", "asleep", "finished", "unknown"])
+async def test_a_commit_attaches_an_entry_which_is_told_the_outcome_once(store: Store, end: str) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B)
+    if end == "asleep":
+        await owner.sleep(B)
+    elif end == "finished":
+        await owner.finish(B)
+    waited = "nobody-0" if end == "unknown" else B
+
+    wish = Attach(Shard(0), waited, teller_of_entry(A, 3), b"Eunknown")
+    part = await owner.progress(A, messages=[wish])
+    for _ in range(2):  # a second wish of the same entry adds nothing while it is open
+        assert isinstance(await owner.commit(part), Committed)
+        if end in ("finished", "unknown"):
+            break
+        part = await owner.progress(A, messages=[wish])
+    if end in ("open", "asleep"):
+        assert await owner.events() == []
+        await owner.finish(B, asleep=end == "asleep")
+
+    assert await owner.events() == [(A, "r", 3, b"Eunknown" if end == "unknown" else b"Vdone")]
+
+
+@pytest.mark.parametrize("keep_ms", [0, 10**9])
+async def test_the_outcome_can_be_read(store: Store, keep_ms: int) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A, B)
+    await owner.sleep(B)
+
+    assert [await store.outcome(each) for each in (A, B, C)] == [b"", b"", None]
+    await owner.finish(A, keep_ms=keep_ms)
+    await owner.finish(B, asleep=True, keep_ms=keep_ms)
+
+    assert [await store.outcome(each) for each in (A, B, C)] == [b"Vdone", b"Vdone", None]
+
+
 # --------------------------------------------------------------------------------------------------------------- events
 
 
@@ -295,6 +347,49 @@ async def test_an_end_and_the_events_that_leave_with_it_stand_in_order(store: St
     assert isinstance(await owner.commit(first, second), Committed)
 
     assert await owner.events() == [(A, "w", 3, b"own"), (B, "w", 3, b"Vvalue")]
+
+
+# ---------------------------------------------------------------------------------------------------- what must be new
+
+
+async def test_who_must_be_new_and_is_known_is_left_alone_and_the_answer_says_so(store: Store) -> None:
+    driver, other, owner = await Driver.open(store), await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+
+    operations = new(A, other.teller), new(B), event(B), new(B, other.teller), Attach(Shard(0), B), new(FAR), new(FAR)
+    settled = await other.submit(*operations)
+
+    assert settled == Partly(known=(0, 3, 6))
+    assert await other.store.submit(other.writer, 1, [new(C)], "") == settled, "the last one again gets its answer"
+    assert await owner.inbox() == [A, B]
+    await owner.finish(A)
+    await owner.finish(B)
+    assert await other.told() == [(B, b"Vdone")], "who was refused waits for nothing"
+    assert await driver.told() == [(A, b"Vdone")]
+    assert await other.submit(new(A), new(B)) == Partly(known=(0, 1)), "known is also who has finished"
+
+
+async def test_a_call_that_must_be_new_is_told_its_refusal_and_a_send_stands_in_the_answer(store: Store) -> None:
+    # Promise 3: what was known is decided once, with the commit.
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    calls = [new(FAR, teller_of_entry(A, index)) for index in (1, 2)]
+    sends = [new("s-1"), new("s-1"), new(FAR), message(FAR), event("s-1"), new("s-1")]
+
+    answer = await owner.commit(await owner.progress(A, record=b"r", messages=[*calls, *sends]))
+    again = await store.commit([owner.part(await owner.progress(A, messages=[new(B)]))])
+
+    assert isinstance(answer, Committed)
+    assert answer.known == ("s-1", FAR, "s-1")
+    assert again == [answer]
+    assert await owner.events() == [(A, "r", 2, REFUSAL)]
+    far = await Owner.acquire(store, 1)
+    assert await far.inbox() == [FAR, "s-1"]
+    assert [id_ for id_, *_ in await far.events()] == ["s-1"]
+    await far.finish(FAR)
+    assert await owner.events() == [(A, "r", 2, REFUSAL), (A, "r", 1, b"Vdone")]
+    assert await owner.commit(await owner.progress(A, messages=[new("s-1")])) == Committed("", ("s-1",))
+    assert await owner.commit() == Committed("")
 
 
 # --------------------------------------------------------------------------------------------------------------- limits
@@ -918,6 +1013,28 @@ async def test_a_second_sleep_adds_records_in_order(store: Store) -> None:
     assert await owner.journal() == []
 
 
+@pytest.mark.parametrize("then", ["sleeps", "is paused", "ends"])
+async def test_one_that_goes_on_after_a_pause_counts_as_open_until_it_sleeps_again(store: Store, then: str) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.sleep(A, record=b"0", paused="why")
+
+    await owner.commit(await owner.progress(A, asleep=True, record=b"1", end=Sleep(holds=False, resumed=True)))
+
+    dormant = (await store.dormant([(Shard(0), A)]))[0]
+    assert dormant is not None
+    assert ([record for _, record in dormant.records], dormant.paused) == ([b"0", b"1"], "")
+    assert await store.status(A) == "open"
+    assert (await store.load([(Shard(0), TARGET)]))[0].held_by == A, "it holds its object all the time"
+    if then == "sleeps":
+        await owner.sleep(A, asleep=True)
+    elif then == "is paused":
+        await owner.sleep(A, asleep=True, paused="again")
+    else:
+        await owner.finish(A, asleep=True)
+    assert await store.status(A) == {"sleeps": "asleep", "is paused": "paused: again", "ends": "succeeded"}[then]
+
+
 async def test_a_delayed_message_comes_back_as_one_sent_when_it_is_due(store: Store) -> None:
     # Promise 2.
     driver, owner = await Driver.open(store), await Owner.acquire(store)
@@ -937,6 +1054,19 @@ async def test_a_delayed_message_comes_back_as_one_sent_when_it_is_due(store: St
     assert await owner.events() == []
     await owner.finish(A)
     assert await driver.told() == [(A, b"Vdone")], "who waited still waits"
+
+
+async def test_what_has_begun_is_not_delayed_any_more_and_a_late_timer_leaves_its_journal_alone(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await owner.sleep(A, record=b"begun", timers=[(1, f"0000000000000001:{A}:d")])
+    before = await store.dormant([(Shard(0), A)])
+
+    assert await owner.move_due() == (1, 0)
+
+    assert await owner.inbox() == []
+    assert await store.dormant([(Shard(0), A)]) == before
+    assert await store.status(A) == "asleep"
 
 
 # --------------------------------------------------------------------------------------------------------------- timers
@@ -1000,6 +1130,95 @@ async def test_a_timer_wakes_one_asleep_and_no_one_who_has_ended(store: Store) -
 
     assert await owner.events() == [(A, "t", 4, b"")]
     assert await owner.move_due() == (0, 0)
+
+
+# -------------------------------------------------------------------------------------------------- state that expires
+
+
+@pytest.mark.parametrize("target", [TARGET, ODD, "Ticket/\ud800:\0:e"])
+async def test_a_due_timer_of_state_becomes_an_event_that_names_its_object(store: Store, target: str) -> None:
+    owner = await Owner.acquire(store)
+    timers = [(2, timer_of_field(target, "a")), (1, timer_of_object(target))]
+    await owner.commit(Progress(A, target, "", writes={"a": b"1"}, timers=timers))
+
+    assert await owner.move_due() == (2, 0)
+
+    expire = EventKind.EXPIRE.value
+    assert await owner.events() == [(target, expire, 0, b""), (target, expire, 0, b"a")]
+    assert (await store.load([(Shard(0), target)]))[0].fields == {"a": b"1"}
+
+
+async def test_a_timer_of_state_that_is_set_again_is_moved(store: Store) -> None:
+    owner = await Owner.acquire(store)
+    later = await store.now_ms() + 1_000_000
+    await owner.commit(Progress(A, TARGET, "", timers=[(1, timer_of_object(TARGET)), (1, timer_of_object("Ticket/B"))]))
+    await owner.commit(Progress(A, TARGET, "", timers=[(later, timer_of_object(TARGET))]))
+
+    assert await owner.move_due() == (1, later)
+    assert [target for target, *_ in await owner.events()] == ["Ticket/B"]
+
+
+@pytest.mark.parametrize("target", [TARGET, ODD])
+async def test_what_expires_is_cleared_with_its_event_and_timers(store: Store, target: str) -> None:
+    # Promise 3: state, timers and event go together.
+    owner = await Owner.acquire(store)
+    later = await store.now_ms() + 1_000_000
+    timers = [(1, timer_of_object(target)), (later, timer_of_field(target, "b"))]
+    await owner.commit(Progress(A, target, "", writes={"a": b"1", "b": b"2"}, timers=timers))
+    await owner.move_due()
+
+    await owner.commit(Progress("", target, "", events=await owner.event_ids(), end=Expire("")))
+
+    assert await store.load([(Shard(0), target)]) == [Loaded({}, "")]
+    assert await owner.events() == []
+    assert await owner.move_due() == (0, 0)
+
+
+async def test_a_field_that_expires_goes_alone_and_the_last_one_takes_the_timer_of_its_object(store: Store) -> None:
+    owner = await Owner.acquire(store)
+    later = await store.now_ms() + 1_000_000
+    timers = [(1, timer_of_field(TARGET, "a")), (1, timer_of_field(TARGET, "b")), (later, timer_of_object(TARGET))]
+    await owner.commit(Progress(A, TARGET, "", writes={"a": b"1", "b": b"2"}, timers=timers))
+    assert await owner.move_due() == (2, later)
+
+    await owner.commit(Progress("", TARGET, "", end=Expire("a")))
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({"b": b"2"}, "")]
+    assert await owner.move_due() == (0, later)
+
+    await owner.commit(Progress("", TARGET, "", end=Expire("b")))
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({}, "")]
+    assert await owner.move_due() == (0, 0)
+
+
+@pytest.mark.parametrize("field", ["", "a"])
+async def test_what_was_written_since_its_timer_came_due_stays(store: Store, field: str) -> None:
+    owner = await Owner.acquire(store)
+    later = await store.now_ms() + 1_000_000
+    timer = timer_of_field(TARGET, "a") if field else timer_of_object(TARGET)
+    await owner.commit(Progress(A, TARGET, "", writes={"a": b"1"}, timers=[(1, timer)]))
+    await owner.move_due()
+    await owner.commit(Progress(A, TARGET, "", writes={"a": b"2"}, timers=[(later, timer)]))
+
+    await owner.commit(Progress("", TARGET, "", events=await owner.event_ids(), end=Expire(field)))
+
+    assert await store.load([(Shard(0), TARGET)]) == [Loaded({"a": b"2"}, "")]
+    assert await owner.events() == []
+    assert await owner.move_due() == (0, later)
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_who_is_told_that_state_has_expired_is_told_only_if_it_has(store: Store, is_written: bool) -> None:
+    # Promise 3: what waits for fields of the state hears of their end with their end.
+    owner, later = await Owner.acquire(store), await store.now_ms() + 1_000_000
+    driver = await Driver.open(store)
+    await driver.send(A)
+    timers = [(later, timer_of_object(TARGET))] if is_written else []
+    await owner.commit(Progress(A, TARGET, "", writes={"a": b"1"}, timers=timers))
+
+    await owner.commit(Progress("", TARGET, "", messages=[event(A)], end=Expire("")))
+
+    assert (await store.load([(Shard(0), TARGET)]))[0].fields == ({"a": b"1"} if is_written else {})
+    assert await owner.events() == ([] if is_written else [(A, "w", 3, b"Vvalue")])
 
 
 # -------------------------------------------------------------------------------------------------------------- notices

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from store_bench import SHARDS, Driver, Engine, Owner, data_of, event, memory_engine, message, redis_engine
+from store_bench import SHARDS, Driver, Engine, Owner, data_of, event, memory_engine, message, new, redis_engine
 
-from journal.entries import teller_of_entry
+from journal.entries import teller_of_entry, timer_of_field, timer_of_object
 from journal.names import Shard, shard_in
-from journal.store import Attach, Bring, Committed, Cursor, Finish, Granted, Outgoing, Progress, Sleep, Store
+from journal.store import Attach, Bring, Committed, Cursor, Expire, Finish, Granted, Outgoing, Progress, Sleep, Store
 
 TARGETS = ("Ticket/A", "Ticket/B", "Mail/x:y z")
+OPERATIONS = ("call", "send", "attach", "event", "new")
 STEPS = 80
 LOOK_EVERY = 6
 """Steps between two looks at everything, which cost most of the time."""
@@ -82,12 +83,12 @@ class Side:
         owner.number += not again
         progress = [await self._progress(owner, plan) for plan in plans]
         answer = (await self.store.commit([owner.part(*progress)]))[0]
-        first = answer.first if isinstance(answer, Committed) else ""
-        return type(answer).__name__, self.id("journal", shard, first)
+        first, known = (answer.first, answer.known) if isinstance(answer, Committed) else ("", ())
+        return type(answer).__name__, self.id("journal", shard, first), known
 
     async def _progress(self, owner: Owner, plan: dict[str, Any]) -> Progress:
         id_, end = plan["invocation"], plan["end"]
-        inbox_id, asleep = "", (await self.store.status(id_)).startswith(("asleep", "paused"))
+        inbox_id, asleep = "", (await self.store.dormant([(shard_in(id_), id_)]))[0] is not None
         page = await self.store.inbox(owner.shard, "", 100)
         for found, data in page:
             inbox_id = found if data == data_of(id_) else inbox_id
@@ -95,8 +96,10 @@ class Side:
         journal = await self.store.journal(owner.shard, "", 1000)
         events = await self.store.events(owner.shard, "", 1000)
         progress = Progress(id_, plan["target"], inbox_id, asleep, **plan["what"])
-        progress.messages = [event(to) if teller == "event" else message(to, teller) for to, teller in plan["messages"]]
-        if end is not None and is_open:
+        progress.messages = [_sent(to, teller) for to, teller in plan["messages"]]
+        if isinstance(end, Expire):
+            progress.end = end
+        elif end is not None and is_open:
             progress.end = end
             progress.journal = [record for record, invocation, _ in journal if invocation == id_]
             progress.events = [event.id for event in events if event.invocation == id_]
@@ -129,12 +132,20 @@ class Side:
         return replace(found, inbox_id=self.id("inbox", shard, found.inbox_id), records=records)
 
 
+def _sent(to: str, teller: str) -> Outgoing | Bring:
+    if teller == "event":
+        return event(to)
+    return new(to, teller[4:]) if teller.startswith("new ") else message(to, teller)
+
+
 def _made(kind: str, id_: str, teller: str) -> Outgoing | Attach | Bring:
     match kind:
         case "attach":
             return Attach(shard_in(id_), id_)
         case "event":
             return event(id_)
+        case "new":
+            return new(id_, teller)
         case _:
             return message(id_, teller if kind == "call" else "")
 
@@ -149,9 +160,7 @@ def steps_of(rng: random.Random, ids: list[str]) -> list[tuple[str, tuple[Any, .
         )[0]
         arguments: tuple[Any, ...] = (shard,)
         if kind == "submit":
-            operations = [
-                (rng.choice(("call", "send", "attach", "event")), rng.choice(ids)) for _ in range(rng.randrange(5))
-            ]
+            operations = [(rng.choice(OPERATIONS), rng.choice(ids)) for _ in range(rng.randrange(5))]
             arguments = (rng.randrange(2), rng.random() < 0.1, operations)
         elif kind == "told":
             arguments = (rng.randrange(2),)
@@ -174,24 +183,41 @@ def plan_of(rng: random.Random, id_: str, ids: list[str], step: int) -> dict[str
     def some(value: Any, nothing: Any) -> Any:
         return value if rng.random() < 0.4 else nothing
 
-    ends = (Finish(b"V%d" % step, b"s"), Finish(b"E", b"s", 10**9), Sleep(rng.random() < 0.5), Sleep(True, "why"))
+    ends = (
+        Finish(b"V%d" % step, b"s"),
+        Finish(b"E", b"s", 10**9),
+        Sleep(rng.random() < 0.5),
+        Sleep(True, "why"),
+        Sleep(False, resumed=True),
+    )
+    expire = Expire(rng.choice(("", "a", "x")))
+    target = rng.choice(TARGETS)
+    timer = rng.choice(
+        (f"{step:04}:{id_}:{rng.choice(('a', 'd', '7'))}", timer_of_object(target), _of_a_field(rng, target))
+    )
+    untimer = rng.choice((f"{rng.randrange(STEPS):04}:{id_}:7", timer_of_object(target), _of_a_field(rng, target)))
     what = {
         "record": some(b"record %d" % step, b""),
         "writes": some({rng.choice("abc"): b"%d" % step, "x": b""}, {}),
         "clears": some(["x", rng.choice("abc")], []),
-        "timers": some([(rng.choice((1, 2, 10**15)), f"{step:04}:{id_}:{rng.choice(('a', 'd', '7'))}")], []),
-        "untimers": some([f"{rng.randrange(STEPS):04}:{id_}:7"], []),
+        "timers": some([(rng.choice((1, 2, 10**15)), timer)], []),
+        "untimers": some([untimer], []),
         "notice": some(b"notice", b""),
     }
-    tellers = "event", teller_of_entry(rng.choice(ids), step)
+    entry = teller_of_entry(rng.choice(ids), step)
+    tellers = "event", entry, f"new {entry}", "new "
     messages = [(rng.choice(ids), some(rng.choice(tellers), "")) for _ in range(rng.randrange(3))]
     return {
         "invocation": id_,
-        "target": rng.choice(TARGETS),
+        "target": target,
         "messages": messages,
-        "end": rng.choice((None, None, *ends)),
+        "end": rng.choice((None, None, *ends, expire)),
         "what": what,
     }
+
+
+def _of_a_field(rng: random.Random, target: str) -> str:
+    return timer_of_field(target, rng.choice("abcx"))
 
 
 @pytest_asyncio.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import actors
+
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "tests" / "typing" / name for name in ("ok.py", "bad.py")]
 
@@ -76,6 +78,12 @@ def by_file(found: Iterable[tuple[str, int]]) -> Lines:
 @pytest.mark.parametrize("checker", [basedpyright, mypy])
 def test_a_checker_refuses_the_marked_lines_and_no_others(checker: Callable[[Path], Lines], tmp_path: Path) -> None:
     assert checker(tmp_path) == marked()
+
+
+def test_every_public_name_is_used_as_it_should_be() -> None:
+    text = FILES[0].read_text("utf-8")
+
+    assert [name for name in actors.__all__ if re.search(rf"\b{name}\b", text) is None] == []
 
 
 def test_lines_are_marked() -> None:

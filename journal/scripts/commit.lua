@@ -6,11 +6,15 @@
 --       in this order:
 --         1 record | 2 count, event ids | 4 field, value | 4096 count, field, value, … | 8 count, fields
 --         16 count, due, member, …
---         32 count, members | 64 count of messages, then shard, invocation, teller, message; an event is one
---         whose teller is `e:<kind>:<index>`
---         128 outcome, summary, and with 8192 keep in ms | 256 holds (0/1), reason of a pause | 512 notice
+--         32 count, members
+--         16384 field, or nothing for all of the target: it has expired; messages leave only if it is cleared
+--         64 count of messages, then shard, invocation, teller, message; an event is one
+--         whose teller is `e:<kind>:<index>`, a wish to be told an outcome one whose teller is `a:<teller>`, what must
+--         be new one whose teller is `n<teller>`, a line feed and a refusal
+--         128 outcome, summary, and with 8192 keep in ms | 512 notice
+--         256 holds (0/1, 2: goes on after a pause), reason of a pause
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
--- Returns: for each part: `c<first journal id>`, `f<head>` (refused) or `d<reason>` (damaged)
+-- Returns: for each part: `c<first journal id>` (and after spaces what sends wanted new, and is known), `f<head>` (refused) or `d<reason>` (damaged)
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
 local inbox_limit, done_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention, refusal = tonumber(ARGV[4]), ARGV[5]
@@ -18,6 +22,7 @@ local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local band = bit.band
 local forgets, are_kept = {}, nil
+local known = '' -- what sends of the part wanted new and is not, each after a space
 
 -- The names of a shard's keys, each built when it is first used.
 local naming = {__index = function(names, key)
@@ -53,15 +58,33 @@ local function accept(prefix, invocation, teller, data, limit)
 end
 
 local function send(prefix, invocation, teller, data)
-  if string.byte(teller) == 101 then -- e:<kind>:<index>
-    local kind, index = string.match(teller, '^e:(%a):(%d+)$')
-    bring(prefix, invocation, kind, index, data)
-  elseif not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
+  local kind = string.byte(teller)
+  if kind == 101 then -- e:<kind>:<index>
+    local what, index = string.match(teller, '^e:(%a):(%d+)$')
+    bring(prefix, invocation, what, index, data)
+    return
+  elseif kind == 97 then -- a:<whom to tell>, and what, if it is not known
+    local whom = string.sub(teller, 3)
+    if not attach(prefix, invocation, whom) then tell(whom, invocation, data, 'r') end
+    return
+  elseif kind == 110 then -- n<teller>\n<refusal>
+    local caller, refused = string.match(teller, '^n([^\n]*)\n(.*)$')
+    if call('HEXISTS', prefix .. ':ids', invocation) == 1 then
+      if caller ~= '' then
+        tell(caller, invocation, refused, 'r')
+      else
+        known = known .. ' ' .. invocation
+      end
+      return
+    end
+    teller = caller
+  end
+  if not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then
     tell(teller, invocation, refusal, 'r')
   end
 end
 
-local function lay_to_sleep(names, invocation, target, inbox_id, asleep, holds, paused, journal)
+local function lay_to_sleep(names, invocation, target, inbox_id, asleep, how, paused, journal)
   local key = names.asleep .. ':' .. invocation
   if not asleep then
     local found = call('XRANGE', names.inbox, inbox_id, inbox_id)
@@ -69,7 +92,7 @@ local function lay_to_sleep(names, invocation, target, inbox_id, asleep, holds, 
     call('XDEL', names.inbox, inbox_id)
     local _, tellers = place_of(call('HGET', names.ids, invocation))
     call('HSET', names.ids, invocation, 'a' .. inbox_id .. tellers)
-    if holds then call('HSET', names.held, target, invocation) end
+    if how == '1' then call('HSET', names.held, target, invocation) end
   elseif call('EXISTS', key) == 0 then
     error(invocation .. ' is not asleep')
   end
@@ -78,7 +101,28 @@ local function lay_to_sleep(names, invocation, target, inbox_id, asleep, holds, 
     call('HSET', key, 'j' .. id, found[1][2][4])
     call('XDEL', names.journal, id)
   end
-  if paused ~= '' then call('HSET', key, 'paused', paused) end
+  if paused ~= '' or how == '2' then
+    call('HSET', key, 'paused', paused) -- empty: it is open
+  elseif asleep then
+    call('HDEL', key, 'paused')
+  end
+end
+
+-- Clears what has expired, unless it was written since its timer came due: then the timer is there again, and false.
+local function expire(names, target, field)
+  local state, timers = names.state .. ':' .. target, names.timers
+  local object, stem = 'ttl:' .. target .. ':e', 'ttl:' .. target .. '\0'
+  if call('ZSCORE', timers, field == '' and object or stem .. field .. ':f') then return false end
+  if field ~= '' then
+    call('HDEL', state, field)
+    if call('EXISTS', state) == 0 then call('ZREM', timers, object) end
+    return true
+  end
+  local members = call('HKEYS', state)
+  for k, name in ipairs(members) do members[k] = stem .. name .. ':f' end
+  sliced('ZREM', timers, 1, #members, members)
+  call('DEL', state)
+  return true
 end
 
 local function tell_all(invocation, entry, outcome)
@@ -171,7 +215,7 @@ end
 
 local function apply(prefix, at, stop)
   local names, first, last, finished, written = setmetatable({prefix = prefix}, naming), '', nil, 0, nil
-  ends.n, ends.journal = 0, nil
+  ends.n, ends.journal, known = 0, nil, ''
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local asleep, journal = band(flags, 2048) ~= 0, nil
@@ -194,7 +238,7 @@ local function apply(prefix, at, stop)
     if band(flags, 4) ~= 0 then
       call('HSET', names.state .. ':' .. target, ARGV[at], ARGV[at + 1]); at = at + 2
     end
-    if band(flags, 4096 + 8 + 16 + 32 + 64 + 512 + 1024) ~= 0 then -- asked at once: most have none of them
+    if band(flags, 4096 + 8 + 16 + 32 + 64 + 512 + 1024 + 16384) ~= 0 then -- asked at once: most have none of them
       if band(flags, 4096) ~= 0 then
         local n = tonumber(ARGV[at]); sliced('HSET', names.state .. ':' .. target, at + 1, n); at = at + 1 + n
       end
@@ -207,12 +251,16 @@ local function apply(prefix, at, stop)
       if band(flags, 32) ~= 0 then
         local n = tonumber(ARGV[at]); sliced('ZREM', names.timers, at + 1, n); at = at + 1 + n
       end
+      local leaves = true
+      if band(flags, 16384) ~= 0 then
+        leaves = expire(names, target, ARGV[at]); at = at + 1
+      end
       if band(flags, 64) ~= 0 then
-        local n = tonumber(ARGV[at]); at = at + 1
-        for _ = 1, n do
-          send(ns .. ':' .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
-          at = at + 4
+        local following = at + 1 + 4 * tonumber(ARGV[at])
+        for k = at + 1, leaves and following - 1 or at, 4 do
+          send(ns .. ':' .. ARGV[k], ARGV[k + 1], ARGV[k + 2], ARGV[k + 3])
         end
+        at = following
       end
       if band(flags, 512) ~= 0 then
         local place = call('HGET', names.ids, invocation)
@@ -253,13 +301,13 @@ local function apply(prefix, at, stop)
       end
       finished = finished + 1
     elseif band(flags, 256) ~= 0 then
-      lay_to_sleep(names, invocation, target, inbox_id, asleep, ARGV[at] == '1', ARGV[at + 1], journal or {})
+      lay_to_sleep(names, invocation, target, inbox_id, asleep, ARGV[at], ARGV[at + 1], journal or {})
       at = at + 2
     end
   end
   finish_all(names)
   if finished > 0 then trim(names, finished) end
-  return first
+  return first .. known
 end
 
 local answers, prefixes, keys, heads, changed, at = {}, {}, {}, {}, {}, 7

@@ -2,9 +2,11 @@
 -- KEYS: none
 -- ARGV: namespace, writer, number, session in ms, last reply read (or ''), inbox limit,
 --       then for each: 'm', shard, invocation, teller, message  |  'c', shard, invocation, message (told: the writer)
+--                      'n', shard, invocation, teller, message (must be new)
 --                      'a', shard, invocation  |  'e', shard, invocation, `kind:index`, payload
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for those
---          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known
+--          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known, that of `k5`
+--          is, and had to be new
 -- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
 local writer, number, session = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local key, replies_key = ns .. ':writer:' .. writer, ns .. ':replies:' .. writer
@@ -23,10 +25,10 @@ end
 
 -- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
 local limit, me, shards, order, room = tonumber(ARGV[6]), 'w:' .. writer, {}, {}, {}
-local lengths, i, n = {m = 5, c = 4, a = 3, e = 5}, 7, #ARGV
+local lengths, i, n = {m = 5, n = 5, c = 4, a = 3, e = 5}, 7, #ARGV
 while i <= n do
   local kind, name = ARGV[i], ARGV[i + 1]
-  if kind == 'm' or kind == 'c' then
+  if kind == 'm' or kind == 'c' or kind == 'n' then
     local shard = shards[name]
     if not shard then
       local prefix = ns .. ':' .. name
@@ -62,7 +64,7 @@ local place = 0
 missed, i = {}, 7
 while i <= n do
   local kind, invocation, shard = ARGV[i], ARGV[i + 2], shards[ARGV[i + 1]]
-  local teller = kind == 'm' and ARGV[i + 3] or me
+  local teller = (kind == 'm' or kind == 'n') and ARGV[i + 3] or me
   local following = i + lengths[kind]
   if kind == 'e' then
     if shard then note(shard) end
@@ -75,6 +77,8 @@ while i <= n do
     elseif is_open(found) then
       room[name] = room[name] - 1
     end
+  elseif kind == 'n' and shard.known[invocation] then
+    missed[#missed + 1] = 'k' .. place
   elseif kind == 'a' or shard.known[invocation] then
     if shard then note(shard) end
     if not attach(ns .. ':' .. ARGV[i + 1], invocation, teller) then

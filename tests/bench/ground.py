@@ -60,8 +60,8 @@ class Ground:
 
     def start_hosts(self, count: int, *, idle_timeout_s: float = 60.0, activation_idle_s: float = 60.0) -> None:
         """Start hosts and wait until the shards are spread over them."""
-        said = ("serve", self.url, str(idle_timeout_s), str(activation_idle_s))
-        self.hosts += [_child(*said, str(number)) for number in range(count)]
+        for number in range(count):
+            self.launch_host(number, idle_timeout_s=idle_timeout_s, activation_idle_s=activation_idle_s)
         for host in self.hosts:
             _line(host)
         until = time.monotonic() + READY_MAX_S
@@ -69,6 +69,10 @@ class Ground:
             if time.monotonic() > until:
                 raise TimeoutError(f"the shards are not spread over {count} hosts")
             time_passes(0.05)
+
+    def launch_host(self, number: int = 0, *, idle_timeout_s: float = 60.0, activation_idle_s: float = 60.0) -> None:
+        """Start a host, and wait for nothing."""
+        self.hosts.append(_child("serve", self.url, str(idle_timeout_s), str(activation_idle_s), str(number)))
 
     def _is_spread(self, count: int) -> bool:
         found: Any = self.store.hgetall(f"{NAMESPACE}:hosts")

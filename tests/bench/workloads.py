@@ -190,6 +190,20 @@ class BenchAlarm(VirtualObject):
         note(log, "E", ctx.key, time.time() - due)
 
 
+class BenchDozer(VirtualObject):
+    """Asleep: waits for longer than anybody measures."""
+
+    @handler
+    async def sleeps(self, ctx: Context) -> None:
+        """Sleep for a day."""
+        await ctx.sleep("1d")
+
+    @handler
+    async def waits(self, ctx: Context) -> int:
+        """Wait for a signal; return its value."""
+        return await ctx.signal("go", int)
+
+
 class BenchBlob(VirtualObject):
     """Growth: a small field beside a large one."""
 

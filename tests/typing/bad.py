@@ -19,6 +19,17 @@ Cart["a"].add.options(delay="1m").remote(1)  # E
 Cart["a"].add.options(dely="1m")  # E
 Cart["a"].apend.remote("x")  # E
 Cart[12].add.remote("x")  # E
+Cart["a"].add.schedule("x", every=[])  # E
+Cart["a"].add.schedule("x", every="1h").stop()  # E
+Work.go.remote("k").result().upper(1)  # E
+actors.init(hosts="ray")  # E
+actors.init(policy=Retry())  # E
+STATUS = actors.status().host  # E
+actors.object("Cart", 1)  # E
+actors.get("id")  # E
+actors.TerminalError("no", "402")  # E
+actors.Policy(retries=3)  # E
+Cart["a"].add.schedule("x", cron="@daily", missed="some")  # E
 Cart.add.remote("x")  # E no key
 Work["a"].go.remote("x")  # E a service has no key
 Work.go.remote(3)  # E
@@ -26,6 +37,8 @@ Work.go.remote(3)  # E
 
 class Bad(VirtualObject):
     n: int = state("x")  # E
+    m: int = state("x", ttl="1h")  # E
+    k: int = state(0, ttl=[])  # E
 
     @handler  # E no ctx
     async def a(self, x: int) -> None: ...
@@ -40,16 +53,38 @@ class Bad(VirtualObject):
         await ctx.run("a", train, "c")  # E
         await ctx.run("a", charge, "c", "d", retry=Retry())  # E
         await ctx.run("a", charge, "c", retry=Retry())  # E
+        await ctx.run("a", charge, "c", 1, undo=train)  # E
+        await ctx.run("a", charge, "c", 1, undo=lambda receipt: receipt + 1)  # E
+        ctx.defer("a", charge, "c")  # E
+        ctx.defer("a", train, "c")  # E
         (await ctx.awakeable(int)).upper()  # E
         (await ctx.signal("paid", int)).upper()  # E
         await ctx.signal(int)  # E no name
         Cart["a"].add.remote("x").signal(1, 2)  # E
+        Cart["a"].add.remote("x").cancel("why")  # E
+        Cart["a"].add.options(timeout=[]).remote("x")  # E
+        (Cart["a"].add.remote("x").peek("open") or 0).upper()  # E
         actors.reject("id", 1)  # E
+        ctx.promise("approved", bool).resolve("yes")  # E
+        (await ctx.promise("approved", bool)).upper()  # E
+        (ctx.promise("approved", bool).peek(0) or 0).upper()  # E
+        ctx.promise("approved", bool).reject(1)  # E
+        ctx.promise(bool)  # E no name
+        Cart["a"].add.remote("x").restart("first")  # E
+        actors.RetryAfter()  # E for how long
+        Retry(on_exhausted="stop")  # E
+        actors.attach(1)  # E
+        actors.attach(Cart)  # E
         actors.resolve(ctx.awakeable(int), 1)  # E its id
         await asyncio.wait([Cart["a"].add.remote("x")])  # E no Future
         async with asyncio.TaskGroup() as group:
             group.create_task(ctx.run("a", lambda: 1))  # E no coroutine
             group.create_task(Cart["a"].add.remote("x"))  # E
+
+
+class Bad3(VirtualObject):
+    @handler(reentrant="yes")  # E
+    async def a(self, ctx: Context) -> None: ...
 
 
 class Bad2(Service, nonsense=True):  # E

@@ -14,7 +14,20 @@ from typing import Any, Generic, TypeVar, assert_type
 import ray
 
 import actors
-from actors import Awakeable, Context, Invocation, Policy, Retry, Service, VirtualObject, handler, shared, state
+from actors import (
+    Awakeable,
+    Context,
+    Invocation,
+    Policy,
+    Promise,
+    Retry,
+    Service,
+    VirtualObject,
+    Workflow,
+    handler,
+    shared,
+    state,
+)
 
 T = TypeVar("T")
 
@@ -22,11 +35,13 @@ T = TypeVar("T")
 # --- Objects and services
 
 
-class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0)):
+class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0), ttl="30d"):
     items: dict[str, int] = state(default_factory=dict)
     status: str = state("OPEN")
     holder: str | None = state(None)
     n: int = state(0)
+    recent: list[str] = state(default_factory=list, ttl=dt.timedelta(hours=1))
+    token: str = state("", ttl=60)
 
     @handler
     async def add(self, ctx: Context, item: str, *, quantity: int = 1) -> int:
@@ -36,10 +51,16 @@ class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0)):
         assert_type(await self.total(ctx), int)
         assert_type(self.plain(ctx, 1), str)
         self.add.options(delay="1m").send(item)
+        assert_type(self.add.schedule(item, quantity=2, cron="0 9 * * *", timezone="Europe/Berlin"), actors.Schedule)
         await ctx.sleep("1s")
         return self.n
 
-    @handler(policy=Policy(retention="1m"))
+    @handler(reentrant=True)
+    async def noted(self, ctx: Context, item: str) -> int:
+        assert_type(Cart["a"].noted.remote(item), Invocation[int])
+        return await self.noted(ctx, item)
+
+    @handler(policy=Policy(retention="1m"), reentrant=True)
     async def total(self, ctx: Context) -> int:
         return sum(self.items.values())
 
@@ -137,6 +158,9 @@ async def acharge(card: str, amount: int, *, key: str = "") -> bytes:
     return charge(card, amount, key).encode()
 
 
+async def unpaid(receipt: bytes) -> None: ...
+
+
 @ray.remote
 def train(n: int) -> float:
     return float(n)
@@ -183,6 +207,16 @@ class Steps(Service):
         assert_type(await ctx.run("a", charge, "c", 100, retry=Retry(max_attempts=3)), str)
         assert_type(await ctx.run("a", acharge, "c", 100, retry=Retry(max_attempts=3), timeout="3s"), bytes)
         assert_type(await ctx.run("a", train, 3, retry=Retry()), float)
+
+    @handler
+    async def undone(self, ctx: Context) -> None:
+        assert_type(await ctx.run("a", charge, "c", 100, undo=len), str)
+        assert_type(await ctx.run("a", acharge, "c", 100, undo=unpaid, retry=Retry(max_attempts=3)), bytes)
+        assert_type(await ctx.run("a", train, 3, undo=lambda trained: trained.is_integer()), float)
+        assert_type(ctx.defer("a", charge, "c", amount=100), None)
+        ctx.defer("a", acharge, "c", 100, key="x")
+        ctx.defer("a", train2, 3, "x")
+        ctx.defer("a", lambda: 3)
 
     @handler
     async def many(self, ctx: Context) -> None:
@@ -356,15 +390,59 @@ class Gate(VirtualObject):
         assert_type(await asyncio.wait_for(ctx.signal("paid", list[int]), 1), list[int])
         async with asyncio.timeout(1):
             anything = await ctx.signal("paid")
-        await Gate["a"].wait.remote().signal("paid", 1)
+        ref = Gate["a"].wait.options(timeout="10s").remote()
+        await ref.signal("paid", 1)
+        await ref.cancel()
+        ref.kill()
+        assert_type(await actors.attach(ref.id), Any)
         actors.resolve(gate.id, [1])
         await actors.reject(gate.id, "no")
         return anything or 0
 
 
+class Signup(Workflow, policy=Policy(retention="7d")):
+    asked: int = state(0)
+
+    @handler
+    async def run(self, ctx: Context, email: str) -> bool:
+        approved = ctx.promise("approved", bool)
+        assert_type(approved, Promise[bool])
+        assert_type(approved.peek(), bool | None)
+        assert_type(approved.peek("none"), bool | str)
+        anything: int | None = await ctx.promise("any")
+        anything = await ctx.promise("any", int | None)
+        self.asked = anything or 0
+        assert_type(await asyncio.wait_for(approved, 3600), bool)
+        return await approved
+
+    @shared
+    def approve(self, ctx: Context, by: str) -> None:
+        ctx.promise("approved", bool).resolve(True)
+        ctx.promise("by").resolve(by)
+        ctx.promise("late", bool).reject("too late")
+
+
 def complete() -> None:
+    assert_type(Signup["a"].run.remote("a@x"), Invocation[bool])
+    assert_type(Signup["a"].approve.send("ann"), Invocation[None])
+    assert_type(actors.attach(Signup["a"].run), Invocation[bool])
+    assert_type(actors.attach("abc-1"), Invocation[Any])
     actors.resolve("awakeable.abc-1.0", {"any": "value"}).result(timeout=1)
     actors.attach("abc-1").signal("paid", 1).result(timeout=1)
+    actors.attach("abc-1").resume().result(timeout=1)
+    actors.attach("abc-1").restart().result(timeout=1)
+    ref = Gate["a"].wait.remote()
+    assert_type(ref.peek(), int | None)
+    assert_type(ref.peek("open"), int | str)
+    ref.cancel().result(timeout=1)
+    ref.kill()
+
+
+async def operate(ref: Invocation[int]) -> None:
+    await ref.resume()
+    await ref.restart(from_entry=3)
+    Policy(retry=Retry(max_attempts=3, on_exhausted="pause"))
+    raise actors.RetryAfter("10s") from actors.RetryAfter(1.5, "busy")
 
 
 def names() -> None:
@@ -375,3 +453,74 @@ def names() -> None:
     assert_type(ServiceNames.get.remote(), Invocation[int])
     assert_type(ServiceNames.register.remote(), Invocation[int])
     assert_type(ServiceNames.remote.remote(), Invocation[int])
+
+
+# --- Programs, schedules, errors
+
+
+def program(duration: actors.Duration = "15m") -> None:
+    with actors.init(hosts="local", policy=Policy(idle_timeout=duration)) as session:
+        assert_type(session, actors.Session)
+    found = actors.status()
+    assert_type(found, actors.Status)
+    assert_type([host.shards for host in found.hosts], list[tuple[int, ...]])
+    assert_type(actors.object("cart-v1", "a").remote("add", "x", quantity=2), Invocation[Any])
+    actors.shutdown()
+
+
+def fire() -> None:
+    daily = Work.go.schedule("k", every=dt.timedelta(hours=1), missed="skip", name="daily")
+    assert_type(daily.name, str)
+    assert_type(daily.pause(), Invocation[None])
+    assert_type(daily.resume().result(), None)
+    assert_type(daily.trigger().result(), str)
+    assert_type(daily.status().result().next_due, dt.datetime | None)
+    assert_type(daily.delete(), Invocation[None])
+    assert_type(actors.schedules(), list[actors.Schedule])
+
+
+class Declined(actors.TerminalError):
+    """A user's own."""
+
+
+class Commands(VirtualObject):
+    @handler
+    async def all(self, ctx: Context) -> None:
+        assert_type((ctx.key, ctx.id, ctx.attempt, ctx.headers["a"]), tuple[str, str, int, str])
+        assert_type(ctx.now(), dt.datetime)
+        assert_type(ctx.uuid4().hex, str)
+        assert_type(ctx.random.random(), float)
+        ctx.set("any", {"a": 1})
+        assert_type(ctx.keys(), list[str])
+        ctx.clear("any")
+        ctx.clear_all()
+        ctx.log.info("said once")
+        await ctx.run("charge", lambda: charge("c", 100, ctx.step_id))
+
+    @handler
+    async def compensate(self, ctx: Context) -> str:
+        try:
+            return str(await Cart["a"].add.options(timeout="10s").remote("x"))
+        except actors.CallTimeout as late:
+            assert_type(late.code, int)
+            raise Declined("too late", 402, {"card": "visa"}) from late
+        except actors.Cancelled:
+            return "compensated"
+        except actors.DeadlockError as circle:
+            return str(circle)
+
+
+def recover(ref: Invocation[int]) -> int:
+    """Each error that a program may see has one base."""
+    try:
+        return ref.result()
+    except actors.TerminalError as error:
+        return error.code
+    except (actors.NotFoundError, actors.NondeterminismError, actors.UsageError):
+        return 1
+    except (actors.OverloadedError, actors.UnavailableError):
+        return 2
+    except (actors.SettingsError, actors.DamagedError, actors.DecodeError):
+        return 3
+    except actors.DurableError:
+        return 4

@@ -1,0 +1,85 @@
+"""Cancel and kill: how an invocation is ended from outside, and what reaches down the tree of its calls.
+
+A cancel is an event like any other: delivered in order, recorded, replayed. Every wait that is open then raises
+`Cancelled`, once; what the handler starts afterwards works, so it can compensate. A kill acts when it is received:
+without a replay, without compensation. Each goes on to the calls without an outcome, not to sends.
+
+Where it lies. In `events`, from the write that brings it until a commit has recorded it, or has ended the invocation.
+For the calls, a cancel makes entries of the caller, `cancel <id>`; a kill needs none: the ids of callees follow from
+the entries of their calls.
+
+What a death between two store calls does. Of a driver, before its write is applied: nothing was cancelled, and nobody
+was told so. Of the host, before the commit that follows: the event is still in `events`, and the next owner delivers
+it again, after the same events. That commit holds what the handler did about it together with the cancels of its
+calls; an attempt that fails may record the event without those entries, and then the replay makes them, and sends
+them. A kill's commit holds the end and the kills of the calls, or nothing.
+A delayed invocation is made due by a timer, and ended when its message is in the inbox: ended in its hash it could be
+moved there at the same time, and run. Until its end is durable the event stays, so any owner ends it.
+
+Invariants:
+    1. The first commit of an outcome wins: an event that finds it does nothing.
+    2. Who is known not to have begun never begins: a delayed one, and one that waits for another's turn.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from journal.entries import Event, EventKind
+from journal.names import shard_in
+from journal.store import Bring
+
+from .errors import Cancelled
+from .loop import DeterministicLoop
+from .steps import Steps
+from .timers import Timers
+
+ENDING: Final = (EventKind.CANCEL, EventKind.KILL)
+"""What ends a paused, a delayed or a queued invocation at once."""
+
+
+def ending_in(events: Iterable[Event]) -> EventKind | None:
+    """Return the kind of what ends an invocation, a kill before a cancel, if it is among these events."""
+    found = {event.kind for event in events}
+    return next((kind for kind in reversed(ENDING) if kind in found), None)
+
+
+def brought(kind: EventKind, ids: Sequence[str]) -> list[Bring]:
+    """Return the events that end these invocations."""
+    return [Bring(shard_in(id_), id_, kind, 0, b"") for id_ in ids]
+
+
+def fail_waits(loop: DeterministicLoop, steps: Steps, timers: Timers) -> bool:
+    """Raise `Cancelled` from every wait of an execution that is open; return whether there was one."""
+    entries = loop.open_waits()
+    for wait in entries:
+        steps.give_up(wait)
+    waits = [*entries, *timers.sleeps()]
+    for wait in waits:
+        wait.set_exception(Cancelled())
+        wait.exception()  # who does not await it misses nothing: asyncio need not say so
+    return bool(waits)
+
+
+def killed() -> Cancelled:
+    """Return the outcome of a killed invocation."""
+    return Cancelled("killed: nothing was compensated")
+
+
+def never_begun(kind: EventKind) -> Cancelled:
+    """Return the outcome of one that had not begun."""
+    return Cancelled(f"{'killed' if kind is EventKind.KILL else 'cancelled'} before it began")
+
+
+def while_paused(kind: EventKind, reason: str) -> Cancelled:
+    """Return the outcome of a paused one."""
+    how = "killed" if kind is EventKind.KILL else "cancelled"
+    return Cancelled(f"{how} while it was paused: nothing was compensated; it was paused because {reason}")
+
+
+def after_failure(error: BaseException, kind: EventKind) -> Cancelled:
+    """Return the outcome of one whose attempt failed before it could be told."""
+    if kind is EventKind.KILL:
+        return killed()
+    found = Cancelled(f"cancelled after a failed attempt, with no further one: {error!r}")
+    found.__cause__ = error
+    return found

@@ -1,0 +1,87 @@
+"""Idle: the executions of a host that wait in memory, and when each leaves it.
+
+Owns since when each waits. Does not own: what leaving memory means (`attempts`).
+
+Why not a timer of the event loop for each: a hundred thousand handlers that began to wait together would leave in one
+turn of the loop, which takes so long that the host loses its leases. Here at most `AT_ONCE` leave in a turn.
+
+Invariants:
+    1. Whoever has waited for its idle time-out leaves, as soon as those before it have.
+    2. Beyond `most` those that have waited longest leave before their time: memory is bounded (promise 9).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Generic, Protocol, TypeVar
+
+AT_ONCE: Final = 100
+"""So many leave in one turn of the loop: some milliseconds."""
+
+
+class Waiting(Protocol):
+    """What waits in memory."""
+
+    idle: bool
+    """Whether it is among those that wait."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+@dataclass(slots=True)
+class _Since(Generic[W]):
+    began: float
+    leave: Callable[[W], None]
+
+
+class Idle(Generic[W]):
+    """Those that wait; `add` one, `remove` it when it goes on, or be told that it is to leave."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
+        self._loop, self._most = loop, most
+        self._by_timeout: dict[float, dict[W, _Since[W]]] = {}
+        """By time-out, since a dict keeps the order of insertion: the first one has waited longest."""
+        self._count = 0
+        self._timer: asyncio.Handle | None = None
+        self._looks_at = 0.0
+
+    def add(self, one: W, timeout_s: float, leave: Callable[[W], None]) -> None:
+        """Count one among those that wait; `leave` is called when that has been too long."""
+        one.idle = True
+        now = self._loop.time()
+        self._by_timeout.setdefault(timeout_s, {})[one] = _Since(now, leave)
+        self._count += 1
+        self._look_at(now if self._count > self._most else now + timeout_s)
+
+    def remove(self, one: W) -> None:
+        """Forget one, if it is there: it goes on, or has ended."""
+        if not one.idle:
+            return
+        one.idle = False
+        for waiting in self._by_timeout.values():
+            if waiting.pop(one, None) is not None:
+                self._count -= 1
+                return
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            if self._looks_at <= when:
+                return
+            self._timer.cancel()
+        self._looks_at = when
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer, now = None, self._loop.time()
+        for timeout_s, waiting in self._by_timeout.items():
+            over = now - timeout_s
+            for one, since in list(islice(waiting.items(), AT_ONCE)):
+                if since.began > over and self._count <= self._most:
+                    break
+                self.remove(one)
+                since.leave(one)
+        following = [next(iter(waiting.values())).began + s for s, waiting in self._by_timeout.items() if waiting]
+        if following:
+            self._look_at(now if self._count > self._most else min(following))
