@@ -1,0 +1,126 @@
+"""Random programs of all building blocks do what the model says, whatever crashes (promises 1 to 7).
+
+`python -m tests.programs --count 10000` plays more of them. That the programs would notice is shown by faults that are
+planted in the product: each is found.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import staging
+from actors.activation import InFlight
+from journal.entries import EventKind, Record
+from tests.programs.__main__ import main
+from tests.programs.grammar import Root, program, smallest
+from tests.programs.model import expected
+from tests.programs.world import MODES, play
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNT = 200
+FOUND_WITHIN = 400
+
+
+@pytest.mark.parametrize("first", range(0, COUNT, COUNT // 4))
+def test_programs_do_what_the_model_says(first: int) -> None:
+    for seed in range(first, first + COUNT // 4):
+        assert play(program(seed), seed).wrong == [], f"python -m tests.programs --count 1 --seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_program_comes_to_the_same_in_every_mode(seed: int) -> None:
+    assert [play(program(seed), seed, mode=mode).wrong for mode in MODES] == [[]] * len(MODES)
+
+
+def test_a_program_comes_from_its_seed_alone() -> None:
+    assert program(7) == program(7) != program(8)
+
+
+def test_the_command_says_what_it_played(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--count", "3", "--seed", "5"]) == 0
+    assert "3 programs from seed 5: 0 wrong" in capsys.readouterr().out
+
+
+def test_programs_have_every_kind_of_node() -> None:
+    seen: set[str] = set()
+
+    def look(parts: list[dict[str, Any]]) -> None:
+        for node in parts:
+            seen.add(node["do"])
+            look(node.get("parts", []))
+
+    for seed in range(COUNT):
+        for root in program(seed):
+            look(root.parts)
+            expected(root.path, root.key, root.parts)
+    assert seen == KINDS
+
+
+KINDS = {
+    *("noted", "write", "add", "clear", "read", "step", "refused", "sleep", "fail", "stumble", "defer"),
+    *("call", "send", "post", "drawn", "look", "awake", "complete", "tell", "listen"),
+    *("cancel", "held", "recall", "hasty", "share", "workflow"),
+    *("gather", "group", "race", "first", "within", "never", "shield", "lock", "queue", "attempt"),
+}
+
+
+# --------------------------------------------------------------------------------------------------- what is planted
+
+
+def former_values_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A replay begins with the state as it is, not as its invocation found it."""
+
+    def found(_run: InFlight, stored: dict[str, bytes]) -> dict[str, bytes]:
+        return stored
+
+    patch.setattr(InFlight, "found", found)
+
+
+def events_do_not_wait_for_outcomes(patch: pytest.MonkeyPatch) -> None:
+    """An event is delivered while the commit of a step's outcome is under way."""
+    patch.setattr(InFlight, "settling", property(lambda _run: False, lambda _run, _value: None))  # pyright: ignore[reportUnknownLambdaType]
+
+
+def signals_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
+    """A signal is delivered, and no record holds it."""
+    make = staging._record_of
+
+    def record_of(*args: Any) -> Record:
+        record = make(*args)
+        record.events = [event for event in record.events if event.kind is not EventKind.SIGNAL]
+        return record
+
+    patch.setattr(staging, "_record_of", record_of)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [former_values_are_forgotten, events_do_not_wait_for_outcomes, signals_are_not_recorded],
+)
+def test_a_planted_fault_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    assert any(play(program(seed), seed).wrong for seed in range(FOUND_WITHIN))
+
+
+def test_a_smaller_program_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    former_values_are_forgotten(monkeypatch)
+    seed = next(seed for seed in range(FOUND_WITHIN) if play(program(seed), seed).wrong)
+
+    def is_wrong(roots: list[Root]) -> bool:
+        return bool(play(roots, seed).wrong)
+
+    found = smallest(program(seed), is_wrong)
+    assert is_wrong(found)
+    assert len(str(found)) < len(str(program(seed)))
+
+
+@pytest.mark.slow
+def test_programs_do_the_same_on_real_hosts_that_are_killed() -> None:
+    """With a real Valkey; in a process of its own, which knows other classes than these tests do."""
+    command = [sys.executable, "-m", "tests.programs", "--real", "30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4_000:] + done.stderr[-2_000:]
