@@ -59,7 +59,7 @@ class Actions:
             self.blocked.add(run)
             return
         steps, execution.steps.unstarted = execution.steps.unstarted, {}
-        tries = run.tries if run.records else {}
+        tries = run.tries if min(steps) < run.replays else {}  # a new one has none: no look at a long journal
         for index, step in steps.items():
             run.running[index] = step
             step_id = f"{run.id}:{mark_of(index, execution.restarts)}"

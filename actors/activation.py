@@ -58,6 +58,7 @@ class InFlight:
         "policy",
         "reads",
         "records",
+        "replays",
         "running",
         "settling",
         "shard",
@@ -92,6 +93,8 @@ class InFlight:
         """When its first attempt began, as far as the journal tells; 0 before."""
         self.staged = 0
         """How many entries are in records or under way to one."""
+        self.replays = 0
+        """How many of them were there before this attempt."""
         self.olds: set[str] = set()
         """Fields whose former value is recorded."""
         self.reads: set[str] = set()

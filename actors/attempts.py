@@ -80,7 +80,7 @@ class Attempts:
             recorded,
             time_of(run.inbox_id),
         )
-        run.execution, run.staged = execution, len(recorded)
+        run.execution, run.staged, run.replays = execution, len(recorded), len(recorded)
         execution.last_word = self._word
         if run.declared.is_workflow:
             execution.board = Board(run, activation, self._services.limits.payload_max, self._commit_now)
