@@ -36,7 +36,7 @@ from .objects import Declaration, instance
 from .outgoing import bounded, outcome_of_result
 from .place import NOT_IN_A_STEP, Request, in_step
 from .promises import Board, MadePromise, Promises
-from .replay import Entries, Happening, Phase, advance
+from .replay import UNDER_WAY, Entries, Happening, Phase, advance
 from .restarts import Restarts
 from .sagas import CANCELLED, Sagas
 from .signals import Signals
@@ -96,7 +96,7 @@ class Execution:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will be asked for."""
-        return self.phase not in (Phase.REPLAYING, Phase.PROCESSING)
+        return self.phase not in UNDER_WAY
 
     @property
     def entries(self) -> list[str]:

@@ -10,6 +10,7 @@ Invariants:
 """
 
 from enum import Enum
+from typing import Final
 
 from .errors import NondeterminismError
 
@@ -25,6 +26,10 @@ class Phase(Enum):
     COMPLETED = "completed"
     FAILED = "failed"
     DIVERGED = "diverged"
+
+
+UNDER_WAY: Final = (Phase.REPLAYING, Phase.PROCESSING)
+"""The phases of an execution that has not ended. (Python 3.11 takes long to look up a member of an enum.)"""
 
 
 class Happening(Enum):
