@@ -75,7 +75,7 @@ class Idle(Generic[W]):
 
     def _look(self) -> None:
         self._timer, now = None, self._loop.time()
-        for timeout_s, waiting in self._by_timeout.items():
+        for timeout_s, waiting in list(self._by_timeout.items()):  # who leaves may add another time-out
             over = now - timeout_s
             for one, since in list(islice(waiting.items(), AT_ONCE)):
                 if since.began > over and self._count <= self._most:

@@ -59,3 +59,21 @@ def test_beyond_the_limit_those_that_have_waited_longest_leave_early() -> None:
         assert left == waiting[:2]
         loop.run_until_complete(asyncio.sleep(60))
         assert left == waiting
+
+
+def test_who_leaves_may_bring_one_with_another_time_out_and_the_others_leave_in_time() -> None:
+    with virtual_loop() as loop:
+        idle, left = Idle[Waits](loop, 100), list[tuple[float, Waits]]()
+        first, second, brought = Waits(), Waits(), Waits()
+        began = loop.time()
+
+        def leave(one: Waits) -> None:
+            left.append((round(loop.time() - began, 3), one))
+            if one is first:
+                idle.add(brought, 3.0, leave)
+
+        idle.add(first, 2.0, leave)
+        idle.add(second, 2.5, leave)
+        loop.run_until_complete(asyncio.sleep(60))
+
+        assert left == [(2.0, first), (2.5, second), (5.0, brought)]
