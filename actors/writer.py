@@ -43,8 +43,12 @@ class Writer:
             await self._flush()
 
     def _in_turn(self) -> list[OwnedShard]:
-        """Return the shards, from the one after that which filled the last commit: none waits for ever."""
-        return sorted(self._shards(), key=lambda owned: owned.shard < self._first)
+        """Return the shards with something to write, from the one after that which filled the last commit on.
+
+        So none waits for ever.
+        """
+        staged = [owned for owned in self._shards() if not owned.staging.is_empty]
+        return sorted(staged, key=lambda owned: owned.shard < self._first)
 
     async def _flush(self) -> None:
         taken: list[tuple[OwnedShard, Unwritten]] = []
