@@ -45,8 +45,12 @@ logger = logging.getLogger("actors")
 
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
-YIELD_AFTER: Final = 100
-"""After so many of what came together, the loop turns: the writer, timers and all others have their turn."""
+YIELD_AFTER: Final = 32
+"""After so many of what came together, the loop turns: the writer, timers and all others have their turn.
+
+Of 64 that come together the first half is in the store while the second is executed: 6 to 14 % more of them in a second
+than with all in one commit; with 16 or 100 it is less.
+"""
 READ_AHEAD: Final = 5_000
 """While so many objects are still to be loaded, or commits to be written, nothing more is read: a burst waits in the
 store, not in memory."""
