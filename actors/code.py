@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, TypeGuard, cast
 
 import cloudpickle
@@ -57,6 +57,8 @@ _OURS: Final = ("actors", "journal")
 _INSTALLED: Final = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+_NO_FILE: Final = "<dynamic-code>"
+"""What cloudpickle says in place of a file."""
 _SENTINELS: Final = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
 _pickling: Final[Any] = cloudpickle
 """cloudpickle without its annotations, which are partial."""
@@ -178,7 +180,17 @@ class _Pickler(cloudpickle.Pickler):
                 self._seen.modules.add(name)
                 if isinstance(obj, type):
                     self._seen.classes.add(obj)
+        if type(obj) is CodeType:
+            return _with_file(obj)
         return _sentinel(obj) or _with_slots(obj, cast("Any", super()).reducer_override(obj), _pickling)
+
+
+def _with_file(code: CodeType) -> Any:
+    """Return what makes a code anew under the name of its file, for tracebacks: cloudpickle replaces it by a word."""
+    make, arguments = _pickling.Pickler.dispatch_table[CodeType](code)
+    if Path(code.co_filename).is_file():  # none of a notebook's, which are other ones in each process
+        arguments = tuple(code.co_filename if each == _NO_FILE else each for each in arguments)
+    return make, arguments
 
 
 def _sentinel(obj: Any) -> str | None:

@@ -108,6 +108,17 @@ line, twos = values.decode(Path("back").read_bytes())
 assert type(line) is shop.Line and type(line.item) is prices.Item and line.count == 3 and twos == {2}
 """
 
+TRACE = """
+import traceback
+from pathlib import Path
+from actors.code import _loaded
+total = _loaded("d1", Path("bundle").read_bytes())["Cart"].__dict__["add"].fn.__globals__["total"]
+try:
+    total(["no line"])
+except AttributeError:
+    traceback.print_exc()
+"""
+
 
 def run(program: str, folder: Path, *paths: Path) -> str:
     """Run a program in a folder that it cannot import from, unless a path says so."""
@@ -150,6 +161,14 @@ def test_the_hash_is_that_of_the_sources_of_all_modules_that_are_reached(shop: P
     assert json.loads(first)[1] == ["Cart", "Stock"]
     assert first == again != changed
     assert run(SEND, tmp_path, shop) == first
+
+
+def test_a_traceback_names_the_file_of_code_that_travelled(shop: Path, tmp_path: Path) -> None:
+    run(SEND, tmp_path, shop)
+    said = run(TRACE, tmp_path)
+
+    assert f'File "{shop / "shop.py"}", line ' in said
+    assert "dynamic-code" not in said
 
 
 CLIENT = threading.Lock()
