@@ -7,10 +7,12 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Generator
+from types import FrameType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -103,11 +105,12 @@ class Cluster:
             options["include_dashboard"] = False
         with contextlib.nullcontext() if self._address else _as_environment(_of_own_processes()):
             try:
-                api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)
+                with _interrupted_later():
+                    api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)
+                    self._joined_ray, self._started_ray = True, self._address is None
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"at {self._address!r}" if self._address else "on this machine"
                 raise UnavailableError(f"Ray cannot be used {where}: {error}") from error
-        self._joined_ray, self._started_ray = True, self._address is None
 
     def _check_reach(self) -> None:
         if urlsplit(self._place.url).hostname not in ("127.0.0.1", "::1", "localhost"):
@@ -159,6 +162,30 @@ def _of_own_processes() -> dict[str, str]:
     installed = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
     paths = [path for path in sys.path if path and os.path.isdir(path) and not path.startswith(installed)]
     return {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Generator[None]:
+    """Let the first Ctrl-C wait for the end of the block: a Ray that is left half started leaves processes behind."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    noted: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:  # again: who asks twice does not wait
+            before(number, frame)
+        logger.warning("interrupted while Ray starts: ending when it has started")
+        noted.append(frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if noted:
+            before(signal.SIGINT, noted[0])
 
 
 @contextlib.contextmanager
