@@ -34,6 +34,7 @@ from actors import (
     TerminalError,
     UsageError,
     VirtualObject,
+    closing,
     handler,
     outcomes,
     place,
@@ -2021,13 +2022,15 @@ class Awkward(VirtualObject):
 
     @handler
     async def stubborn(self, ctx: Context) -> str:
-        """Lets nothing end its wait, not even the end of its execution."""
+        """Lets nothing end its wait, not even the end of its execution, until the switch is turned."""
         for _ in range(3):
             while True:
                 try:
                     await asyncio.sleep(1)
                     break
                 except BaseException:
+                    if outside.switch:
+                        raise
                     self.count += 1_000
         return f"through {self.count}"
 
@@ -2156,8 +2159,15 @@ async def test_what_finally_does_while_an_execution_leaves_memory_is_forgotten(w
 
 @simulated
 async def test_a_handler_that_refuses_to_be_closed_goes_on_where_it_was(world: Simulation) -> None:
+    known = len(closing._undying)
     assert await Awkward["a"].stubborn.remote() == "through 0"
     assert await Awkward["a"].bump.remote() == 1
+    outside.switch = True
+    left: list[Any] = closing._undying[known:]
+    assert len(left) == (3 if world.policy is SUSPEND else 0)
+    for coroutine in left:  # else the interpreter closes them when it exits, and complains
+        coroutine.close()
+    del closing._undying[known:]
 
 
 @simulated
