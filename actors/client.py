@@ -34,6 +34,7 @@ from .outgoing import arguments_of, bounded, happens_once, message_of, started_i
 from .patience import Patience, end
 from .place import Request
 from .slots import KNOWN_WITHIN, UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
+from .standing import Watch, standing
 from .starts import Start, Starts, refusals
 
 logger = logging.getLogger("actors")
@@ -68,13 +69,11 @@ class Client:
         self._code = Sender(lambda found: self._call(self._store.put_code(found.digest, found.data, found.types)))
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
-        self._unique, self._count = new_id(), 0
+        self._unique, self._count, self._offset_ms = new_id(), 0, 0
         self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
-        self._offset_ms = 0
-        self._wanted = asyncio.Event()
+        self._wanted, self._idle = asyncio.Event(), asyncio.Event()
         self._held = Held(self._queue, self._wanted.set)
-        self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._patience = Patience("submit")
         self._starts = Starts(self._slots, self._lock, self._put, self._loop.time)
@@ -130,7 +129,8 @@ class Client:
         self.shards = await self._store.open_namespace(SHARDS)
         self._offset_ms = await offset_ms(self._store.now_ms)
         await self._open_writer()
-        self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew)]
+        watch = Watch(self._store, self._slots, self._lock)
+        self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew, watch.run)]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
@@ -289,7 +289,7 @@ class Client:
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
         self._check_process()
-        found = self._call(self._store.status(invocation.id))
+        found = self._call(standing(self._store, invocation.id))
         if found:
             return found
         slot = self._slots.get(invocation.id)

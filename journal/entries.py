@@ -73,6 +73,14 @@ class Message:
         return cls(id_, target, handler, arguments, caller, code, due_ms, keep_ms, headers, chain)
 
 
+def target_of(message: bytes | None) -> str:
+    """Return the target of a message as it is stored; empty where there is none, or none that can be read."""
+    try:
+        return "" if message is None else Message.parse(message).target
+    except Exception:  # noqa: BLE001 - whoever asks where an invocation stands is answered, whatever its message is
+        return ""
+
+
 def teller_of_driver(writer: str) -> str:
     """Return the name of a driver that waits."""
     return "w:" + writer

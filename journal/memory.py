@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from .entries import Event, EventKind, order_of
+from .entries import Event, EventKind, order_of, target_of
 from .errors import DamagedError
 from .names import Epoch, Shard, new_id, shard_in
 from .store import (
@@ -124,6 +124,12 @@ class MemoryStore:
             return f"paused: {paused}" if paused else "open" if invocation in shard.resumed else "asleep"
         outcome = shard.outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
+
+    async def holder(self, invocation: str) -> str:
+        shard = self._world.shard(shard_in(invocation))
+        place = shard.ids.get(invocation)
+        message = shard.inbox.entries.get(place.id) if place is not None and place.kind == "i" else None
+        return shard.held.get(target_of(message), "")
 
     async def outcome(self, invocation: str) -> bytes | None:
         shard = self._world.shard(shard_in(invocation))

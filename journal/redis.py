@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-from .entries import Event, teller_of_driver
+from .entries import Event, target_of, teller_of_driver
 from .errors import DamagedError, SettingsError
 from .keys import Keys
 from .line import Command, Lines, Refusal, UnknownScript
@@ -188,6 +188,11 @@ class RedisStore:
             return "asleep" if paused is None else f"paused: {text_of(paused)}" if paused else "open"
         outcome = await self._outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
+
+    async def holder(self, invocation: str) -> str:
+        shard, place = shard_in(invocation), await self._place(invocation)
+        message = (await self.messages(shard, [place[1:]]))[0] if place[:1] == "i" else None
+        return text_of(await self._do("HGET", self._keys.held(shard), target_of(message)))
 
     async def outcome(self, invocation: str) -> bytes | None:
         place = await self._place(invocation)

@@ -341,6 +341,10 @@ class Store(Protocol):
         """Return where an invocation is: `open`, `asleep`, `paused: why`, `succeeded`, `failed`, or `` if unknown."""
         ...
 
+    async def holder(self, invocation: str) -> str:
+        """Return who holds the key of an invocation that never left memory, if that one has; empty if not known."""
+        ...
+
     async def outcome(self, invocation: str) -> bytes | None:
         """Return the outcome of an invocation, empty while it is open; None if it is not known."""
         ...

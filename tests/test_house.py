@@ -99,6 +99,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "host",
         "slots",
         "starts",
+        "standing",
         "deadlines",
         "client",
         "processes",

@@ -24,7 +24,7 @@ from store_bench import (
     redis_engine,
 )
 
-from journal.entries import EventKind, order_of, teller_of_entry, timer_of_field, timer_of_object
+from journal.entries import EventKind, Message, order_of, teller_of_entry, timer_of_field, timer_of_object
 from journal.errors import DamagedError
 from journal.names import Epoch, Shard
 from journal.store import (
@@ -891,6 +891,21 @@ async def test_status_says_where_an_invocation_is(store: Store) -> None:
     found = [await store.status(id_) for id_ in (A, B, C, "d4-0", "e5-0", "f6-0")]
 
     assert found == ["open", "asleep", "paused: diverged at 3", "succeeded", "failed", ""]
+
+
+async def test_who_holds_the_key_of_one_in_the_inbox_is_known_while_it_is_asleep(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.send(A)  # a message that nobody can parse
+    await driver.submit(Outgoing(Shard(0), B, "", Message(B, TARGET, "handler", b"").encoded()))
+    ids = (A, B, C)
+
+    before = [await store.holder(id_) for id_ in ids]
+    await owner.sleep(A)
+    asleep = [await store.holder(id_) for id_ in ids]
+    await owner.finish(A, asleep=True)
+    after = [await store.holder(id_) for id_ in ids]
+
+    assert (before, asleep, after) == (["", "", ""], ["", A, ""], ["", "", ""])
 
 
 # ------------------------------------------------------------------------------------------------------------- trimming
