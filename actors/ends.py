@@ -7,7 +7,7 @@ Invariant: who waits here ends with the first look after what it waits for is th
 holds the object, or the commit with which calls leave it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from journal.entries import Event, EventKind
 
@@ -15,13 +15,21 @@ from .activation import Activation, InFlight
 from .attempts import Attempts
 from .cancel import ENDING, killed, never_begun
 from .errors import Cancelled
+from .unhandled import serving
 
 
 class Ends:
     """The ends of one shard that are asked for from outside."""
 
-    def __init__(self, attempts: Attempts, in_flight: dict[str, InFlight], activations: dict[str, Activation]) -> None:
+    def __init__(
+        self,
+        attempts: Attempts,
+        in_flight: dict[str, InFlight],
+        activations: dict[str, Activation],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._attempts, self._in_flight, self._activations = attempts, in_flight, activations
+        self.failed = failed
         self.doomed: dict[str, tuple[EventKind, Cancelled]] = {}
         """Invocations that end as soon as all is known of them that their end needs: by what, and how."""
 
@@ -42,6 +50,7 @@ class Ends:
             return True
         return False
 
+    @serving
     def ends_early(self, event: Event) -> bool:
         """Whether an event is done with before those that were read before it: it ends one that waits for its turn.
 

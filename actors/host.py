@@ -156,6 +156,7 @@ class Host:
             spawn=self._spawn,
             wake_writer=self._writer.wake,
             wake_timers=self._timers.set,
+            failed=self._ownership.failed,
         )
 
     def _now_ms(self) -> int:

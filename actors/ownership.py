@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from journal.entries import Event, EventKind, Record
+from journal.entries import Event, EventKind
 from journal.names import Shard
 from journal.store import Granted, Store, Where
 
@@ -42,6 +42,9 @@ DRAIN_LOOK: Final = 0.005
 """Seconds between two looks whether shards have drained."""
 LOOK_EVERY: Final = 0.5
 """Seconds between two looks at hosts and leases: so much later than it lapses, at most, a lease is taken."""
+REST: Final = 10.0
+"""Seconds before a shard that this host failed on is taken again: it may fail in the same way, and all the same others
+of its invocations go on meanwhile."""
 BURY_AFTER: Final = 10.0
 """Seconds of silence after which any host takes a dead one off the list."""
 
@@ -58,6 +61,8 @@ class Ownership:
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
         self._draining: dict[Shard, float] = {}
         """Since when, of those that are to have another owner."""
+        self._resting: dict[Shard, float] = {}
+        """Until when none of them is taken again, of those that this host failed on."""
         self._looked_at = now()
         self._again = asyncio.Event()
         self._is_leaving = False
@@ -108,7 +113,8 @@ class Ownership:
         await self._give_up(
             [owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining], services
         )
-        wanted = sorted(mine - set(self.shards))
+        rested = {shard for shard in mine if self._resting.get(shard, 0.0) <= self._now()}
+        wanted = sorted(rested - set(self.shards))
         # Together: each takes a few round trips, and none waits for another. All to their end, whatever one raises.
         challenges = (self._challenge(services, shard, look.leases[shard]) for shard in wanted)
         for failure in await asyncio.gather(*challenges, return_exceptions=True):
@@ -153,15 +159,20 @@ class Ownership:
             return
         if isinstance(answer, Granted):
             self._leases.add(shard, answer.epoch, now)
-            await self._recover(services, shard, answer)
+            owned = OwnedShard(
+                services, shard, answer.epoch, answer.number, lambda: not owned.is_lost and self._leases.hold(shard)
+            )
+            try:
+                await self._recover(owned)
+            except UnavailableError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is this shard's, and logged
+                self.failed(owned, error)
 
-    async def _recover(self, services: Services, shard: Shard, granted: Granted) -> None:
-        epoch, patience = granted.epoch, Patience(f"host {self._host}")
-        owned = OwnedShard(
-            services, shard, epoch, granted.number, lambda: not owned.is_lost and self._leases.hold(shard)
-        )
+    async def _recover(self, owned: OwnedShard) -> None:
+        shard, patience = owned.shard, Patience(f"host {self._host}")
         for id_, invocation, data in await pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
-            owned.recovered.setdefault(invocation, []).append((id_, Record.parse(data)))
+            owned.recovered.setdefault(invocation, []).append((id_, data))
         events = await pages(patience, lambda after: self._store.events(shard, after, PAGE))
         of_objects = EventKind.EXPIRE
         known = list({*owned.recovered, *(event.invocation for event in events if event.kind is not of_objects)})
@@ -186,7 +197,7 @@ class Ownership:
         owned.is_recovered, owned.next_due_ms = True, 1
         self._wake_timers()
         await self._store.interrupt()
-        logger.info("shard %d: owned by %s with epoch %d", shard, self._host, epoch)
+        logger.info("shard %d: owned by %s with epoch %d", shard, self._host, owned.epoch)
 
     def lose(self, owned: OwnedShard, why: str) -> None:
         """Step down from a shard at once: what was under way goes on at its next owner."""
@@ -198,6 +209,16 @@ class Ownership:
             del self.shards[owned.shard]
         self._leases.remove(owned.shard)
         self._again.set()
+
+    def failed(self, owned: OwnedShard, error: Exception) -> None:
+        """Step down from a shard that this host failed on, for no reason that is one invocation's."""
+        if owned.is_lost:
+            return
+        logger.error(
+            "shard %d: host %s failed on it, and serves it again in %g s", owned.shard, self._host, REST, exc_info=error
+        )
+        self._resting[owned.shard] = self._now() + REST
+        self.lose(owned, f"{type(error).__name__}: {error}")
 
     async def _give_up(self, extra: list[OwnedShard], services: Services) -> None:
         """Hand over what another one is to have, as soon as no long step keeps it."""

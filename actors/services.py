@@ -70,6 +70,8 @@ class Services:
     spawn: Callable[[Coroutine[Any, Any, None], Context], "asyncio.Task[None]"]
     wake_writer: Callable[[], None]
     wake_timers: Callable[[], None]
+    failed: Callable[[Any, Exception], None]
+    """Told of a shard that this host failed on."""
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])
 
     def policy_of(self, handler: Any, of_class: Policy | None) -> Settled:

@@ -9,9 +9,7 @@ Invariants:
     3. All methods are synchronous and run on the host's loop: a shard is never half way through something.
 """
 
-import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -25,14 +23,13 @@ from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
 from .activation import Activation, InFlight
 from .attempts import Attempts
 from .cancel import ENDING, ending_in, killed, never_begun, while_paused
-from .code import MISSING_FOR, UNSENT, MissingCodeError
+from .classes import Classes
 from .ends import Ends
-from .errors import TerminalError
 from .expiries import Expiries
 from .paused import COMMANDS, answer, command_in
 from .services import Services
 from .staging import Room, Staging, Unwritten
-from .verdicts import named
+from .unhandled import serving
 
 logger = logging.getLogger("actors")
 
@@ -49,8 +46,10 @@ class OwnedShard:
         self._attempts = Attempts(services, self.staging, self, leased)
         self.in_flight: dict[str, InFlight] = {}
         self.activations: dict[str, Activation] = {}
-        self.ends = Ends(self._attempts, self.in_flight, self.activations)
-        self.recovered: dict[str, list[tuple[str, Record]]] = {}
+        self.failed: Callable[[Exception], None] = partial(services.failed, self)
+        """Step down: this host is half way through something of it, and nothing says for which invocation."""
+        self.ends = Ends(self._attempts, self.in_flight, self.activations, self.failed)
+        self.recovered: dict[str, list[tuple[str, bytes]]] = {}
         """What `journal` held when the shard was taken over, by invocation."""
         self.next_due_ms = 0
         """When a timer is due next, as far as is known; 0 if none is."""
@@ -69,8 +68,7 @@ class OwnedShard:
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._paused: dict[str, list[str]] = {}
         """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
-        self._unfound: set[str] = set()
-        """Types whose classes were looked for in vain; who waits was told."""
+        self._classes = Classes(services, self.staging, self._attempts, self._sort)
         self._expiries: Expiries | None = None
         """Made with the first one."""
         self._runnable: deque[Activation] = deque()
@@ -78,9 +76,15 @@ class OwnedShard:
 
     # What comes in
 
+    @serving
     def accept(self, inbox_id: str, data: bytes) -> None:
         """Take a message from the inbox, with the events that wait for it."""
-        message = Message.parse(data)
+        try:
+            message = Message.parse(data)
+        except Exception:
+            # Whose it is nobody knows then. An owner that can read it takes it from there.
+            logger.exception("shard %d: message %s of its inbox cannot be read, and stays there", self.shard, inbox_id)
+            return
         if message.id in self.in_flight or self.is_draining:
             return
         events: list[Event] = []
@@ -108,7 +112,7 @@ class OwnedShard:
         if self._expiries is not None and not self.recovered:
             for target in self._expiries.waiting:
                 self._services.loop.call_soon(self._sort, self._activation(target))
-        return found
+        return [(id_, Record.parse(data)) for id_, data in found]
 
     def expect(self, unread: Iterable[str]) -> None:
         """At the takeover: keep events of these for their messages, which are still to be read from the inbox."""
@@ -132,6 +136,7 @@ class OwnedShard:
             activation = self.activations[target] = Activation(self.shard, target, self._services.now())
         return activation
 
+    @serving
     def receive(self, event: Event) -> None:
         """Take an event: deliver it, keep it for its time, or wake whom it is for."""
         if self.is_draining:
@@ -180,6 +185,7 @@ class OwnedShard:
         self._waking[id_] = events
         self._services.fetcher.wake(self, id_, events)
 
+    @serving
     def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool, code: str = "") -> None:
         """Take an invocation as its hash holds it; it has none if its message is unread, or if it has ended."""
         if self._waking.get(id_) is not events:
@@ -217,6 +223,7 @@ class OwnedShard:
             self._attempts.end_back_off(run)
             self._admit(run, first=True)
 
+    @serving
     def loaded(self, activation: Activation, found: Loaded) -> None:
         """Take an object's state."""
         if self._expiries is not None and self._expiries.has_missed(activation):
@@ -241,44 +248,13 @@ class OwnedShard:
             found = self._services.code.find(run.type_name, run.message.code)
             if found is None:
                 activation.loading = True
-                self._services.spawn(self._fetch_code(activation, run), Context())
+                self._services.spawn(self._classes.fetch(run, activation), Context())
                 return
             activation.arrivals.popleft()
             run.declared, run.handler = found, found.handlers.get(run.message.handler)
             self._place(activation, run)
         activation.arrivals = activation.arrivals or None
         self._turn(activation)
-
-    async def _fetch_code(self, activation: Activation, run: InFlight) -> None:
-        error: Exception | None = None
-        try:
-            await self._services.code.fetch(run.type_name, run.message.code)
-        except Exception as raised:  # noqa: BLE001  # the user's code may raise anything as it is loaded
-            error = raised
-        if isinstance(error, MissingCodeError) and (run.message.code == UNSENT or run.records):
-            error = await self._look_again(run)
-        activation.loading = False
-        if error is not None and not (self.is_lost or run.ended):
-            assert activation.arrivals is not None
-            activation.arrivals.remove(run)
-            activation.sharing.add(run)
-            if isinstance(error, TerminalError):
-                self._attempts.reject(run, activation, error)
-            else:
-                self._attempts.fail(run, activation, error)
-        self._sort(activation)
-
-    async def _look_again(self, run: InFlight) -> None:
-        """Wait before the next look for a class that some program has; say so where its caller waits."""
-        if run.type_name not in self._unfound:
-            self._unfound.add(run.type_name)
-            text = (
-                f'{named(run)} waits: its class lives in a program that has not sent it (hosts="local"), and the '
-                f"process {os.getpid()}, which has the shard, is another: end this one, or start the one with the class"
-            )
-            logger.warning("%s", text)
-            self.staging.notice(run.id, text.encode(errors="backslashreplace"), [])
-        await asyncio.sleep(MISSING_FOR)
 
     def _place(self, activation: Activation, run: InFlight) -> None:
         assert run.declared is not None
@@ -334,6 +310,7 @@ class OwnedShard:
             activation.current = run
             self._attempts.begin(run, activation)
 
+    @serving
     def refilled(self, activation: Activation, messages: dict[str, bytes]) -> None:
         """Take the arguments of messages that had waited without them."""
         activation.loading = False
@@ -376,10 +353,12 @@ class OwnedShard:
 
     # What the writer asks
 
+    @serving
     def take(self, incarnation: str, room: Room) -> Unwritten | None:
         """Return the next part of a commit, if there is something to write."""
         return None if self.is_lost or self.staging.is_empty else self.staging.take(incarnation, room)
 
+    @serving
     def settled(self, unwritten: Unwritten, answer: Committed) -> None:
         """Take the acknowledgement of a part: what waited for it goes on."""
         self.staging.acknowledge(unwritten, answer)
