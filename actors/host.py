@@ -51,6 +51,8 @@ YIELD_AFTER: Final = 32
 Of 64 that come together the first half is in the store while the second is executed: 6 to 14 % more of them in a second
 than with all in one commit; with 16 or 100 it is less.
 """
+FEW: Final = 4
+"""Up to so many that come together, their commit has the store to itself before the next read is asked for."""
 READ_AHEAD: Final = 5_000
 """While so many objects are still to be loaded, or commits to be written, nothing more is read: a burst waits in the
 store, not in memory."""
@@ -223,6 +225,8 @@ class Host:
                 owned.cursor.events = event.id
                 if not (owned.is_lost or number in early):
                     owned.receive(event)
+            if len(arrivals.messages) + len(found) <= FEW:
+                await asyncio.sleep(0)  # what has come of them is written before more is asked for
 
     async def _catch_up(self) -> None:
         """Note that the reader turns, and wait while too much of what it has read waits for the store."""

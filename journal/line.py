@@ -1,12 +1,14 @@
 """Line: a connection to the server, on which one command at a time is asked and answered.
 
 Owns the connections, their errors as ours, and the time after which an answer counts as lost. The only importer of
-`redis`, of which it takes what is hard (addresses, TLS, passwords, errors) and leaves what costs on every command: the
-client's pool, callbacks and two timeouts each took more than asking and reading together.
+`redis`, of which it takes what is hard (addresses, TLS, passwords, the greeting) and leaves what costs on every
+command: once a connection has opened, its transport speaks to a protocol of ours. With the client's streams and parser
+in between, a tenth of what a driver and a host take for a call went there.
 
 Invariants:
     1. Nothing is repeated: what was not answered is an error, and its connection is closed.
-    2. A line whose answer was not read to its end is closed, so that no answer is taken for that of another command.
+    2. A connection whose answer was not read to its end, or that says what nobody asked for, is closed, so that no
+       answer is taken for that of another command.
 """
 
 import asyncio
@@ -37,15 +39,102 @@ Refusal = exceptions.ResponseError
 UnknownScript = exceptions.NoScriptError
 """A restarted server has forgotten the script, and ran nothing."""
 
+_REFUSALS: Final[dict[str, type[Exception]]] = {
+    "LOADING": exceptions.BusyLoadingError,
+    "NOAUTH": exceptions.AuthenticationError,
+    "NOSCRIPT": exceptions.NoScriptError,
+    "OOM": exceptions.OutOfMemoryError,
+    "READONLY": exceptions.ReadOnlyError,
+}
+"""What the first word of an error means to us; all else is a refusal."""
+
+
+def _refused(text: str) -> Exception:
+    return _REFUSALS.get(text.partition(" ")[0], Refusal)(text)
+
+
+class _Wire(asyncio.Protocol):
+    """What comes over one open connection, and who waits for it."""
+
+    def __init__(self, transport: asyncio.WriteTransport, former: asyncio.BaseProtocol) -> None:
+        self._transport, self._former = transport, former
+        self._reader = cast("Any", hiredis.Reader(replyError=_refused))
+        self._answers: list[Any] = []
+        self._wanted = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._is_watched = False
+        self.is_open = True
+
+    async def ask(self, packed: bytes, count: int) -> list[Any]:
+        """Send commands and return so many answers, errors among them as they are."""
+        loop = asyncio.get_running_loop()
+        self._answers, self._wanted, self._deadline = [], count, loop.time() + ANSWER_MAX
+        waiting = self._waiting = loop.create_future()
+        if not self._is_watched:
+            self._watch(loop)
+        self._transport.write(packed)
+        try:
+            await waiting
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._waiting = None
+        return self._answers
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for many commands: one that is set and cleared for each is a tenth of its cost.
+        self._is_watched = self._waiting is not None
+        if self._waiting is None:
+            return
+        if loop.time() < self._deadline:
+            loop.call_at(self._deadline, self._watch, loop)
+            return
+        self._is_watched = False
+        self._fail(TimeoutError(f"no answer for {ANSWER_MAX:g} s"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.is_open = False
+        self._transport.abort()
+
+    # What the transport says (`asyncio.Protocol`)
+
+    def data_received(self, data: bytes) -> None:
+        """Take answers."""
+        try:
+            self._reader.feed(data)
+            while (answer := self._reader.gets()) is not False:
+                self._answers.append(answer)
+        except hiredis.ProtocolError as error:
+            self._fail(exceptions.ConnectionError(f"what answers is no Redis: {error}"))
+            self.close()
+            return
+        if len(self._answers) < self._wanted:
+            return
+        if self._waiting is None or len(self._answers) > self._wanted:
+            self.close()
+        elif not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits for an answer, and who waits for the end."""
+        self.is_open = False
+        self._fail(exc or exceptions.ConnectionError("it has closed the connection"))
+        self._former.connection_lost(exc)
+
 
 class Line:
     """One connection; it opens with the first command, and again after one that failed."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
-        self._asking: asyncio.Task[Any] | None = None
-        self._deadline = 0.0
-        self._is_late = self._is_watched = False
+        self._wire: _Wire | None = None
 
     async def ask(self, *commands: Command) -> list[Any]:
         """Send commands together and return their answers.
@@ -54,8 +143,20 @@ class Line:
             Refusal: the server does not carry one of them out; of several, others may have been.
             UnavailableError: it does not answer, does not let us in, or takes no writes now.
         """
+        connection = self._connection
+        packed = (
+            _packed(connection, commands[0])
+            if len(commands) == 1
+            else b"".join(_packed(connection, c) for c in commands)
+        )
         try:
-            return await self._timed(commands)
+            wire = self._wire
+            if wire is None or not wire.is_open:
+                wire = self._wire = await self._open()
+            answers = await wire.ask(packed, len(commands))
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
         except exceptions.AuthenticationError as error:
             raise UnavailableError(
                 f"the store does not let us in: {error} Name and password belong in the URL, redis://name:password@host"
@@ -68,50 +169,23 @@ class Line:
             if str(error).startswith(_TAKES_NO_WRITES):
                 raise UnavailableError(f"the store takes no writes: {error}") from error
             raise
+        return answers
 
-    async def _timed(self, commands: Sequence[Command]) -> list[Any]:
-        # As `asyncio.timeout`, but for its timer: one that is set and cleared for each command is half of its cost.
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancelling = task.cancelling()
-        self._asking, self._deadline, self._is_late = task, loop.time() + ANSWER_MAX, False
-        if not self._is_watched:
-            self._watch(loop)
-        try:
-            return await self._asked(commands)
-        except asyncio.CancelledError as error:
-            if self._is_late and task.uncancel() <= cancelling:
-                raise TimeoutError(f"no answer for {ANSWER_MAX:g} s") from error
-            raise
-        finally:
-            self._asking = None
-
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._is_watched = self._asking is not None
-        if self._asking is None:
-            return
-        if loop.time() < self._deadline:
-            loop.call_at(self._deadline, self._watch, loop)
-        else:
-            self._is_late, self._is_watched = True, False
-            self._asking.cancel()
-
-    async def _asked(self, commands: Sequence[Command]) -> list[Any]:
+    async def _open(self) -> _Wire:
         connection = self._connection
-        packed = [_packed(connection, command) for command in commands]
         try:
-            await connection.send_packed_command(packed, check_health=False)
-            return [await connection.read_response() for _ in commands]
-        except BaseException as error:
-            if len(commands) > 1 or not isinstance(error, exceptions.ResponseError):
+            async with asyncio.timeout(ANSWER_MAX):
                 await connection.disconnect(nowait=True)
-            raise
-
-    async def check(self) -> None:
-        """Close the connection if the server has done so, or has said what nobody asked for."""
-        connection = self._connection
-        if connection.is_connected and await connection.can_read():
+                await connection.connect()
+        except BaseException:
             await connection.disconnect(nowait=True)
+            raise
+        # The client has no public way to its transport.
+        transport = cast("Any", connection)._writer.transport
+        wire = _Wire(transport, transport.get_protocol())
+        transport.set_protocol(wire)
+        transport.set_write_buffer_limits(high=0)  # else a write waits for the loop's turn to end
+        return wire
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -160,7 +234,6 @@ class Lines:
             return []
         line = self._free.pop() if self._free else self.open()
         try:
-            await line.check()
             return await line.ask(*commands)
         finally:
             self._free.append(line)

@@ -1,6 +1,7 @@
 """What only a server can do to a store: settings that lose data, death and return, no memory, foreign keys."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -479,3 +480,27 @@ async def test_a_command_that_is_refused_leaves_its_line_in_step(url: str) -> No
 
     assert await lines.ask("ECHO", "mine") == b"mine"
     await lines.aclose()
+
+
+async def test_a_line_that_is_told_what_nobody_asked_for_is_closed(url: str) -> None:
+    lines = Lines(url)
+
+    with pytest.raises(UnavailableError):
+        await lines.ask("SUBSCRIBE", "one", "two")  # one command, two answers
+
+    assert await lines.ask("ECHO", "mine") == b"mine"
+    await lines.aclose()
+
+
+async def test_a_line_whose_connection_the_server_has_closed_opens_again(url: str) -> None:
+    lines = Lines(url)
+    id_ = await lines.ask("CLIENT", "ID")
+    other = Lines(url)
+
+    assert await other.ask("CLIENT", "KILL", "ID", id_) == 1
+    with contextlib.suppress(UnavailableError):
+        await lines.ask("PING")  # at the latest this one finds it closed
+
+    assert await lines.ask("CLIENT", "ID") != id_
+    await lines.aclose()
+    await other.aclose()
