@@ -1,7 +1,6 @@
 """The command line: which workloads are run, each on a stack of its own, and where the rows go."""
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -11,6 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import uvloop
 
 from .bench import Bench, Options
 from .kill import kill
@@ -73,7 +74,7 @@ def _measure(options: Options, wanted: set[str], rows: list[Row], about: dict[st
         print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)  # noqa: T201 - for who waits
         with stack(options.hosts, options.directory) as ready:
             about["store"] = ready.store_version
-            asyncio.run(run(Bench(options, ready, rows)))
+            uvloop.run(run(Bench(options, ready, rows)))  # as the load of the systems that it is compared with
 
 
 def _about(options: Options) -> dict[str, Any]:
