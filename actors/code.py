@@ -31,6 +31,7 @@ from pathlib import Path
 from threading import RLock
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, TypeGuard, cast
+from weakref import ref
 
 import cloudpickle
 
@@ -38,7 +39,7 @@ from journal.clock import boot_seconds
 from journal.store import Store
 
 from .errors import TerminalError, UsageError
-from .objects import Declaration, Durable, declaration, find_type, type_name
+from .objects import Declaration, Durable, classes_changed, declaration, find_type, type_name
 from .schedule import INTERNAL
 from .values import Name, Scope, adopt, living, name_of, note_sent, scope_of, sent
 
@@ -308,6 +309,9 @@ class CodeBook:
         self._store, self._live, self._now = store, live, now
         self._known: dict[tuple[str, str], Declaration] = {}
         self._current: dict[str, tuple[Declaration, float]] = {}
+        self._own: dict[str, ref[type[Durable]]] = {}
+        """What was found while no class has changed since; weak, as what a function defines may go."""
+        self._changed = 0
         self._lock = asyncio.Lock()
 
     def code_of(self, cls: type[Any] | None) -> str:
@@ -319,15 +323,24 @@ class CodeBook:
         if digest and digest != UNSENT:
             return self._known.get((type_, digest))
         if self._live:
-            cls = _own_type(type_)
+            cls = self._own_type(type_)
             if cls is not None:
                 return declaration(cls)
         found, until = self._current.get(type_, (None, 0.0))
         return found if self._now() < until else None
 
+    def _own_type(self, type_: str) -> type[Durable] | None:
+        if self._changed != (changed := classes_changed()):
+            self._changed, self._own = changed, {}
+        known = self._own.get(type_)
+        cls = known() if known is not None else None
+        if cls is None and (cls := _own_type(type_)) is not None:
+            self._own[type_] = ref(cls)
+        return cls
+
     async def current(self, type_: str) -> str:
         """Return the hash of a type's code that a new invocation would have, empty where it is here by itself."""
-        return "" if self._live and _own_type(type_) is not None else await self._store.current_code(type_)
+        return "" if self._live and self._own_type(type_) is not None else await self._store.current_code(type_)
 
     async def fetch(self, type_: str, digest: str) -> Declaration:
         """Return a class from the store, or by import where the store has no code of it.

@@ -84,14 +84,20 @@ class _Table:
     """A class's declaration, once it was read. It pickles empty, so that a class set anew in place is read anew."""
 
     __slots__ = ("declaration", "number")
+    changed: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.declaration: Declaration | None = None
-        self.number = next(_numbers)
+        self.number = _Table.changed = next(_numbers)
         """Later classes have greater ones."""
 
     def __reduce__(self) -> tuple[type[_Table], tuple[()]]:
         return _Table, ()
+
+
+def classes_changed() -> int:
+    """Return a number that is another one after each change of the classes in this process."""
+    return _Table.changed
 
 
 def type_name(cls: type[Durable]) -> str:
@@ -214,16 +220,9 @@ class ByName:
     __slots__ = ("_key", "_options", "_owner", "_type_name")
 
     def __init__(
-        self,
-        type_name: str,
-        key: str | None,
-        owner: type[Durable] | None = None,
-        options: CallOptions = EMPTY_OPTIONS,
+        self, type_name: str, key: str | None, owner: type[Durable] | None = None, options: CallOptions = EMPTY_OPTIONS
     ) -> None:
-        self._type_name = type_name
-        self._key = key
-        self._owner = owner
-        self._options = options
+        self._type_name, self._key, self._owner, self._options = type_name, key, owner, options
 
     def remote(self, handler: str, /, *args: Any, **kwargs: Any) -> Invocation[Any]:
         """Start an invocation of the handler of this name.
@@ -357,6 +356,7 @@ class Durable(Addressed):
         _check_class(cls, options.name, is_said=name is not None)
         # Last: a class that was refused lives on in its traceback, and must not be found.
         cls._options, cls._table = options, _Table()
+        _Table.changed = next(_numbers)  # once more: only from here on it is found
 
     if not TYPE_CHECKING:  # a checker knows the fields already, and takes these for leave to do anything
 

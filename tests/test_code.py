@@ -1,6 +1,7 @@
 """Code: what a program's classes need travels with them, and nothing else; values find their classes by name."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -314,3 +315,27 @@ async def test_a_class_of_ours_is_the_installed_one_whatever_code_comes_along(br
     found = book.find("perdure.Schedule", digest)
     assert found is not None
     assert found.cls is Clockwork
+
+
+def test_a_live_host_runs_the_latest_class_of_a_name_and_none_that_is_gone() -> None:
+    def defined() -> type[VirtualObject]:
+        class LiveOrGone(VirtualObject):
+            @handler
+            async def ask(self, ctx: Context) -> None: ...
+
+        return LiveOrGone
+
+    book, kept = CodeBook(MemoryStore(lambda: 0), live=True), [defined()]
+
+    def is_found(cls: type[VirtualObject]) -> bool:
+        found = book.find("LiveOrGone", UNSENT)
+        return found is not None and found.cls is cls
+
+    assert is_found(kept[0])
+    assert is_found(kept[0])  # as known from before
+    kept.append(defined())
+    assert is_found(kept[1])
+
+    kept.clear()
+    gc.collect()
+    assert book.find("LiveOrGone", UNSENT) is None
