@@ -53,6 +53,10 @@ def _refused(text: str) -> Exception:
     return _REFUSALS.get(text.partition(" ")[0], Refusal)(text)
 
 
+def _unanswered() -> TimeoutError:
+    return TimeoutError(f"no answer for {ANSWER_MAX:g} s")
+
+
 class _Wire(asyncio.Protocol):
     """What comes over one open connection, and who waits for it."""
 
@@ -92,7 +96,7 @@ class _Wire(asyncio.Protocol):
             loop.call_at(self._deadline, self._watch, loop)
             return
         self._is_watched = False
-        self._fail(TimeoutError(f"no answer for {ANSWER_MAX:g} s"))
+        self._fail(_unanswered())
 
     def _fail(self, error: Exception) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -177,8 +181,10 @@ class Line:
             async with asyncio.timeout(ANSWER_MAX):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise _unanswered() from error
             raise
         # The client has no public way to its transport.
         transport = cast("Any", connection)._writer.transport

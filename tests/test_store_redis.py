@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -447,6 +448,17 @@ async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
         assert await lines.ask("PING") == b"PONG"
 
     await lines.aclose()
+
+
+async def test_a_server_that_lets_a_line_in_and_says_nothing_counts_as_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("journal.line.ANSWER_MAX", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        lines = Lines(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+
+        with pytest.raises(UnavailableError, match="no answer for"):
+            await lines.ask("PING")
+
+        await lines.aclose()
 
 
 async def test_a_line_whose_command_was_cancelled_gives_nobody_its_answer(url: str) -> None:
