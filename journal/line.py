@@ -57,6 +57,10 @@ def _unanswered() -> TimeoutError:
     return TimeoutError(f"no answer for {ANSWER_MAX:g} s")
 
 
+def _closed() -> exceptions.ConnectionError:
+    return exceptions.ConnectionError("it has closed the connection")
+
+
 class _Wire(asyncio.Protocol):
     """What comes over one open connection, and who waits for it."""
 
@@ -129,7 +133,7 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell who waits for an answer, and who waits for the end."""
         self.is_open = False
-        self._fail(exc or exceptions.ConnectionError("it has closed the connection"))
+        self._fail(exc or _closed())
         self._former.connection_lost(exc)
 
 
@@ -181,13 +185,16 @@ class Line:
             async with asyncio.timeout(ANSWER_MAX):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
+            # The client has no public way to its transport.
+            private = cast("Any", connection)
+            transport, is_over = private._writer.transport, private._reader.at_eof()
+            if is_over or transport.is_closing():  # it was told so before this, and tells nobody again
+                raise _closed()
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, TimeoutError):
                 raise _unanswered() from error
             raise
-        # The client has no public way to its transport.
-        transport = cast("Any", connection)._writer.transport
         wire = _Wire(transport, transport.get_protocol())
         transport.set_protocol(wire)
         transport.set_write_buffer_limits(high=0)  # else a write waits for the loop's turn to end

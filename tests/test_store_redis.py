@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from redis.asyncio.connection import Connection
 from servers import DURABLE, Server, redis_binary, valkey_binary
 from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, redis_engine
 
 from journal.errors import DamagedError, SettingsError, UnavailableError
 from journal.keys import TABLE, Keys
-from journal.line import Lines, Refusal
+from journal.line import Line, Lines, Refusal
 from journal.names import Shard, new_id
 from journal.redis import Durability, RedisStore
 from journal.settings import check_settings, check_version
@@ -459,6 +460,30 @@ async def test_a_server_that_lets_a_line_in_and_says_nothing_counts_as_silent(mo
             await lines.ask("PING")
 
         await lines.aclose()
+
+
+class LateConnection(Connection):
+    """Returns from `connect` when the server has closed it again, as may be over TLS: one read brings both."""
+
+    async def connect(self) -> None:
+        await super().connect()
+        assert await cast("asyncio.StreamReader", self._reader).read() == b""
+
+
+async def test_a_server_that_closes_right_after_its_greeting_is_not_waited_for() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):  # the client says its name and its version
+            await reader.readuntil(b"SETINFO")
+            writer.write(b"+OK\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        line = Line(LateConnection(port=server.sockets[0].getsockname()[1], protocol=2))
+
+        with pytest.raises(UnavailableError, match="it has closed the connection"):
+            await line.ask(("PING",))
+
+        await line.aclose()
 
 
 async def test_a_line_whose_command_was_cancelled_gives_nobody_its_answer(url: str) -> None:
