@@ -122,6 +122,9 @@ class Host:
         refuse_blocking()
         try:
             await self._serve()
+        except Exception:
+            self._ownership.resign()
+            raise
         finally:  # also where it was ended while it opened
             await self.aclose()
 
@@ -182,7 +185,7 @@ class Host:
     async def aclose(self) -> None:
         """Stop at once, as a crash would, but for the connections."""
         if self._renewal is not None:
-            await asyncio.to_thread(self._renewal.stop)
+            await self._renewal.stop()
         self._ownership.drop()
         await end(self._tasks)
         await self._ownership.sign_off()

@@ -14,6 +14,7 @@ host its shards; one that blocks the loop longer than `block_limit` does.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -25,12 +26,15 @@ from journal.names import Epoch, Shard
 from journal.store import Store
 
 from .errors import UnavailableError
+from .loops import close, new_loop
 
 logger = logging.getLogger("actors")
 
 LEASE_TTL = timedelta(seconds=3)
 """How long a lease holds without renewal."""
 RENEW_EVERY = timedelta(seconds=1)
+STOP_MAX = 5.0
+"""Seconds for which the end of the last renewal is waited for."""
 BLOCK_LIMIT = timedelta(seconds=10)
 """A handler that blocks the host's loop longer costs the host its leases, and is named."""
 
@@ -112,7 +116,8 @@ class RenewalThread:
         self._block_limit = block_limit.total_seconds()
         self._turned_at = now()
         self._host_thread = threading.get_ident()
-        self._stop = threading.Event()
+        self._loop = new_loop()
+        self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="perdure-leases", daemon=True)
 
     def start(self) -> None:
@@ -123,13 +128,21 @@ class RenewalThread:
         """Note that the host's loop turns."""
         self._turned_at = self._now()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Renew no more."""
-        self._stop.set()
-        self._thread.join(timeout=5)
+        with contextlib.suppress(RuntimeError):  # its loop has ended by itself
+            self._loop.call_soon_threadsafe(self._stop.set)
+        deadline = self._now() + STOP_MAX
+        # Not in a thread that waits for it: while a process ends, Python 3.12 starts none.
+        while self._thread.is_alive() and self._now() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
     def _run(self) -> None:
-        asyncio.run(self._renew())
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._renew())
+        finally:
+            close(self._loop)
 
     async def _renew(self) -> None:
         store = self._connect()
@@ -145,7 +158,9 @@ class RenewalThread:
                     await self._leases.renew(store)
                 except UnavailableError as error:
                     logger.warning("leases cannot be renewed: %s", error)
-            await asyncio.to_thread(self._stop.wait, RENEW_EVERY.total_seconds())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_EVERY.total_seconds()):
+                    await self._stop.wait()
         await store.aclose()
 
     def _stack(self) -> str:

@@ -66,6 +66,8 @@ class Ownership:
         self._looked_at = now()
         self._again = asyncio.Event()
         self._is_leaving = False
+        self._acquiring = 0
+        """Leases that are asked for and not answered."""
 
     def look_again(self) -> None:
         """Look at once: leases or hosts have changed."""
@@ -152,11 +154,16 @@ class Ownership:
                 return
             if now - since < LEASE_TTL.total_seconds():
                 return
+        if self._is_leaving:
+            return
+        self._acquiring += 1
         try:
             answer = await self._store.acquire(shard, self._leases.incarnation, lease)
         except DamagedError as error:
             logger.error("%s", error)
             return
+        finally:
+            self._acquiring -= 1
         if isinstance(answer, Granted):
             self._leases.add(shard, answer.epoch, now)
             owned = OwnedShard(
@@ -177,6 +184,8 @@ class Ownership:
         of_objects = EventKind.EXPIRE
         known = list({*owned.recovered, *(event.invocation for event in events if event.kind is not of_objects)})
         places = await patience.until_answered(lambda: self._store.where(known))
+        if self._is_leaving:
+            return  # its lease is released, or about to be
         self.shards[shard] = owned
         unread = {id_ for id_, where in zip(known, places, strict=True) if where is Where.INBOX}
         owned.expect(unread)
@@ -241,25 +250,41 @@ class Ownership:
         for owned in self.shards.values():
             owned.drain()
         deadline = self._now() + patience_s
-        while self._now() < deadline and not all(owned.is_drained for owned in self.shards.values()):  # noqa: ASYNC110
+        while self._now() < deadline and not self._is_drained():  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK)  # no one event says it: steps end, commits settle
-        await self._release(list(self.shards.values()), leaving=True)
+        try:
+            await self._release(list(self.shards.values()), leaving=True)
+        except UnavailableError as error:
+            logger.warning("host %s: %s; the leases that it had must expire", self._host, error)
+
+    def _is_drained(self) -> bool:
+        return not self._acquiring and all(owned.is_drained for owned in self.shards.values())
+
+    def resign(self) -> None:
+        """Let `sign_off` free what this host holds: it has failed, and nobody else could tell that it is gone."""
+        self._is_leaving = True
 
     async def _release(self, shards: list[OwnedShard], *, leaving: bool) -> None:
         if not shards and not leaving:
             return
         epochs = {owned.shard: owned.epoch for owned in shards}
+        if leaving:
+            epochs |= self._leases.owned  # also of those that are being recovered
         for owned in shards:
             owned.lose()
             del self.shards[owned.shard]
-            self._leases.remove(owned.shard)
+        for shard in epochs:
+            self._leases.remove(shard)
         await self._store.release(self._leases.incarnation, epochs, leaving=leaving)
 
     async def sign_off(self) -> None:
-        """After `leave`, when nothing renews: a renewal that was under way may have put this host back on the list."""
+        """After `leave`, when nothing of this host runs: free what it left, and take it off the list for good.
+
+        A renewal that was under way may have put it back on the list; where the leaving was cut short, leases are left.
+        """
         if self._is_leaving:
             try:
-                await self._store.release(self._leases.incarnation, {}, leaving=True)
+                await self._store.bury(self._leases.incarnation)
             except UnavailableError as error:
                 logger.warning("host %s: %s; another one takes it off the list", self._host, error)
 

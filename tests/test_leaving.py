@@ -4,6 +4,8 @@ one that shares them with another keeps those with long steps, and nobody waits 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 from test_semantics import Simulation, outside, played
@@ -27,6 +29,34 @@ class Trainer(VirtualObject):
         return ctx.now().timestamp()
 
 
+class Counted(MemoryStore):
+    """A store that says when so many calls were made, at the last one: before or after it took effect."""
+
+    def __init__(self, at: int, *, applied: bool) -> None:
+        super().__init__(wall_ms)
+        self.at, self.applied, self.reached = at, applied, asyncio.Event()
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in ("look", "acquire", "journal", "events", "where", "inbox", "renew", "open_namespace", "now_ms"):
+            return method
+
+        async def call(*args: Any) -> Any:
+            self.at -= 1
+            if self.at:
+                return await method(*args)
+            answer = await method(*args) if self.applied else None
+            self.reached.set()
+            await asyncio.sleep(0.005)
+            return answer if self.applied else await method(*args)
+
+        return call if is_own_store.get() else method
+
+
+is_own_store: ContextVar[bool] = ContextVar("is_own_store", default=False)
+"""Whether it is the host that calls: the test looks from outside."""
+
+
 class LateRenewals(MemoryStore):
     """A store to which renewals come late, while `late` is clear."""
 
@@ -41,6 +71,10 @@ class LateRenewals(MemoryStore):
 
 async def seen(store: MemoryStore, holds: Callable[[Look], bool]) -> bool:
     return holds(await store.look(SHARDS))
+
+
+def serves_all(look: Look) -> bool:
+    return all(look.leases)
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -64,6 +98,55 @@ async def test_a_renewal_that_was_under_way_does_not_bring_a_host_back_that_has_
     await until(lambda: seen(store, lambda look: bool(look.hosts)))  # the late renewal: it cannot know
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+    look = await store.look(SHARDS)
+    assert (look.hosts, any(look.leases)) == ({}, False)
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+@pytest.mark.parametrize("applied", [False, True])
+async def test_a_host_that_leaves_at_any_moment_of_its_start_leaves_no_lease_behind(
+    applied: bool, cut_short: bool
+) -> None:
+    """Issue 15.22: the next program would wait until they expire; also where the leaving itself is interrupted."""
+    is_over, at = False, 0
+    while not is_over:
+        at += 1
+        store = Counted(at, applied=applied)
+        is_own_store.set(True)
+        host = Host(lambda store=store: store, Identity(id="a"), own_thread=False)
+        running = asyncio.ensure_future(host.run())
+        is_own_store.set(False)
+        reached = asyncio.ensure_future(store.reached.wait())
+        serves = asyncio.ensure_future(until(lambda store=store: seen(store, serves_all)))
+        await asyncio.wait([reached, serves], return_when=asyncio.FIRST_COMPLETED)
+        is_over = not store.reached.is_set()
+        leaving = asyncio.ensure_future(host.leave(1.0))
+        if cut_short:
+            await asyncio.sleep(0)
+            leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        for task in (running, reached, serves):
+            task.cancel()
+        await asyncio.gather(running, reached, serves, return_exceptions=True)
+
+        look = await store.look(SHARDS)
+        assert (look.hosts, [lease for lease in look.leases if lease]) == ({}, []), f"left at call {at}"
+    assert at > SHARDS
+
+
+async def test_a_host_that_fails_frees_its_leases_for_its_next_life() -> None:
+    """Issue 15.22: it begins again in the same process, and nobody else could tell that it is gone."""
+    store = LateRenewals(wall_ms)
+    store.late = asyncio.Event()
+    store.late.set()
+    host = Host(lambda: store, Identity(id="a"), own_thread=False)
+    running = asyncio.ensure_future(host.run())
+    await until(lambda: seen(store, lambda look: all(look.leases)))
+    store.arrivals = None  # pyright: ignore[reportAttributeAccessIssue]  # reading fails
+
+    with pytest.raises(TypeError):
+        await running
 
     look = await store.look(SHARDS)
     assert (look.hosts, any(look.leases)) == ({}, False)
