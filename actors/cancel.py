@@ -14,7 +14,9 @@ it again, after the same events. That commit holds what the handler did about it
 calls; an attempt that fails may record the event without those entries, and then the replay makes them, and sends
 them. A kill's commit holds the end and the kills of the calls, or nothing.
 A delayed invocation is made due by a timer, and ended when its message is in the inbox: ended in its hash it could be
-moved there at the same time, and run. Until its end is durable the event stays, so any owner ends it.
+moved there at the same time, and run. Until its end is durable the event stays, so any owner ends it, also one that
+finds it due: what came before its message did is older than its beginning. So that this is known when the message is
+taken, a host reads no message of a shard that is younger than the last event that it has read of it.
 
 Invariants:
     1. The first commit of an outcome wins: an event that finds it does nothing.
@@ -24,7 +26,7 @@ Invariants:
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from journal.entries import Event, EventKind
+from journal.entries import Event, EventKind, time_of
 from journal.names import shard_in
 from journal.store import Bring
 
@@ -41,6 +43,12 @@ def ending_in(events: Iterable[Event]) -> EventKind | None:
     """Return the kind of what ends an invocation, a kill before a cancel, if it is among these events."""
     found = {event.kind for event in events}
     return next((kind for kind in reversed(ENDING) if kind in found), None)
+
+
+def ended_before(inbox_id: str, due_ms: int, events: Iterable[Event]) -> EventKind | None:
+    """Return what ended a delayed invocation before it could begin: until then it was not in the inbox, or not due."""
+    came_ms = time_of(inbox_id)
+    return ending_in(events if due_ms > came_ms else (event for event in events if event.time_ms <= came_ms))
 
 
 def brought(kind: EventKind, ids: Sequence[str]) -> list[Bring]:

@@ -13,7 +13,7 @@ from journal.entries import Event, EventKind
 
 from .activation import Activation, InFlight
 from .attempts import Attempts
-from .cancel import ENDING, killed, never_begun
+from .cancel import killed, never_begun
 from .errors import Cancelled
 from .unhandled import serving
 
@@ -32,10 +32,17 @@ class Ends:
         self.failed = failed
         self.doomed: dict[str, tuple[EventKind, Cancelled]] = {}
         """Invocations that end as soon as all is known of them that their end needs: by what, and how."""
+        self.foreseen: dict[str, list[Event]] = {}
+        """Ends that one read has brought together with messages, which are taken first."""
+
+    def foresee(self, event: Event) -> None:
+        """Let an end be known to the message that it is for, should that come with the same read."""
+        self.foreseen.setdefault(event.invocation, []).append(event)
 
     def doom(self, id_: str, kind: EventKind, error: Cancelled) -> None:
-        """Let an invocation end so with the next look."""
-        self.doomed[id_] = kind, error
+        """Let an invocation end so with the next look; the same once more says nothing new."""
+        if id_ not in self.doomed or self.doomed[id_][0] is not kind:
+            self.doomed[id_] = kind, error
 
     def ends(self, run: InFlight, kind: EventKind) -> bool:
         """Whether a cancel or a kill is done with, or will be: its handler is not to be told."""
@@ -52,11 +59,11 @@ class Ends:
 
     @serving
     def ends_early(self, event: Event) -> bool:
-        """Whether an event is done with before those that were read before it: it ends one that waits for its turn.
+        """Whether an end is done with before what was read before it: it ends one that waits for its turn.
 
         Else the ends of a whole queue would give each of it the turn, to be told a moment later.
         """
-        run = self._in_flight.get(event.invocation) if event.kind in ENDING else None
+        run = self._in_flight.get(event.invocation)
         if run is None or run.execution is not None or run.asleep or self._attempts.is_draining:
             return False
         activation = self._activations[run.message.target]

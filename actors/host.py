@@ -21,13 +21,14 @@ from typing import Any, Final
 import orjson
 
 from journal.clock import boot_seconds, offset_ms, wall_ms
-from journal.entries import Event, EventKind, Message, order_of
-from journal.names import new_id
-from journal.store import SHARDS, Dormant, Store, Where
+from journal.entries import Event, EventKind, Message, order_of, time_of
+from journal.names import Shard, new_id
+from journal.store import SHARDS, Arrivals, Dormant, Store, Where
 
 from .activation import Activation
 from .blocking import refuse_blocking
 from .calls import Surroundings
+from .cancel import ENDING
 from .code import CodeBook
 from .errors import DamagedError, UnavailableError
 from .idle import Idle
@@ -214,22 +215,39 @@ class Host:
             if arrivals.control:
                 control = arrivals.control
                 self._ownership.look_again()
-            for number, (shard, id_, data) in enumerate(arrivals.messages):
+            found = arrivals.events
+            ends = [(shards[shard].ends, event) for shard, event in found if event.kind in ENDING]
+            for of_shard, event in ends:
+                of_shard.foresee(event)
+            for number, (shard, id_, data) in enumerate(
+                self._in_time(arrivals) if arrivals.unread else arrivals.messages
+            ):
                 await self._turn(number)
                 owned = shards[shard]
                 owned.cursor.inbox = id_
                 if not owned.is_lost:
                     owned.accept(id_, data)
-            found = arrivals.events
-            early = {number for number, (shard, event) in enumerate(found) if shards[shard].ends.ends_early(event)}
+            early = {id(event) for of_shard, event in ends if of_shard.ends_early(event)}
+            for of_shard, _ in ends:
+                of_shard.foreseen.clear()
             for number, (shard, event) in enumerate(found):
                 await self._turn(number)
                 owned = shards[shard]
                 owned.cursor.events = event.id
-                if not (owned.is_lost or number in early):
+                if not (owned.is_lost or id(event) in early):
                     owned.receive(event)
             if len(arrivals.messages) + len(found) <= FEW:
                 await asyncio.sleep(0)  # what has come of them is written before more is asked for
+
+    @staticmethod
+    def _in_time(arrivals: Arrivals) -> list[tuple[Shard, str, bytes]]:
+        """Return the messages that are older than the events still to be read, among which an end of one may be."""
+        read = {shard: event.time_ms for shard, event in arrivals.events}
+        return [
+            (shard, id_, data)
+            for shard, id_, data in arrivals.messages
+            if shard not in arrivals.unread or time_of(id_) < read[shard]
+        ]
 
     async def _catch_up(self) -> None:
         """Note that the reader turns, and wait while too much of what it has read waits for the store."""

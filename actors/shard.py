@@ -22,7 +22,7 @@ from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
 
 from .activation import Activation, InFlight
 from .attempts import Attempts
-from .cancel import ENDING, ending_in, killed, never_begun, while_paused
+from .cancel import ENDING, ended_before, ending_in, killed, never_begun, while_paused
 from .classes import Classes
 from .ends import Ends
 from .expiries import Expiries
@@ -92,12 +92,15 @@ class OwnedShard:
             for waiting in (self._waking, self._unread, self._delayed):
                 events += waiting.pop(message.id, ())
         ending = ending_in(events) if events else None
-        if message.due_ms and message.due_ms > time_of(inbox_id):
-            if ending is None:
-                self._asleep[message.id] = list(events)
-                self.staging.delayed(message, inbox_id)
-                return
-            self.ends.doom(message.id, ending, never_begun(ending))
+        if message.due_ms > time_of(inbox_id) and ending is None:
+            self._asleep[message.id] = list(events)
+            self.staging.delayed(message, inbox_id)
+            return
+        before = None
+        if message.due_ms and message.id not in self.recovered:
+            before = ended_before(inbox_id, message.due_ms, [*events, *self.ends.foreseen.get(message.id, ())])
+        if before is not None:
+            self.ends.doom(message.id, before, never_begun(before))
         elif ending is EventKind.KILL:
             self.ends.doom(message.id, ending, killed())
         run = InFlight(message, self.shard, inbox_id)

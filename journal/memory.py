@@ -214,6 +214,8 @@ class MemoryStore:
                 arrivals.messages += [(shard, id_, data) for id_, data in source.inbox.after(cursor.inbox, count)]
                 events = source.events.after(cursor.events, count)
                 arrivals.events += [(shard, Event(id_, *entry)) for id_, entry in events]
+                if len(events) >= count:
+                    arrivals.unread.add(shard)
             news = self._world.control.after(control, count)
             arrivals.control = news[-1][0] if news else ""
             return arrivals if arrivals.messages or arrivals.events or news else None

@@ -270,6 +270,8 @@ class RedisStore:
                 arrivals.messages += [(shard, id_.decode(), fields[1]) for id_, fields in entries]
             else:
                 arrivals.events += [(shard, parse_event(entry)) for entry in entries]
+                if len(entries) >= count:
+                    arrivals.unread.add(shard)
         return arrivals
 
     def _name_streams(self, shard: Shard) -> tuple[str, str]:

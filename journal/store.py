@@ -254,6 +254,8 @@ class Arrivals:
     events: list[tuple[Shard, Event]] = field(default_factory=list[tuple[Shard, Event]])
     control: str = ""
     """The last id of the control stream, if there was something new."""
+    unread: set[Shard] = field(default_factory=set[Shard])
+    """Shards of whose events there may be more to read."""
 
 
 @dataclass(slots=True)

@@ -29,8 +29,9 @@ from actors import (
 )
 from actors.client import Client
 from actors.code import CodeBook
-from journal.entries import EventKind
+from journal.entries import EventKind, Message
 from journal.names import shard_in
+from journal.store import Arrivals
 
 __all__ = ["mode"]
 
@@ -197,6 +198,12 @@ class Tree(VirtualObject):
 
 
 TREE = sorted({f"t{root}{end}" for root in ("", "a", "b", "c") for end in ("", "a", "b", "c")})
+
+
+class Told(Service):
+    @handler
+    async def tell(self, ctx: Context, what: str) -> None:
+        outside.seen.append(what)
 
 
 class Canceller(Service):
@@ -368,6 +375,83 @@ def test_a_delayed_one_ends_at_once_and_never_runs(mode: Policy | None, kill: bo
         assert world.state("Held/a") == {}
 
     played(scenario, mode, ["a"])
+
+
+async def _end_when_nobody_looks(world: Simulation, kill: bool, after_s: float) -> None:
+    """A host lays two to sleep and ends; they are ended, fall due, and the next host starts after so long."""
+    former = await world.join("a")
+    refs = [
+        Held["a"].add.options(delay="20s").remote("late"),
+        Held["a"].add.options(delay="20s").send("late"),
+        Told.tell.options(delay="20s").remote("late"),
+    ]
+    await asyncio.sleep(5)
+    former.task.cancel()
+    await asyncio.gather(former.task, return_exceptions=True)
+    for ref in refs:
+        await (ref.kill() if kill else ref.cancel())
+    await asyncio.sleep(after_s)
+    await world.join("b")
+    for ref in refs:
+        assert f"{'killed' if kill else 'cancelled'} before it began" in str(await failure_of(ref))
+    await asyncio.sleep(40)
+    assert world.state("Held/a") == {}
+    assert outside.seen == []
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("after_s", [1, 10, 100])
+def test_a_delayed_one_that_is_ended_while_no_host_is_there_never_runs(
+    mode: Policy | None, kill: bool, after_s: float
+) -> None:
+    """Issue 15.10: 45 of 48 ran, where the next host started after they were due."""
+
+    async def scenario(world: Simulation) -> None:
+        await _end_when_nobody_looks(world, kill, after_s)
+
+    played(scenario, mode, [])
+
+
+@pytest.mark.parametrize("others", [0, 3_000])
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_delayed_one_that_is_ended_before_it_is_due_never_runs_however_late_its_host_reads(
+    mode: Policy | None, kill: bool, others: int
+) -> None:
+    """Issue 15.10: one read brings the message, now due, and its end, or ends with events that came before that."""
+
+    async def scenario(world: Simulation) -> None:
+        ref = Held["a"].add.options(delay="20s").remote("late")
+        shard = shard_in(ref.id)
+        bystander = next(each for each in map(_holding, "bcdefghijkl") if shard_in(each.id) == shard)
+        await asyncio.sleep(5)
+        host = world.members["a"].host
+        host._store.arrivals, read = _unread, host._store.arrivals  # type: ignore[method-assign]
+        for number in range(others):
+            bystander.signal("unheard", number)
+        await (ref.kill() if kill else ref.cancel())
+        while ref.id not in _inbox(world, shard):  # noqa: ASYNC110  # it looks from outside
+            await asyncio.sleep(1)
+        host._store.arrivals = read  # type: ignore[method-assign]
+        assert f"{'killed' if kill else 'cancelled'} before it began" in str(await failure_of(ref))
+        await asyncio.sleep(40)
+        assert world.state("Held/a") == {}
+        world.expected_leftovers = True
+
+    played(scenario, mode, ["a"])
+
+
+def _holding(key: str) -> Invocation[None]:
+    return Held[key].hold.remote("sleep")
+
+
+async def _unread(*_: object) -> Arrivals:
+    await asyncio.sleep(1)
+    return Arrivals()
+
+
+def _inbox(world: Simulation, shard: int) -> list[str]:
+    entries = world.store._world.shards[shard].inbox.entries  # pyright: ignore[reportPrivateUsage]  # looks from outside
+    return [Message.parse(data).id for data in entries.values()]
 
 
 @simulated

@@ -624,6 +624,22 @@ async def kills(world: World) -> Any:
     return out
 
 
+async def delays(world: World) -> Any:
+    """Issue 15.10: delayed ones that are ended before they are due, some just before."""
+    wishes = [(EventKind.CANCEL, 5.0), (EventKind.CANCEL, 0.01), (EventKind.KILL, 0.01)]
+    ids = [await world.driver.start(f"Chased/{n}", "run", "step", delay_s=8) for n in range(len(wishes))]
+    began = world.loop.time()
+    for id_, (kind, early_s) in sorted(zip(ids, wishes, strict=True), key=lambda each: -each[1][1]):
+        await asyncio.sleep(began + 8 - early_s - world.loop.time())
+        await world.driver.end(id_, kind)
+    return [await _settled(world, id_) for id_ in ids]
+
+
+def check_delays(world: World, result: Any) -> None:
+    assert result == ["cancelled before it began"] * 2 + ["killed before it began"]
+    assert not any("note" in target for shard in world.store._world.shards for target in shard.state)  # pyright: ignore[reportPrivateUsage]
+
+
 def check_kills(world: World, result: Any) -> None:
     killed, before = "killed: nothing was compensated", "killed before it began"
     queued, step, fails, asleep, root, delayed, ending = result
@@ -1143,6 +1159,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "hurries": (hurries, check_hurries),
     "chases": (chases, check_chases),
     "kills": (kills, check_kills),
+    "delays": (delays, check_delays),
     "tries": (tries, check_tries),
     "expiries": (expiries, check_expiries),
     "schedules": (schedules, check_schedules),
