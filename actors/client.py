@@ -16,9 +16,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from journal.clock import offset_ms, wall_ms
+from journal.clock import StoreClock
 from journal.entries import ReplyKind, order_of, teller_of_driver
 from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
@@ -44,6 +45,8 @@ PENDING_MAX: Final = 100_000
 SUBMIT_MAX: Final = 1_000
 """Most operations in one submit."""
 RENEW_EVERY: Final = 3_600.0
+TIME_EVERY: Final = 1.0
+"""Seconds for which what is delayed may be due at another time, should the store's clock step."""
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
 
 
@@ -69,7 +72,7 @@ class Client:
         self._code = Sender(lambda found: self._call(self._store.put_code(found.digest, found.data, found.types)))
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
-        self._unique, self._count, self._offset_ms = new_id(), 0, 0
+        self._unique, self._count, self._clock = new_id(), 0, StoreClock()
         self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._wanted, self._idle = asyncio.Event(), asyncio.Event()
@@ -127,10 +130,11 @@ class Client:
 
     async def _open(self) -> None:
         self.shards = await self._store.open_namespace(SHARDS)
-        self._offset_ms = await offset_ms(self._store.now_ms)
+        await self._clock.open(self._store.now_ms)
         await self._open_writer()
         watch = Watch(self._store, self._slots, self._lock)
-        self._tasks = [asyncio.ensure_future(loop()) for loop in (self._send, self._receive, self._renew, watch.run)]
+        loops = (self._send, self._receive, self._renew, self._keep_time, watch.run)
+        self._tasks = [asyncio.ensure_future(loop()) for loop in loops]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
 
@@ -184,7 +188,7 @@ class Client:
             id_ = started_id(request, address, f"{self._unique}{self._count:x}", self.shards)
             is_run = request.handler == RUN and happens_once(request)
             caller = "" if request.one_way or is_run else self._teller
-            message = message_of(request, id_, address, arguments, caller, code, wall_ms() + self._offset_ms)
+            message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms())
             if is_run:
                 slot = self._starts.start(request, id_, message.encoded(), self._count)
             else:
@@ -448,3 +452,9 @@ class Client:
         while True:
             await asyncio.sleep(RENEW_EVERY)
             self._attach(f"{self._unique}-0")
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(TIME_EVERY)
+            with suppress(UnavailableError):  # whoever reads the replies says so
+                await self._clock.ask(self._store.now_ms)

@@ -142,7 +142,8 @@ class Execution:
             handle = self.timers.due(event.index)
             if handle is None:
                 return False
-            self._set_time(event.time_ms)
+            # Where the store's clock was set back, ids of events stand still until it has caught up: timers go on.
+            self._set_time(max(event.time_ms, int(handle.when() * 1000)))
             self.loop.fire(handle)
             self._pass_on(self.calls.too_late(event.index))
         else:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import orjson
 
-from journal.clock import boot_seconds, offset_ms, wall_ms
+from journal.clock import StoreClock, boot_seconds
 from journal.entries import Event, EventKind, Message, order_of, time_of
 from journal.names import Shard, new_id
 from journal.store import SHARDS, Arrivals, Dormant, Store, Where
@@ -91,23 +91,22 @@ class Host:
         limits: Limits | None = None,
         executor: Executor | None = None,
         now: Callable[[], float] = boot_seconds,
-        wall: Callable[[], int] = wall_ms,
         own_thread: bool = True,
         stuck: Callable[[str], None] | None = None,
     ) -> None:
         self._connect, self._identity, self._policy, self._executor = connect, identity, policy, executor
-        self._limits, self._now, self._wall = limits or Limits(), now, wall
+        self._limits, self._now = limits or Limits(), now
         self._own_thread, self._stuck = own_thread, stuck or _log_stuck
         self._store = connect()
         self.incarnation = new_id()
         self._leases = Leases(self.incarnation, now, self._about, lambda: self._ownership.acknowledged())
         self._timers = asyncio.Event()
-        self._ownership = Ownership(self._store, identity.id, self._leases, now, self._timers.set)
+        self._clock = StoreClock(now)
+        self._ownership = Ownership(self._store, identity.id, self._leases, self._clock, now, self._timers.set)
         self._shards = self._ownership.shards
         self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose)
         self._code = CodeBook(self._store, live=live)
         self._patience = Patience(f"host {identity.id}")
-        self._offset_ms = 0
         self._count = SHARDS
         self._fetch = asyncio.Event()
         self._to_load: list[tuple[OwnedShard, Activation]] = []
@@ -131,7 +130,7 @@ class Host:
 
     async def _serve(self) -> None:
         services = await self._open()
-        self._offset_ms = await offset_ms(lambda: self._patience.until_answered(self._store.now_ms), self._wall)
+        await self._clock.open(lambda: self._patience.until_answered(self._store.now_ms))
         loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect())
         tasks = [self._spawn(loop) for loop in (*loops, self._ownership.run(services, self._count))]
         if self._own_thread:
@@ -147,14 +146,14 @@ class Host:
         self._count = await self._patience.until_answered(lambda: self._store.open_namespace(SHARDS))
         payload_max = self._limits.payload_max
         surroundings = Surroundings(
-            shards=self._count, payload_max=payload_max, code_of=self._code.code_of, now_ms=self._now_ms
+            shards=self._count, payload_max=payload_max, code_of=self._code.code_of, now_ms=self._clock.now_ms
         )
         return Services(
             limits=self._limits,
             policy=self._policy,
             surroundings=surroundings,
             code=self._code,
-            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._now_ms),
+            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._clock.now_ms),
             fetcher=self,
             idle=Idle(asyncio.get_running_loop(), self._limits.waiting_max),
             loop=asyncio.get_running_loop(),
@@ -164,9 +163,6 @@ class Host:
             wake_timers=self._timers.set,
             failed=self._ownership.failed,
         )
-
-    def _now_ms(self) -> int:
-        return self._wall() + self._offset_ms
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
@@ -347,7 +343,7 @@ class Host:
     async def _keep_time(self) -> None:
         while True:
             self._timers.clear()
-            now_ms = self._now_ms()
+            now_ms = self._clock.now_ms()
             due = [shard for shard in self._shards.values() if shard.next_due_ms and shard.next_due_ms <= now_ms]
             for shard in due:
                 await self._move_due(shard)
@@ -373,7 +369,7 @@ class Host:
             return
         if moved >= 0 and following and (not shard.next_due_ms or following < shard.next_due_ms):
             shard.next_due_ms = following
-        if not moved and following and following <= self._now_ms():
+        if not moved and following and following <= self._clock.now_ms():
             await asyncio.sleep(0.001)  # the store's clock is a little behind
 
     async def _collect(self) -> None:

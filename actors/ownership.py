@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from journal.clock import StoreClock
 from journal.entries import Event, EventKind
 from journal.names import Shard
 from journal.store import Granted, Store, Where
@@ -53,9 +54,16 @@ class Ownership:
     """The shards of one host."""
 
     def __init__(
-        self, store: Store, host: str, leases: Leases, now: Callable[[], float], wake_timers: Callable[[], None]
+        self,
+        store: Store,
+        host: str,
+        leases: Leases,
+        clock: StoreClock,
+        now: Callable[[], float],
+        wake_timers: Callable[[], None],
     ) -> None:
-        self._store, self._host, self._leases, self._now, self._wake_timers = store, host, leases, now, wake_timers
+        self._store, self._host, self._leases, self._clock = store, host, leases, clock
+        self._now, self._wake_timers = now, wake_timers
         self.shards: dict[Shard, OwnedShard] = {}
         self._seen_hosts: dict[str, tuple[bytes, float]] = {}
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
@@ -102,7 +110,10 @@ class Ownership:
                 logger.error("shard %d: the store has lost its last %d commits; recovering what it has", shard, lost)
                 self.lose(self.shards[shard], "the store is behind")
         await self._leases.renew(self._store)
+        asked_ms = self._clock.steady_ms()
         look = await self._store.look(count)
+        if self._clock.learn(asked_ms, look.now_ms):
+            self._wake_timers()
         if self._now() - self._looked_at > LEASE_TTL.total_seconds():
             # Who could not ask, or was not answered, knows nothing of how long the others have been silent.
             self._seen_hosts.clear()

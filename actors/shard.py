@@ -92,12 +92,13 @@ class OwnedShard:
             for waiting in (self._waking, self._unread, self._delayed):
                 events += waiting.pop(message.id, ())
         ending = ending_in(events) if events else None
-        if message.due_ms > time_of(inbox_id) and ending is None:
+        has_begun = message.id in self.recovered
+        if ending is None and not has_begun and self._is_early(message, inbox_id):
             self._asleep[message.id] = list(events)
             self.staging.delayed(message, inbox_id)
             return
         before = None
-        if message.due_ms and message.id not in self.recovered:
+        if message.due_ms and not has_begun:
             before = ended_before(inbox_id, message.due_ms, [*events, *self.ends.foreseen.get(message.id, ())])
         if before is not None:
             self.ends.doom(message.id, before, never_begun(before))
@@ -105,10 +106,15 @@ class OwnedShard:
             self.ends.doom(message.id, ending, killed())
         run = InFlight(message, self.shard, inbox_id)
         run.pending.extend(events)
-        if message.id in self.recovered:
+        if has_begun:
             run.adopt(self._recovered_of(message.id))
             self._attempts.end_back_off(run)
         self._admit(run)
+
+    def _is_early(self, message: Message, inbox_id: str) -> bool:
+        """Whether a message is not due; ids stand still while the store's clock, once set back, catches up."""
+        due_ms = message.due_ms
+        return due_ms > 0 and (due_ms > time_of(inbox_id) or due_ms > self._services.surroundings.now_ms())
 
     def _recovered_of(self, id_: str) -> list[tuple[str, Record]]:
         found = self.recovered.pop(id_, [])
@@ -197,7 +203,7 @@ class OwnedShard:
         message, ending = Message.parse(dormant.message) if dormant is not None else None, ending_in(events)
         if is_unread:
             self._unread[id_] = events
-        elif message and dormant and message.due_ms > time_of(dormant.inbox_id):
+        elif message and dormant and message.due_ms and not (dormant.records or dormant.paused):
             self._delayed[id_] = events
             if ending is not None:
                 self.staging.hasten(id_)

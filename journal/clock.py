@@ -23,23 +23,58 @@ def boot_seconds() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-async def offset_ms(ask: Callable[[], Coroutine[Any, Any, int]], wall: Callable[[], int] = wall_ms) -> int:
-    """Return what to add to a time of day to have that of who is asked: too much by a round trip, never too little.
+class StoreClock:
+    """The store's time as this process knows it: asked for again and again, and in between by a steady clock.
 
-    Too little would end sleeps early, and either clock is cut to whole milliseconds. The shortest of a few round trips
-    counts: a process that is stopped while it waits for an answer would be wrong for its whole life.
+    It is too much by a round trip, never too little, which would end sleeps early. Neither a step of this machine's
+    time of day nor one of the store's keeps it wrong for longer than until the next answer.
     """
-    found: list[tuple[int, int]] = []
-    for _ in range(_ASKS):
-        before = wall()
-        told = await ask()
-        found.append((wall() - before, told + CUT_MS - before))
-    return min(found)[1]
+
+    def __init__(self, steady: Callable[[], float] = boot_seconds) -> None:
+        self._steady = steady
+        self._offset_ms: int | None = None
+
+    def now_ms(self) -> int:
+        """Return the store's time, about; 0 before the first answer."""
+        return 0 if self._offset_ms is None else self.steady_ms() + self._offset_ms
+
+    def steady_ms(self) -> int:
+        """Return the time of the steady clock, to be noted when the store is asked."""
+        return int(self._steady() * 1000)
+
+    def learn(self, asked_ms: int, told_ms: int) -> bool:
+        """Take an answer of the store that was asked for at that steady time; return whether its clock has stepped.
+
+        The time was read between question and answer. What fits is kept: a process that is stopped while it waits
+        learns nothing from it, and two times that are close keep their order.
+        """
+        now_ms, known = self.steady_ms(), self._offset_ms
+        highest, lowest = told_ms + CUT_MS - asked_ms, told_ms - now_ms - 1
+        is_short = now_ms - asked_ms <= SHORT_MS
+        if known is None or known < (highest if is_short else lowest) or known > highest + SLACK_MS:
+            self._offset_ms = highest
+        return known is not None and abs((self._offset_ms or 0) - known) > STEP_MS
+
+    async def ask(self, ask: Callable[[], Coroutine[Any, Any, int]]) -> bool:
+        """Ask for the time, and learn from the answer; raises what `ask` raises."""
+        asked_ms = self.steady_ms()
+        return self.learn(asked_ms, await ask())
+
+    async def open(self, ask: Callable[[], Coroutine[Any, Any, int]]) -> None:
+        """Ask a few times, of which the shortest round trip counts."""
+        for _ in range(_ASKS):
+            await self.ask(ask)
 
 
 _ASKS = 3
 CUT_MS = 2
-"""What is lost where the time of day is read, and where who is asked reads his."""
+"""What is lost where the steady time is read, and where who is asked reads his."""
+SHORT_MS = 2
+"""A round trip that tells the time as well as any."""
+SLACK_MS = 5
+"""What is too much by less stays: time does not go back for it."""
+STEP_MS = 50
+"""A difference that is no matter of round trips."""
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 sleep = time.sleep
 """As it was when this was imported."""

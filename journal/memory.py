@@ -200,7 +200,8 @@ class MemoryStore:
         return len(freed)
 
     async def look(self, shards: int) -> Look:
-        return Look(dict(self._world.hosts), [shard.lease for shard in self._world.shards[:shards]])
+        leases = [shard.lease for shard in self._world.shards[:shards]]
+        return Look(dict(self._world.hosts), leases, self._world.clock())
 
     # Hosts: reading
 

@@ -40,6 +40,7 @@ from .store import (
 )
 from .wire import (
     commit_arguments,
+    ms_of,
     pairs_in,
     parse_answer,
     parse_dormant,
@@ -146,8 +147,7 @@ class RedisStore:
         check_settings(found, role)
 
     async def now_ms(self) -> int:
-        seconds, micros = await self._do("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
+        return ms_of(await self._do("TIME"))
 
     # Drivers
 
@@ -236,8 +236,8 @@ class RedisStore:
 
     async def look(self, shards: int) -> Look:
         names = [self._keys.lease(Shard(shard)) for shard in range(shards)]
-        hosts, leases = await self._lines.ask_all(("HGETALL", self._keys.hosts), ("MGET", *names))
-        return Look({k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases])
+        time, hosts, leases = await self._lines.ask_all(("TIME",), ("HGETALL", self._keys.hosts), ("MGET", *names))
+        return Look({k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases], ms_of(time))
 
     # Hosts: reading
 

@@ -290,10 +290,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Who is there: hosts by incarnation (with what they say of themselves), leases by shard."""
+    """Who is there: hosts by incarnation (with what they say of themselves), leases by shard; and when that was."""
 
     hosts: dict[str, bytes]
     leases: list[str]
+    now_ms: int
+    """The store's time."""
 
 
 class Store(Protocol):
@@ -374,7 +376,7 @@ class Store(Protocol):
         ...
 
     async def look(self, shards: int) -> Look:
-        """Return hosts and leases."""
+        """Return hosts and leases, and the store's time."""
         ...
 
     # Hosts: reading

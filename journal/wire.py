@@ -177,6 +177,12 @@ def pairs_in(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
+def ms_of(time: Sequence[bytes]) -> int:
+    """Return what TIME says, in ms."""
+    seconds, micros = time
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def text_of(data: bytes | None) -> str:
     """Return text that the store holds, empty if it holds none; a user's text may be no valid UTF-8."""
     return (data or b"").decode("utf-8", "surrogatepass")

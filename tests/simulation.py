@@ -276,7 +276,6 @@ class World:
             live=True,
             policy=self.policy,
             now=self.loop.time,
-            wall=self.loop.now_ms,
             own_thread=False,
         )
         return asyncio.ensure_future(host.run())

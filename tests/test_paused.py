@@ -328,7 +328,6 @@ def test_it_goes_on_with_the_code_that_is_current_then_in_all_later_replays(mode
             Identity(id="a"),
             policy=mode,
             now=world.loop.time,
-            wall=world.loop.now_ms,
             own_thread=False,
         )
         serving = asyncio.ensure_future(host.run())

@@ -224,7 +224,6 @@ class Member:
             live=True,
             policy=world.policy,
             now=world.loop.time,
-            wall=world.loop.now_ms,
             own_thread=False,
             executor=Named(name),
         )

@@ -296,7 +296,6 @@ def test_after_a_silence_of_the_store_each_host_has_its_shards_back_at_once(sile
                     Identity(id=name),
                     live=True,
                     now=loop.time,
-                    wall=loop.now_ms,
                     own_thread=False,
                 )
                 for name, silent in zip("ab", silences, strict=True)

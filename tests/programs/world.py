@@ -166,7 +166,6 @@ class Member:
             policy=world.policy,
             executor=AtOnce(),
             now=world.loop.time,
-            wall=world.loop.now_ms,
             own_thread=False,
         )
 
