@@ -64,7 +64,7 @@ class Actions:
             run.running[index] = step
             step_id = f"{run.id}:{mark_of(index, execution.restarts)}"
             act = self._act(run, execution, step, step_id, tries.get(index))
-            self._tasks[run.id, index] = self._services.spawn(act, context_of(step_id))
+            self._tasks[run.id, index] = self._services.spawn(act, context_of(step, step_id))
 
     async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str, before: Tries | None) -> None:
         failed, exhausted, outcome = partial(self._tried, run, execution, step), None, b""

@@ -18,6 +18,7 @@ Invariants:
 """
 
 import re
+import zlib
 from collections.abc import Generator
 from typing import Any, Final, NoReturn
 
@@ -83,6 +84,9 @@ class MadeAwakeable(Awaited):
 
     def __bool__(self) -> NoReturn:
         raise UsageError(f"{self.id} is neither true nor false: await it")
+
+    def __hash__(self) -> int:
+        return zlib.crc32(self.id.encode())  # not by address: a replay iterates over a set in the same order
 
     def __repr__(self) -> str:
         return f"<Awakeable {self.id}>"

@@ -7,6 +7,7 @@ at any time.
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Final, cast
 
 CLOSE_ATTEMPTS: Final = 100
@@ -15,13 +16,19 @@ CLOSE_ATTEMPTS: Final = 100
 _undying: Final[list[object]] = []
 
 
-def close_task(task: asyncio.Task[Any]) -> bool:
-    """Close the task's coroutine where it stands; return False if it awaits again and again."""
+def close_task(task: asyncio.Task[Any], within: Context | None) -> bool:
+    """Close the task's coroutine where it stands, in its own context; return False if it awaits again and again.
+
+    What `ContextVar.set` has returned there can be reset there alone, and `finally` is where that is done.
+    """
     task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
     coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
     for _ in range(CLOSE_ATTEMPTS):
         try:
-            coro.close()
+            if within is None:
+                coro.close()
+            else:
+                within.run(coro.close)
         except BaseException:  # noqa: BLE001 -- its `finally` failed, or awaited: the next close tells which
             continue
         _let_go(task)

@@ -27,8 +27,8 @@ Why the root task is a plain `asyncio.Task`: a subclass costs 4 µs, and most ha
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextvars import Context
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from threading import get_ident
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -119,12 +119,14 @@ class EntryFuture(Future):
 class Task(asyncio.Task[T]):
     """A task that hashes by its number."""
 
-    __slots__ = ("number",)
+    __slots__ = ("number", "within")
     number: int
+    within: Context
+    """What it runs in, and is closed in. (Before Python 3.12 asyncio does not tell.)"""
 
-    def __init__(self, number: int, coro: Coroutine[Any, Any, T], **options: Any) -> None:
-        self.number = number  # first: asyncio.Task puts itself into a set
-        super().__init__(coro, **options)
+    def __init__(self, number: int, coro: Coroutine[Any, Any, T], context: Context, **options: Any) -> None:
+        self.number, self.within = number, context  # first: asyncio.Task puts itself into a set
+        super().__init__(coro, context=context, **options)
 
     def __hash__(self) -> int:
         return self.number
@@ -145,6 +147,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         "_numbers",
         "_ready",
         "_root",
+        "_root_context",
         "_strays",
         "_tasks",
         "_waits",
@@ -162,6 +165,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._numbers = 0
         self._root: asyncio.Task[Any] | None = None
+        self._root_context: Context | None = None
         self._tasks: list[Task[Any]] | None = None  # made with the first: most handlers have none
         self._limit = TASKS_KEPT
         self._strays: list[AsyncGenerator[Any, Any]] | None = None
@@ -251,23 +255,35 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def create_task(
         self,
-        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T] | Awaitable[T],
         *,
         name: str | None = None,
         context: Context | None = None,
     ) -> asyncio.Task[T]:
-        """Return a task that hashes and is named by its number; in a loop that has ended, one that never runs."""
-        coro = cast("Coroutine[Any, Any, T]", coro)
+        """Return a task that hashes and is named by its number; in a loop that has ended, one that never runs.
+
+        Unlike asyncio's loops this one takes whatever can be awaited: a call, a step and a sleep are no coroutines, and
+        need not become one on the path of those who only await them. A cancel of the task cancels the wait.
+        """
+        future = None
+        if asyncio.iscoroutine(coro):
+            coro = cast("Coroutine[Any, Any, T]", coro)
+        elif isinstance(coro, Awaitable):
+            future = coro if asyncio.isfuture(coro) else None
+            coro = _outcome_of(cast("Awaitable[T]", coro))
         if is_called_by_as_completed(sys._getframe(1)):
-            coro.close()
+            cast("Coroutine[Any, Any, T]", coro).close()
             raise UsageError(
                 "as_completed starts coroutines in no certain order: give it tasks, "
                 "as_completed([asyncio.ensure_future(x) for x in ...])"
             )
         self._numbers = number = self._numbers + 1
-        task = Task(number, coro, loop=self, name=name or f"task-{number}", context=context)
+        within = copy_context() if context is None else context
+        task = Task(number, cast("Coroutine[Any, Any, T]", coro), within, loop=self, name=name or f"task-{number}")
+        if future is not None:  # also of a task that is cancelled before it has begun to wait
+            task.add_done_callback(lambda ended: future.cancel() if ended.cancelled() else None)
         if self._dead:
-            close_task(task)
+            close_task(task, None)  # it has not begun
         else:
             self._keep(task)
         return task
@@ -305,7 +321,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Return the root task, in a context of its own: nothing of the host's context variables reaches a handler."""
         assert self._root is None
         assert not self._dead
-        self._root = task = asyncio.Task(coro, loop=self, name="handler", context=Context())
+        self._root_context = context = Context()
+        self._root = task = asyncio.Task(coro, loop=self, name="handler", context=context)
         return task
 
     def fire(self, handle: asyncio.TimerHandle) -> None:
@@ -403,13 +420,15 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if self._strays:
             self._inside(self._close_all)
         self._ready.clear()
-        self._root = self._tasks = self._strays = self._waits = None
+        self._root = self._root_context = self._tasks = self._strays = self._waits = None
         self.owner = _NOBODY  # the owner holds its loop: without the way back, no cycle waits for the collector
 
     def _close_all(self) -> None:
         self._ready.clear()
         for task in reversed([self._root, *(self._tasks or ())]):
-            if task is not None and not task.done() and not close_task(task):
+            if task is None or task.done():
+                continue
+            if not close_task(task, task.within if isinstance(task, Task) else self._root_context):
                 message = f"{task.get_name()} awaits again and again while it is closed; it is left as it is"
                 self.owner.warn(message, None)
         while self._strays:
@@ -434,6 +453,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._wait_over(future)
         if not self._dead:
             self.owner.entry_cancelled(future)
+
+
+async def _outcome_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 for _name in dir(asyncio.AbstractEventLoop):

@@ -25,6 +25,7 @@ Invariants:
     3. An invocation that ends takes its waits along.
 """
 
+import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
@@ -180,6 +181,9 @@ class MadePromise:
 
     def __bool__(self) -> NoReturn:
         raise UsageError(f"the promise {self._name!r} is neither true nor false: await it, or ask for its peek()")
+
+    def __hash__(self) -> int:
+        return zlib.crc32(self._name.encode())  # not by address: a replay iterates over a set in the same order
 
     def __repr__(self) -> str:
         return f"<Promise {self._name}>"

@@ -22,6 +22,7 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 from journal.entries import Message
@@ -46,7 +47,7 @@ class Sagas:
         self, message: Message, run: Callable[..., "asyncio.Future[Any]"], is_replaying: Callable[[], bool]
     ) -> None:
         self._message, self._run, self._is_replaying = message, run, is_replaying
-        self._deferred: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = []
+        self._deferred: list[tuple[Context, str, Any, tuple[Any, ...], dict[str, Any]]] = []
         self._failed: list[str] = []
         self.error: BaseException | None = None
         """With compensations under way or done: what they are for."""
@@ -57,7 +58,7 @@ class Sagas:
 
     def defer(self, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add a compensation."""
-        self._deferred.append((name, fn, args, kwargs))
+        self._deferred.append((copy_context(), name, fn, args, kwargs))
 
     def defer_undo(self, name: str, undo: Any, step: "asyncio.Future[Any]") -> None:
         """Add a compensation with the result of a step, when it has one."""
@@ -76,9 +77,9 @@ class Sagas:
 
     async def _compensate(self) -> None:
         while self._deferred:
-            name, fn, args, kwargs = self._deferred.pop()
+            context, name, fn, args, kwargs = self._deferred.pop()
             try:
-                await self._run(name, fn, args, kwargs, None, None)
+                await context.run(self._run, name, fn, args, kwargs, None, None)
             except TerminalError as error:
                 self._failed.append(name)
                 if not self._is_replaying():

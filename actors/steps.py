@@ -5,8 +5,9 @@ asks the lease first), nor the record of its outcome.
 
 Invariants:
     1. The lease is looked at immediately before each attempt of an action; where it has lapsed the action is not begun.
-    2. Each attempt of an action runs in a fresh context in which `place.in_step` holds the step's id, so that nothing
-       of the handler's or the host's context leaks into it, and calls from it are refused.
+    2. Each attempt of an action runs in a copy of its handler's context as it was at `ctx.run`, with the step's id in
+       `place.in_step`: it sees the handler's context variables and nothing of the host's, what it sets there goes with
+       it, and calls from it are refused.
     3. A failed attempt is recorded before the next one begins.
 """
 
@@ -17,7 +18,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from journal.entries import Tries
@@ -46,6 +47,8 @@ class Step:
     timeout_s: float | None
     future: EntryFuture
     acting_since_ms: int = 0  # 0: no action is under way, perhaps a back-off
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    """The handler's, at the moment in which it asked."""
 
 
 class Steps:
@@ -194,7 +197,7 @@ class StepRunner:
             return await fn(*step.args, **step.kwargs)
         if hasattr(fn, "remote") and hasattr(fn, "bind"):
             return await _unwrapped(fn.remote(*step.args, **step.kwargs))
-        context, call = context_of(step_id), functools.partial(fn, *step.args, **step.kwargs)
+        context, call = context_of(step, step_id), functools.partial(fn, *step.args, **step.kwargs)
         if is_async or self._executor is None:
             value = context.run(call)
         else:
@@ -224,9 +227,12 @@ def _used_up(error: Exception, step: Step, attempts: int, retry: Retry) -> Termi
     return outcomes.used_up(error, step.name, attempts)
 
 
-def context_of(step_id: str) -> contextvars.Context:
-    """Return a fresh context for an action."""
-    context = contextvars.Context()
+def context_of(step: Step, step_id: str) -> contextvars.Context:
+    """Return a context for an attempt of an action."""
+    context = step.context.copy()
+    for variable, value in step.context.items():
+        if variable.name == "decimal_context":  # a value that is changed in place, by `getcontext().prec = 50`
+            context.run(variable.set, value.copy())
     context.run(in_step.set, step_id)
     return context
 

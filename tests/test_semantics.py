@@ -1308,7 +1308,7 @@ class Shapes(Service):
             return [inherited, mark.get()]
 
         found = await asyncio.gather(task("a"), task("b"))
-        step = await ctx.run("step", lambda: mark.get("none in a step"))
+        step = await ctx.run("step", mark.get)
         return [before, *found, mark.get(), step]
 
     @handler
@@ -1373,7 +1373,7 @@ EXPECTED: dict[str, Any] = {
     "locks": ["a in", "a out", "b in", "b out", "c in", "c out"],
     "condition": ["a", "b", "a passed", "b passed"],
     "generator": [0, 1, 2, "closed", [7, 8]],
-    "variables": ["unset", ["handler", "a"], ["handler", "b"], "handler", "none in a step"],
+    "variables": ["unset", ["handler", "a"], ["handler", "b"], "handler", "handler"],
     "sets": [list(range(20))],
     "tasks_left": ["ended"],
 }
