@@ -10,11 +10,12 @@ from another thread, another handler or a callback its place in the journal woul
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
@@ -34,6 +35,8 @@ D = TypeVar("D")
 Ts = TypeVarTuple("Ts")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _logger = logging.getLogger("actors.handler")
 
@@ -185,13 +188,15 @@ class Context:
         A crash between its effect and the record repeats it: hand `ctx.step_id` to the outside. A failure is retried
         in place by `retry`, then raised as `TerminalError`. With `undo`, `ctx.defer("undo <name>", undo, result)`
         follows when the step has succeeded; a step that is given up before has no result: what must be undone in any
-        case is deferred before it. `retry`, `timeout` and `undo` are taken here: to give `fn` keywords of these names,
-        use `functools.partial`.
+        case is deferred before it. `retry`, `timeout` and `undo` are taken here, and refused where `fn` takes one of
+        that name itself: bind it by `functools.partial`.
 
         Raises:
             UsageError: this is not the handler's own loop, or `fn` is nothing that can be called as a step.
         """
         commands = self._here()
+        if kwargs:
+            _check_options(name, fn, len(args), kwargs)
         retry = kwargs.pop("retry", None)
         timeout = kwargs.pop("timeout", None)
         undo = kwargs.pop("undo", None)
@@ -321,6 +326,29 @@ def _check_step(name: object, fn: object, retry: object = None, verb: str = "run
         raise UsageError(f"step {name!r}: {fn!r} cannot be called; pass the function and its arguments, not its result")
     if retry is not None and not isinstance(retry, Retry):
         raise UsageError(f"step {name!r}: retry={retry!r} is no Retry; bind keywords of fn by functools.partial")
+
+
+def _check_options(name: object, fn: Any, given: int, kwargs: dict[str, Any]) -> None:
+    """Refuse an option that a step's function takes itself, neither by position nor bound: it would never get it."""
+    for option in ("retry", "timeout", "undo"):
+        if kwargs.get(option) is not None and option in _named(fn, given):
+            raise UsageError(
+                f"step {name!r}: {fn!r} takes an argument {option!r} itself, and ctx.run() has an option of this name: "
+                f"bind it, functools.partial(fn, {option}=...), or wrap the call in a lambda if the option is meant"
+            )
+
+
+def _named(fn: Any, given: int) -> Collection[str]:
+    """Return the names of parameters that a function takes beyond so many."""
+    if inspect.isfunction(fn) and not hasattr(fn, "__wrapped__"):  # signatures take a while
+        code = fn.__code__
+        return code.co_varnames[max(given, code.co_posonlyargcount) : code.co_argcount + code.co_kwonlyargcount]
+    try:
+        parameters = list(inspect.signature(getattr(fn, "remote", fn)).parameters.values())[given:]  # Ray wraps, too
+    except (TypeError, ValueError):  # some builtins have none
+        return ()
+    bound = fn.keywords if isinstance(fn, functools.partial) else ()
+    return [one.name for one in parameters if one.kind in _BY_NAME and one.name not in bound]
 
 
 def _check_call(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:

@@ -23,9 +23,11 @@ from journal.codec import MISSING
 from .context import Context
 from .errors import UsageError
 from .invocation import Invocation
+from .methods import awaited, check_method, is_async
+from .methods import short as _short
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration, Policy, check_policy
-from .schedule import Schedule, declared
+from .schedule import SaidOptions, Schedule, declared, separated
 from .state import Addressed, Unkeyed, resolved
 from .ticks import Missed
 
@@ -92,12 +94,14 @@ class Call(Generic[Remote]):
 
     def schedule(
         self,
+        /,
         *args: Any,
         cron: str | None = None,
         every: Duration | None = None,
         timezone: str | None = None,
-        missed: Missed = "last",
+        missed: Missed | None = None,
         name: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Schedule:
         """Declare a durable schedule that sends this request at each tick, and return it.
@@ -112,25 +116,28 @@ class Call(Generic[Remote]):
             timezone: in which cron is read, as "Europe/Berlin"; "UTC" where it is not said.
             missed: what becomes of ticks that come a minute late or more, because all was down, or that were due while
                 the schedule was paused: "skip" fires none of them, "last" one, if none is in time, "all" each (at most
-                1,000, the latest).
+                1,000, the latest); "last" where it is not said.
             name: of the schedule, where target and handler are not to be it; one name is one schedule.
+            arguments: of the handler, by name, where it takes some that are named as one of these options.
 
         Raises:
             TypeError: the arguments are not the handler's.
-            UsageError: the timing is none, or as with every call.
+            UsageError: the timing is none, a name may be an option or an argument, or as with every call.
         """
         handler, owner, target = self._handler, self._owner, self._target
+        options = SaidOptions(cron, every, timezone, missed, name)
+        kwargs = separated(handler.name, handler.fn, args, kwargs, options, arguments)
         handler.check(args, kwargs)
         if handler.exclusive and owner._runs_once:
             raise UsageError(f"{self!r} happens once for each key: schedule a handler that starts it with a new key")
         key = None if target is None else target._key
         request = Request(owner._options.name, key, handler.name, args, kwargs, True, self._options, handler, owner)
-        return declared(request, cron, every, timezone, missed, name)
+        return declared(request, options)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs, one_way=False)
 
-    def _send(self, *args: Any, **kwargs: Any) -> Any:
+    def _send(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs, one_way=True)
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
@@ -143,17 +150,12 @@ class Call(Generic[Remote]):
 
     if not TYPE_CHECKING:  # a checker says it of itself
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
             raise _not_in_place(self)
 
     def __repr__(self) -> str:
         at = self._owner.__name__ if self._target is None else repr(self._target)
         return f"{at}.{self._handler.name}"
-
-
-async def _plainly(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a handler that is no coroutine function."""
-    return fn(*args, **kwargs)
 
 
 def called(call: Call[Any]) -> tuple[type[Addressed], str | None, Handler[Any, Any]]:
@@ -186,14 +188,26 @@ class BoundHandler(Call[Remote], Generic[Remote, Plain]):
 class Handler(Generic[Remote, Plain]):
     """A method that others may invoke."""
 
-    __slots__ = ("_binder", "_hints", "_is_named", "exclusive", "fn", "is_async", "name", "policy", "reentrant")
+    __slots__ = (
+        "_binder",
+        "_hints",
+        "_is_named",
+        "_is_native",
+        "exclusive",
+        "fn",
+        "is_async",
+        "name",
+        "policy",
+        "reentrant",
+    )
 
     def __init__(
         self, fn: Callable[..., Any], *, exclusive: bool, policy: Policy | None = None, reentrant: bool = False
     ) -> None:
         self.fn = fn
-        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
-        """It returns a coroutine."""
+        self._is_native = inspect.iscoroutinefunction(fn)
+        self.is_async = is_async(fn)
+        """A call of it is awaited."""
         self.name = fn.__name__
         self.exclusive = exclusive
         self.policy = policy
@@ -261,7 +275,9 @@ class Handler(Generic[Remote, Plain]):
             (self._binder or self._compiled())(*args, **kwargs)
         except TypeError as error:
             raise UsageError(str(error)) from None
-        return self.fn(me, ctx, *args, **kwargs) if self.is_async else _plainly(self.fn, me, ctx, *args, **kwargs)
+        if self._is_native:
+            return self.fn(me, ctx, *args, **kwargs)
+        return awaited(self.fn, me, ctx, args, kwargs, is_async=self.is_async)
 
     def _compiled(self) -> Callable[..., None]:
         self._binder = _binder(self.fn)
@@ -317,10 +333,6 @@ def _binder(fn: Callable[..., Any]) -> Callable[..., None]:
     return check
 
 
-def _short(fn: Callable[..., Any]) -> str:
-    return fn.__qualname__.rpartition("<locals>.")[2]
-
-
 class Decorator(Protocol):
     """What `handler(policy=...)` returns."""
 
@@ -363,7 +375,7 @@ class _Maker:
         return lambda fn: self._made(fn, policy, reentrant=reentrant)  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType, reportUnknownArgumentType]  # typed by Decorator
 
     def _made(self, fn: Callable[..., Any], policy: Policy | None, *, reentrant: bool) -> Handler[Any, Any]:
-        _check_handler(fn)
+        check_method(fn, is_handler=isinstance(fn, Handler))
         return Handler(fn, exclusive=self._exclusive, policy=policy, reentrant=reentrant)
 
 
@@ -372,14 +384,3 @@ handler: Final = _Maker(exclusive=True)
 
 shared: Final = _Maker(exclusive=False)
 """Make a method a shared handler: it runs beside others and reads the last committed state."""
-
-
-def _check_handler(fn: Any) -> None:
-    if not inspect.isfunction(fn):
-        raise UsageError(f"a handler is a function of the class body, not {fn!r}")
-    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise UsageError(f"{_short(fn)} yields: a handler returns one value")
-    parameters = list(inspect.signature(fn).parameters.values())[:2]
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if len(parameters) < 2 or any(parameter.kind not in positional for parameter in parameters):
-        raise UsageError(f"a handler takes self and ctx first: def {fn.__name__}(self, ctx, ...)")

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from .errors import UsageError
 from .handlers import Handler
+from .methods import FIRST, WRAPS, encloses, hides
 from .state import State, Unkeyed
 
 RUN: Final = "run"
@@ -34,6 +35,8 @@ def members(cls: type) -> tuple[dict[str, Handler[Any, Any]], dict[str, State[An
                 _check_member(base, name, fields[name], handlers)
             elif name in handlers or name in fields:
                 raise UsageError(f"{base.__name__}.{name} hides a handler or field: decorate it too, or rename it")
+            elif encloses(value, Handler):
+                raise UsageError(f"{base.__name__}.{name} was a handler, and its decorator hides it: {FIRST}")
     reentrant = [name for name, found in handlers.items() if found.reentrant]
     if reentrant and Unkeyed in cls.__mro__:
         raise UsageError(
@@ -50,6 +53,10 @@ def _check_member(base: type, name: str, value: Handler[Any, Any] | State[Any], 
         raise UsageError(f"{where}: the name is taken")
     if name in others:
         raise UsageError(f"{where} is declared twice: a name is a handler or a field, in all bases")
+    if isinstance(value, Handler) and hides(value.fn, name):
+        raise UsageError(
+            f"{where}: a decorator puts {value.fn.__name__!r} in its place, which hides its types: {WRAPS}"
+        )
     if value.name != name:
         raise UsageError(f"{where} is also called {value.name!r}: declare it once")
 

@@ -25,13 +25,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, cast, overload
 
+from journal.codec import MISSING
+
 from .errors import UsageError
 from .handlers import Handler, handler
 from .invocation import Invocation
 from .members import RUN, TAKEN, check_run, members
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration, Policy, check_policy
-from .schedule import INTERNAL, Schedule, declared
+from .schedule import INTERNAL, SaidOptions, Schedule, declared, separated
 from .state import Addressed, Fields, Options, State, Unkeyed
 from .ticks import Missed
 from .ttl import Lifetimes, ttl_ms
@@ -219,6 +221,11 @@ class ByName:
 
     __slots__ = ("_key", "_options", "_owner", "_type_name")
 
+    @property
+    def handle(self) -> ByName:
+        """The same address, as typed ones have it."""
+        return self
+
     def __init__(
         self, type_name: str, key: str | None, owner: type[Durable] | None = None, options: CallOptions = EMPTY_OPTIONS
     ) -> None:
@@ -257,12 +264,20 @@ class ByName:
         cron: str | None = None,
         every: Duration | None = None,
         timezone: str | None = None,
-        missed: Missed = "last",
+        missed: Missed | None = None,
         name: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Schedule:
-        """Declare a durable schedule that sends a request to the handler of this name; else as `handler.schedule`."""
-        return declared(self._request(handler, args, kwargs, one_way=True), cron, every, timezone, missed, name)
+        """Declare a durable schedule that sends a request to the handler of this name; else as `handler.schedule`.
+
+        Where the class is not known here, an argument of the handler that is named as an option goes in `arguments`.
+        """
+        options = SaidOptions(cron, every, timezone, missed, name)
+        owner = self._owner or find_type(self._type_name)
+        found = self._declared(owner, handler).fn if owner is not None else None
+        kwargs = separated(handler, found, args, kwargs, options, arguments)
+        return declared(self._request(handler, args, kwargs, one_way=True), options)
 
     def _start(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
         request = self._request(handler, args, kwargs, one_way=one_way)  # a wrong call is told first
@@ -279,6 +294,9 @@ class ByName:
     def _declared(self, owner: type[Durable], handler: str) -> Handler[Any, Any]:
         if issubclass(owner, Service) and self._key is not None:
             raise UsageError(f"{owner.__name__} is a service, it has no key: {owner.__name__}.handle")
+        if self._key is None and not issubclass(owner, Service):
+            name = self._type_name
+            raise UsageError(f"every {name} has a key: actors.object({name!r}, key).remote({handler!r}, ...)")
         return declaration(owner).handler(handler)
 
     def __repr__(self) -> str:
@@ -288,14 +306,20 @@ class ByName:
         return ByName, (self._type_name, self._key, None, self._options)
 
 
-def object_handle(type_name: str, key: str) -> ByName:
-    """Return the address of an object whose class need not be known here.
+@overload
+def object_handle(type_name: str, /) -> ByName: ...
+@overload
+def object_handle(type_name: str, key: str, /) -> ByName: ...
+def object_handle(type_name: str, key: Any = MISSING, /) -> ByName:
+    """Return the address of an object, or without a key of a service, whose class need not be known here.
 
     Raises:
         UsageError: no type has this name, or no object this key.
     """
     _check_type_name(type_name)
-    if not isinstance(key, str) or not key:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+    if key is MISSING:
+        return ByName(type_name, None)
+    if not isinstance(key, str) or not key:
         raise UsageError(f"the key of a {type_name} is a str that is not empty, not {key!r}")
     return ByName(type_name, key)
 
@@ -326,6 +350,14 @@ class Keyed(ABCMeta):
         if not key:
             raise UsageError(f"the key of a {cls.__name__} is not empty")
         return _made(cls, key, None)
+
+    def at(cls: type[T], key: str, /) -> T:
+        """Return the address of a key, as `Ticket[key]` does: `ticket = Ticket.at("A1")`.
+
+        For addresses that get a name of their own: mypy takes `ticket = Ticket["A1"]` for the alias of a type. It is no
+        name that a class loses: a handler `at` is called on an address.
+        """
+        return Keyed.__getitem__(cls, key)
 
 
 def _specialised(cls: type, parameters: object) -> object:

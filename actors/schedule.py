@@ -5,10 +5,11 @@ Owns what a program says to the internal objects of `scheduling`, by name: their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from journal.clock import wall_ms
 from journal.names import address_of
@@ -26,6 +27,7 @@ ONE: Final = f"{INTERNAL}Schedule"
 ALL: Final = f"{INTERNAL}Schedules"
 REGISTRY: Final = "all"
 """The key of the one object of type `ALL`."""
+_BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 SCHEDULED_AT: Final = "perdure-scheduled-at"
 """The header of a fired invocation: the tick, as ISO 8601."""
 
@@ -115,23 +117,63 @@ class Schedule:
         return Schedule, (self._name,)
 
 
-def declared(
-    request: Request,
-    cron: str | None,
-    every: Duration | None,
-    timezone: str | None,
-    missed: str,
-    name: str | None,
-) -> Schedule:
+class SaidOptions(NamedTuple):
+    """What was said of a schedule; None: nothing. Fields are named as the keywords are."""
+
+    cron: str | None
+    every: Duration | None
+    timezone: str | None
+    missed: Missed | None
+    name: str | None
+
+
+def separated(
+    handler: str,
+    fn: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: SaidOptions,
+    arguments: object,
+) -> dict[str, Any]:
+    """Return the keywords of the handler: no option takes what might be meant for it.
+
+    `fn` is the handler's function, None where it is not known.
+
+    Raises:
+        UsageError: the handler takes an argument of that name, too, and nothing says which is meant.
+    """
+    said = {name for name, value in options._asdict().items() if value is not None}
+    if arguments is not None:
+        said.add("arguments")
+    named = cast("Mapping[str, Any]", arguments if isinstance(arguments, Mapping) else {})
+    parameters = list(inspect.signature(fn).parameters.values())[2:] if fn is not None else []
+    names = [one.name for one in parameters[len(args) :] if one.kind in _BY_NAME]
+    # Who gives `arguments` has said which are the handler's; one called so might be meant itself.
+    meant = said if arguments is None else {"arguments"} if not named or named.keys() - names else set[str]()
+    for name in names:
+        if name in meant and name in said and name not in named:
+            raise UsageError(
+                f"{handler}() takes an argument {name!r} itself, and a schedule has an option of this name: give it by "
+                f"position or as arguments={{{name!r}: ...}}; with arguments= of all others the option is meant"
+            )
+    if named is not arguments and arguments is not None:
+        raise UsageError(f"{handler}: arguments= takes the handler's arguments by name, not {arguments!r}")
+    if both := kwargs.keys() & named.keys():
+        raise UsageError(f"{handler}(): {min(both)!r} is given twice")
+    return {**kwargs, **named}
+
+
+def declared(request: Request, said: SaidOptions) -> Schedule:
     """Declare the schedule of a request, which was checked where its class is known.
 
     Raises:
         UsageError: the timing is none, the arguments cannot be sent, or the options are none of a schedule.
     """
-    options, address = request.options, address_of(request.type_name, request.key)
+    options, address, name = request.options, address_of(request.type_name, request.key), said.name
     if options.delay or options.idempotency_key is not None or options.timeout_s is not None:
         raise UsageError("a schedule takes headers, but no delay, no timeout and no idempotency key")
-    timing = timing_of(cron, every, timezone, missed, wall_ms())
+    missed = "last" if said.missed is None else said.missed
+    timing = timing_of(said.cron, said.every, said.timezone, missed, wall_ms())
     schedule = Schedule(f"{address}.{request.handler}" if name is None else name)
     spec = Spec(
         type=request.type_name,

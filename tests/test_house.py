@@ -53,6 +53,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "context",
         "schedule",
         "state",
+        "methods",
         "handlers",
         "members",
         "objects",

@@ -1,4 +1,7 @@
-"""What type checkers say of users' code: `typing/ok.py` is clean, each line of `typing/bad.py` marked E is an error."""
+"""What type checkers say of users' code: `typing/ok.py` is clean, each line of `typing/bad.py` marked E is an error.
+
+So are the programs of the README.
+"""
 
 import json
 import os
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from test_readme import PROGRAMS
 
 import actors
 
@@ -28,6 +32,16 @@ def marked() -> Lines:
     }
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The programs of the README, as files."""
+    directory = tmp_path_factory.mktemp("readme")
+    files = [directory / f"readme_{number}.py" for number in range(len(PROGRAMS))]
+    for file, (program, _) in zip(files, PROGRAMS, strict=True):
+        file.write_text(program, "utf-8")
+    return files
+
+
 def checked(module: str, *arguments: str, directory: Path) -> str:
     """Return what a checker prints; it ends with 1 where it has found errors."""
     path = os.pathsep.join(map(str, (ROOT, FILES[0].parent)))
@@ -43,9 +57,9 @@ def checked(module: str, *arguments: str, directory: Path) -> str:
     return done.stdout
 
 
-def basedpyright(directory: Path) -> Lines:
+def basedpyright(files: list[Path], directory: Path) -> Lines:
     settings = {
-        "include": [str(file) for file in FILES],
+        "include": [str(file) for file in files],
         "extraPaths": [str(ROOT), str(FILES[0].parent)],
         "typeCheckingMode": "strict",
         "pythonVersion": "3.11",
@@ -59,25 +73,28 @@ def basedpyright(directory: Path) -> Lines:
     return by_file((Path(one["file"]).name, one["range"]["start"]["line"] + 1) for one in found)
 
 
-def mypy(directory: Path) -> Lines:
+def mypy(files: list[Path], directory: Path) -> Lines:
     # Silent: the six signatures of ctx.run are one too many for mypy's TypeVarTuple, which users never see.
     options = ("--strict", "--python-version=3.11", "--config-file=", "--follow-imports=silent", "--hide-error-context")
-    printed = checked("mypy", *options, *map(str, FILES), directory=directory)
+    printed = checked("mypy", *options, *map(str, files), directory=directory)
     found = re.findall(r"(\w+\.py):(\d+): error:", printed)
     return by_file((name, int(line)) for name, line in found)
 
 
 def by_file(found: Iterable[tuple[str, int]]) -> Lines:
-    lines: dict[str, set[int]] = {file.name: set() for file in FILES}
+    lines: dict[str, set[int]] = {}
     for name, line in found:
-        lines[name].add(line)
+        lines.setdefault(name, set()).add(line)
     return {name: sorted(numbers) for name, numbers in lines.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", [basedpyright, mypy])
-def test_a_checker_refuses_the_marked_lines_and_no_others(checker: Callable[[Path], Lines], tmp_path: Path) -> None:
-    assert checker(tmp_path) == marked()
+def test_a_checker_refuses_the_marked_lines_and_no_others(
+    checker: Callable[[list[Path], Path], Lines], written: list[Path], tmp_path: Path
+) -> None:
+    """Issue 15.38: in the README's programs too, from its first line on."""
+    assert checker([*FILES, *written], tmp_path) == {name: lines for name, lines in marked().items() if lines}
 
 
 def test_every_public_name_is_used_as_it_should_be() -> None:

@@ -26,6 +26,8 @@ actors.init(hosts="ray")  # E
 actors.init(policy=Retry())  # E
 STATUS = actors.status().host  # E
 actors.object("Cart", 1)  # E
+actors.object("Cart", None)  # E
+Cart.at(1)  # E
 actors.get("id")  # E
 actors.TerminalError("no", "402")  # E
 actors.Policy(retries=3)  # E

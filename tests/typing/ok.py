@@ -128,7 +128,9 @@ def driver() -> None:
     assert_type(rest, list[Invocation[int]])
     mixed = actors.get([Cart["a"].add.remote("x"), Cart["b"].plain.remote(1)])
     assert len(mixed) == 2
-    ref = Cart["a"].add.remote("x")
+    cart = Cart.at("a")
+    assert_type(cart, Cart)
+    ref = cart.add.remote("x")
     assert_type(ref.result(timeout=3), int)
     assert_type(ref.accepted().result("3s"), None)
     assert_type(ref.id, str)
@@ -465,6 +467,9 @@ def program(duration: actors.Duration = "15m") -> None:
     assert_type(found, actors.Status)
     assert_type([host.shards for host in found.hosts], list[tuple[int, ...]])
     assert_type(actors.object("cart-v1", "a").remote("add", "x", quantity=2), Invocation[Any])
+    assert_type(actors.object("cart-v1", "a").handle.remote("add", "x"), Invocation[Any])
+    assert_type(actors.object("checkout").remote("process", "x"), Invocation[Any])
+    assert_type(Cart["a"].add.schedule(cron="0 9 * * *", arguments={"item": "x"}), actors.Schedule)
     actors.shutdown()
 
 
