@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from .outgoing import run_of
 from .policy import Policy
 from .services import Limits
 from .slots import Slot
+from .startup import handlers_put_back, is_entered
 
 if TYPE_CHECKING:
     from journal.server import EmbeddedServer
@@ -85,7 +87,7 @@ class Status:
 
 
 class Session:
-    """What `init` opened; also a context manager that shuts it down."""
+    """What `init` opened; also a context manager, sync and async, that shuts it down."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -94,6 +96,7 @@ class Session:
         self._server: EmbeddedServer | None = None
         self._local: LocalHost | None = None
         self._cluster: Cluster | None = None
+        self._entered: Session | None = None
 
     def open(self) -> None:
         """Start or join everything; on failure leave nothing behind."""
@@ -171,8 +174,24 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if _slot.session is self:
-            shutdown()
+        _end(self)
+
+    async def __aenter__(self) -> "Session":  # noqa: PYI034  # of a second `init` it is the first one's
+        opening = asyncio.ensure_future(asyncio.to_thread(_opened, self.settings))
+        try:
+            self._entered = entered = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])  # who is cancelled leaves nothing behind
+            if opening.exception() is None:
+                await asyncio.to_thread(_end, opening.result())
+            raise
+        with handlers_put_back():  # below Python: a Ray that was started in another thread has replaced them
+            return entered
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(_end, self._entered)
 
 
 class _Slot:
@@ -200,7 +219,8 @@ def init(
 
     Each argument that is not given is taken from the environment: `PERDURE_REDIS`, `PERDURE_ADDRESS`, `PERDURE_HOSTS`,
     `PERDURE_NAMESPACE`, `PERDURE_DURABILITY`. Calling it again with the same arguments does nothing. `shutdown()`, the
-    end of the process, or leaving the `with` block undoes it.
+    end of the process, or leaving the `with` block undoes it. `async with actors.init(...)` starts and ends in another
+    thread, so that the event loop goes on meanwhile; nothing is connected before the block.
 
     Args:
         redis: URL of a Redis or Valkey primary; without one, the embedded server of `directory`.
@@ -227,6 +247,13 @@ def init(
     )
     if settings.address is not None and settings.hosts == "local":
         raise UsageError('hosts="local" runs without Ray: leave out the address, or say how many hosts')
+    if is_entered(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]  # there is no public way
+        return Session(settings)
+    return _opened(settings)
+
+
+def _opened(settings: Settings) -> Session:
+    """Return the session of this process, opened unless it is."""
     with _slot.lock:
         session = _slot.session
         if session is not None:
@@ -268,6 +295,12 @@ def shutdown() -> None:
         if session is not None:
             place.set_driver(None)
             session.close()
+
+
+def _end(session: Session | None) -> None:
+    with _slot.lock:
+        if session is not None and _slot.session is session:
+            shutdown()
 
 
 def _session() -> tuple[Session, Client]:

@@ -7,12 +7,10 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Generator
-from types import FrameType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -36,6 +34,7 @@ from .ray_hosts import (
     nodes_alive,
     on_node,
 )
+from .startup import LastingThread, handlers_put_back, interrupted_later
 from .values import Name, sent
 
 logger = logging.getLogger("actors")
@@ -61,6 +60,7 @@ class Cluster:
         self._outcomes: Any = None
         self._classes: tuple[dict[Name, type], Any] = {}, None
         self._lock = threading.Lock()
+        self._thread = LastingThread()
 
     def open(self, count: int | None) -> list[About]:
         """Join or start Ray, and see that there are hosts.
@@ -105,8 +105,10 @@ class Cluster:
             options["include_dashboard"] = False
         with contextlib.nullcontext() if self._address else _as_environment(_of_own_processes()):
             try:
-                with _interrupted_later():
-                    api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)
+                with handlers_put_back(), interrupted_later(), _unsaid("SIGTERM handler is not set"):
+                    self._thread.call(
+                        lambda: api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)
+                    )
                     self._joined_ray, self._started_ray = True, self._address is None
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"at {self._address!r}" if self._address else "on this machine"
@@ -144,6 +146,7 @@ class Cluster:
         finally:
             if self._joined_ray:
                 api.shutdown()
+                self._thread.end()
 
     def _end_actors(self, *, keep_hosts: bool) -> None:
         if self._outcomes is not None:
@@ -165,27 +168,18 @@ def _of_own_processes() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _interrupted_later() -> Generator[None]:
-    """Let the first Ctrl-C wait for the end of the block: a Ray that is left half started leaves processes behind."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    noted: list[FrameType | None] = []
+def _unsaid(text: str) -> Generator[None]:
+    """Keep a warning of Ray's back that is of no use here."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted:  # again: who asks twice does not wait
-            before(number, frame)
-        logger.warning("interrupted while Ray starts: ending when it has started")
-        noted.append(frame)
+    def is_news(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
 
-    signal.signal(signal.SIGINT, note)
+    rays = logging.getLogger("ray._private.worker")
+    rays.addFilter(is_news)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if noted:
-            before(signal.SIGINT, noted[0])
+        rays.removeFilter(is_news)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -332,6 +333,68 @@ def test_importing_actors_imports_no_ray() -> None:
         timeout=60,
     )
     assert told.stdout == "False\n"
+
+
+async def test_async_with_init_starts_and_ends_off_the_loop(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.39: as a web server's lifespan needs it; where it is not entered at once, init() starts in its line."""
+    threads: list[threading.Thread] = []
+    for name in ("open", "close"):
+        method = getattr(driver.Session, name)
+
+        def noted(session: driver.Session, method: Callable[[driver.Session], None] = method) -> None:
+            threads.append(threading.current_thread())
+            method(session)
+
+        monkeypatch.setattr(driver.Session, name, noted)
+
+    async with actors.init(valkey_url, hosts="local", namespace="entered") as session:
+        assert actors.status().namespace == "entered"
+        assert actors.init(valkey_url, hosts="local", namespace="entered") is session
+        async with actors.init(valkey_url, hosts="local", namespace="entered") as again:
+            assert again is session
+        with pytest.raises(UsageError, match="nothing is connected"):
+            actors.status()
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+    found = actors.init(valkey_url, hosts="local", namespace="entered")
+    assert threads[2] is threading.main_thread()
+    async with found as entered:
+        assert entered is found
+    assert len(threads) == 4
+
+    with pytest.raises(UnavailableError):
+        async with actors.init("redis://127.0.0.1:9/0", hosts="local"):
+            pytest.fail("nothing answers there")
+    with pytest.raises(UsageError, match="nothing is connected"):
+        actors.status()
+
+
+async def test_a_cancel_while_async_with_init_starts_leaves_nothing_open(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15.39: as a web server that is stopped while it starts does it."""
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop, started = asyncio.get_running_loop(), driver.Session.open
+
+    def late(session: driver.Session) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(WITHIN_S)
+        started(session)
+
+    monkeypatch.setattr(driver.Session, "open", late)
+
+    async def main() -> None:
+        async with actors.init(valkey_url, hosts="local", namespace="entered"):
+            pytest.fail("it was cancelled before")
+
+    entering = asyncio.create_task(main())
+    await begun.wait()
+    entering.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert driver._slot.session is None
 
 
 # --- ends of programs ------------------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "client",
         "processes",
         "local",
+        "startup",
         "ray_hosts",
         "ray",
         "driver",

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from typing import Any
 
 import pytest
@@ -20,12 +21,15 @@ class Starting:
     def __init__(self, interruptions: int) -> None:
         self._interruptions = interruptions
         self.begun = self.started = False
+        self.thread = threading.current_thread()
 
     def is_initialized(self) -> bool:
         return False
 
     def init(self, **options: Any) -> None:
-        self.begun = True
+        self.begun, self.thread = True, threading.current_thread()
+        if self.thread is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does, with a handler of its own
         for _ in range(self._interruptions):
             signal.raise_signal(signal.SIGINT)
         self.started = True
@@ -66,3 +70,44 @@ def test_a_second_ctrl_c_does_not_wait_for_ray(monkeypatch: pytest.MonkeyPatch) 
     assert starting.begun
     assert not starting.started
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def own_handler(_number: int, _frame: object) -> None: ...
+
+
+@pytest.mark.parametrize("handler", [own_handler, signal.SIG_DFL])
+@pytest.mark.parametrize("interruptions", [0, 1])
+def test_the_programs_signal_handlers_are_put_back(
+    monkeypatch: pytest.MonkeyPatch, handler: Any, interruptions: int
+) -> None:
+    """Issue 15.39: a web server that lost its handler of SIGTERM would end without its clean-up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        if interruptions:
+            interrupted(monkeypatch, interruptions)
+        else:
+            monkeypatch.setattr(rays, "api", Starting(0))
+            Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)._join()
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
+
+
+def test_a_ray_that_is_started_in_a_thread_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.39: `async with init()` starts it off the loop; its processes end with the thread of their start."""
+    starting = Starting(0)
+    monkeypatch.setattr(rays, "api", starting)
+    cluster = Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)
+
+    caller = threading.Thread(target=cluster._join)
+    caller.start()
+    caller.join()
+
+    assert starting.thread not in (caller, threading.main_thread())
+    assert starting.thread.is_alive()
+    cluster.close(keep_hosts=False)
+    starting.thread.join(10)
+    assert not starting.thread.is_alive()
