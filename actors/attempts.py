@@ -111,8 +111,7 @@ class Attempts:
     def _check_foreign(self, run: InFlight) -> None:
         if run.execution is not None and not (run.ended or run.settling or run.id in self.reentry.inner):
             run.execution.check_foreign()
-            if run.execution.has_ended:
-                self._end(run, run.execution)
+            self.deliver(run)  # it has ended, or compensates
 
     def end_back_off(self, run: InFlight) -> None:
         """If an event is there that ends the back-off, the next attempt may begin."""

@@ -36,6 +36,7 @@ from .objects import Declaration, instance
 from .outgoing import bounded, outcome_of_result
 from .place import NOT_IN_A_STEP, Request, in_step
 from .promises import Board, MadePromise, Promises
+from .refusals import Refusal, of_the_outside
 from .replay import UNDER_WAY, Entries, Happening, Phase, advance
 from .restarts import Restarts
 from .sagas import CANCELLED, Sagas
@@ -50,7 +51,7 @@ logger = logging.getLogger("actors")
 class Execution:
     """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
 
-    _root_is_cancelled: Cancelled | None = None  # how it ends if the root task does as a cancel has asked
+    _root_is_cancelled: Cancelled | Refusal | None = None  # how it ends if the root task does as a cancel has asked
     board: Board | None = None  # where the promises of a workflow stand
     restarts: Restarts = ()  # where its invocation began again
     _steps: Steps | None = None
@@ -220,10 +221,23 @@ class Execution:
             self._diverge(self._entries.divergence)
         elif self.loop.escaped is not None:
             self._fail(self.loop.escaped)
-        elif self._foreign:
-            self._fail(RuntimeError("a thread called into the handler's event loop: that belongs in ctx.run()"))
         elif self._root is not None and self._root.done():
             self._end(self._root)
+        elif self._foreign and not self.is_compensating:
+            self._end_of_foreign()
+
+    def _end_of_foreign(self) -> None:
+        """End the handler's wait, and the handler with it, for good, as for any other I/O."""
+        assert self._root is not None
+        error = of_the_outside("a thread called into its event loop, which is done")
+        self._foreign, self._root_is_cancelled = False, error
+        self._root.cancel()
+        self.loop.drain()
+        if self._root.done():
+            self._end(self._root)
+        else:
+            self.loop.drop()
+            self._decide(error)
 
     def _end(self, root: "asyncio.Task[Any]") -> None:
         error = root.exception() if not root.cancelled() else self._root_is_cancelled or asyncio.CancelledError()

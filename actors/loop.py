@@ -34,7 +34,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from .closing import close_task, unwind
 from .errors import UsageError
-from .refusals import is_called_by_as_completed, refusal
+from .refusals import foreign_future, is_called_by_as_completed, refusal
 
 T = TypeVar("T")
 FutureT = TypeVar("FutureT", bound="Future")
@@ -238,6 +238,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """Return a future that hashes by its number."""
+        refused = foreign_future(sys._getframe(1))
+        if refused is not None:
+            raise refused
         return self._numbered(Future(loop=self))
 
     def entry_future(self) -> EntryFuture:

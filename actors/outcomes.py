@@ -17,6 +17,7 @@ from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
 
 from .errors import OverloadedError, TerminalError, UsageError
+from .refusals import Refusal
 from .values import LIVE, Scope, decode, encode, pickled, unpickled
 
 _UNSAID: Final = (str(Path(__file__).parent), str(Path(errors.__file__).parent), thread.__file__)
@@ -37,7 +38,23 @@ def terminal(error: BaseException) -> TerminalError | None:
         case UsageError():
             return _caused(TerminalError(str(error), 400, _kind(error)), error)
         case _:
-            return None
+            refusal = _refusal_behind(error)
+            return None if refusal is None else _caused(TerminalError(str(refusal), 400, _kind(refusal)), error)
+
+
+def _refusal_behind(error: BaseException) -> Refusal | None:
+    """Return the refusal that a library has made another error of (`raise ConnectError from error`), if there is one.
+
+    One that a handler has caught and left behind is not behind what it raises later.
+    """
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, Refusal):
+            return found
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _terminal_leaf(group: BaseExceptionGroup[Any]) -> TerminalError | None:
@@ -63,7 +80,7 @@ def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
 
 
 def _kind(error: BaseException) -> dict[str, str]:
-    return {"error": name_of(type(error))}
+    return {"error": name_of(UsageError if isinstance(error, Refusal) else type(error))}
 
 
 def name_of(cls: type) -> str:

@@ -1,6 +1,6 @@
-"""Refusals: what of asyncio a handler may not use, since a replay could not repeat it."""
+"""Refusals: what a handler may not use, since a replay could not repeat it."""
 
-from asyncio import tasks
+from asyncio import tasks, wrap_future
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, cast
@@ -8,7 +8,29 @@ from typing import Any, Final, cast
 from .errors import UsageError
 
 _ASYNCIO_TASKS: Final = cast("dict[str, Any]", vars(tasks))
+_WRAPS_A_FUTURE: Final = cast("Any", wrap_future).__code__
 _AS_COMPLETED: Final = {"as_completed", "_AsCompletedIterator.__init__"}
+
+
+class Refusal(UsageError):
+    """The use of the outside by a handler itself. Whatever a library makes of it, it ends the invocation."""
+
+
+def of_the_outside(what: str) -> Refusal:
+    """Return the error of a handler that reaches outside."""
+    return Refusal(f"{what} in a handler: I/O, threads and processes belong in ctx.run()")
+
+
+def foreign_future(frame: FrameType) -> Refusal | None:
+    """Return the error of a handler that awaits what a thread completes, where that makes its future; else None."""
+    if frame.f_code is not _WRAPS_A_FUTURE:
+        return None
+    if hasattr(frame.f_locals.get("future"), "object_ref"):  # what Ray makes of an ObjectRef that is awaited
+        return Refusal(
+            "a Ray task or actor is awaited in a handler, and each replay would call it again: "
+            'write `await ctx.run("x", f.remote, x)` for `await f.remote(x)`'
+        )
+    return of_the_outside("the future of a thread is awaited")
 
 
 def is_called_by_as_completed(frame: FrameType | None) -> bool:
@@ -22,10 +44,10 @@ def is_called_by_as_completed(frame: FrameType | None) -> bool:
 
 
 def refusal(name: str) -> Callable[..., Any]:
-    """Return a method of a loop that raises `UsageError`."""
+    """Return a method of a loop that raises a `Refusal`."""
 
     def refused(*_args: object, **_kwargs: object) -> Any:
-        raise UsageError(f"{name} in a handler: I/O, threads and processes belong in ctx.run()")
+        raise of_the_outside(name)
 
     refused.__name__ = name
     return refused

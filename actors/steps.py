@@ -238,13 +238,17 @@ def context_of(step: Step, step_id: str) -> contextvars.Context:
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
+    if type(value).__module__.partition(".")[0] == "ray":  # of `f.remote` as the step's function
+        return await _unwrapped(value)
     return await value
 
 
 async def _unwrapped(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
-    except Exception as error:  # noqa: BLE001  # a task may raise anything
+    except Exception as error:  # a task may raise anything
         # Ray wraps what a task raised; the step fails with the error itself.
         cause = cast("Any", error).__dict__.get("cause")
-        raise cause if isinstance(cause, Exception) else error from None
+        if not isinstance(cause, Exception):
+            raise
+        raise cause from None

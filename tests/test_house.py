@@ -40,12 +40,12 @@ ORDER: dict[str, tuple[str, ...]] = {
     "actors": (
         "errors",
         "values",
+        "refusals",
         "outcomes",
         "policy",
         "ttl",
         "ticks",
         "closing",
-        "refusals",
         "loop",
         "place",
         "invocation",

@@ -102,6 +102,14 @@ class RayCount(VirtualObject):
     async def squared(self, ctx: Context, x: int) -> int:
         return await ctx.run("square", squared, x)
 
+    @handler
+    async def awaited(self, ctx: Context, x: int) -> int:
+        return await squared.remote(x)
+
+    @handler
+    async def run_by_remote(self, ctx: Context, x: int) -> int:
+        return await ctx.run("x", squared.remote, x)
+
 
 @ray.remote(num_cpus=0)
 def squared(x: int) -> int:
@@ -164,6 +172,15 @@ def test_users_errors_reach_handlers_and_programs_as_what_they_are(session: acto
 
 def test_a_step_runs_on_the_cluster(session: actors.Session) -> None:
     assert RayCount["r"].squared.remote(7).result(timeout=WITHIN_S) == 49
+
+
+def test_a_ray_task_that_a_handler_awaits_is_refused_with_what_works(session: actors.Session) -> None:
+    """Issue 15.40: at once, not attempt by attempt."""
+    with pytest.raises(TerminalError, match=r"await ctx\.run\(\"x\", f\.remote, x\)") as caught:
+        RayCount["r"].awaited.remote(7).result(timeout=WITHIN_S)
+
+    assert caught.value.code == 400
+    assert RayCount["r"].run_by_remote.remote(7).result(timeout=WITHIN_S) == 49
 
 
 def test_hosts_hash_alike(session: actors.Session) -> None:
