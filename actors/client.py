@@ -25,9 +25,10 @@ from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
 from . import outcomes, slots
+from .batches import freeing_batch, next_batch
 from .code import UNSENT, Sender
 from .deadlines import Deadlines
-from .errors import DamagedError, NotFoundError, OverloadedError, UnavailableError, UsageError
+from .errors import DamagedError, FullError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .invocation import Accepted, Invocation
 from .loops import close, new_loop
 from .members import RUN
@@ -42,9 +43,9 @@ logger = logging.getLogger("actors")
 
 PENDING_MAX: Final = 100_000
 """Invocations that may be started and not answered; beyond it `.remote()` raises `OverloadedError`."""
-SUBMIT_MAX: Final = 1_000
-"""Most operations in one submit."""
 RENEW_EVERY: Final = 3_600.0
+CLOSE_MAX: Final = 1.0
+"""Seconds for which a program that ends waits for its replies to be forgotten; else they expire."""
 TIME_EVERY: Final = 1.0
 """Seconds for which what is delayed may be due at another time, should the store's clock step."""
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
@@ -168,6 +169,9 @@ class Client:
     def _stop(self) -> None:
         async def stop() -> None:
             await end(self._tasks)
+            with suppress(UnavailableError, TimeoutError):  # it expires
+                async with asyncio.timeout(CLOSE_MAX):
+                    await self._store.close_writer(self._writer)
             await self._store.aclose()
 
         self._call(stop())
@@ -328,26 +332,52 @@ class Client:
             self._idle.clear()
             while self._queue:
                 with self._lock:
-                    taken = [self._queue.popleft() for _ in range(min(len(self._queue), SUBMIT_MAX))]
+                    taken = next_batch(self._queue)
                     self._is_woken = bool(self._queue)
                 await self._submit(self._held.without(taken) if self._held else taken)
             with self._lock:
                 self._is_woken = bool(self._queue)
             self._idle.set()
 
+    async def _until_settled(self, operations: list[Operation]) -> Settled | Partly | FullError:
+        """Send a write until the store answers; a full store's refusal is an answer unless one was lost before."""
+        number, is_first = self._number + 1, True
+        while True:
+            try:
+                settled = await self._store.submit(self._writer, number, operations, self._seen)
+            except FullError as error:
+                if is_first:
+                    return error
+                await self._patience.wait(error)
+            except UnavailableError as error:
+                is_first = False
+                await self._patience.wait(error)
+            else:
+                self._patience.renew()
+                self._number = number
+                return settled
+
+    async def _put_off(self, operations: list[Operation], error: FullError) -> None:
+        """The store is full: send what it takes, and wait with the rest until it has room."""
+        with self._lock:
+            self._queue.extendleft(reversed(operations))
+            freeing = freeing_batch(self._queue)
+        if freeing:
+            await self._submit(freeing)
+        await self._patience.wait(error)
+
     async def _submit(self, operations: list[Operation]) -> None:
-        number = self._number + 1
         try:
-            settled = await self._patience.until_answered(
-                lambda: self._store.submit(self._writer, number, operations, self._seen)
-            )
+            settled = await self._until_settled(operations)
         except DamagedError as error:
             # Not numbered by the store: the next write takes this number. What it asked for cannot be had.
             logger.error("submit: %s", error)
             for operation in operations:
                 self._refuse(operation, error)
             return
-        self._number = number
+        if isinstance(settled, FullError):
+            await self._put_off(operations, settled)
+            return
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return

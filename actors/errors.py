@@ -9,7 +9,8 @@
     ├── NotFoundError          no such invocation
     ├── NondeterminismError    a replay that differs from its journal
     ├── UnavailableError       the store cannot be reached: outcome unknown
-    │   └── OverloadedError        a named limit was reached
+    │   ├── OverloadedError        a named limit was reached
+    │   └── FullError              the store has no memory left; nothing was done
     ├── SettingsError          the store would lose data
     ├── DamagedError           a script failed half way
     └── DecodeError            stored bytes that this process cannot read
@@ -25,6 +26,7 @@ from journal.errors import (
     DamagedError,
     DecodeError,
     DurableError,
+    FullError,
     OverloadedError,
     SettingsError,
     UnavailableError,
@@ -38,6 +40,7 @@ __all__ = [
     "DeadlockError",
     "DecodeError",
     "DurableError",
+    "FullError",
     "NondeterminismError",
     "NotFoundError",
     "OverloadedError",

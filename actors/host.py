@@ -23,7 +23,7 @@ import orjson
 from journal.clock import StoreClock, boot_seconds
 from journal.entries import Event, EventKind, Message, order_of, time_of
 from journal.names import Shard, new_id
-from journal.store import SHARDS, Arrivals, Dormant, Store, Where
+from journal.store import SHARDS, Arrivals, Dormant, Store, Trimmed, Where
 
 from .activation import Activation
 from .blocking import refuse_blocking
@@ -63,6 +63,10 @@ LOOK_AGAIN: Final = 0.002
 """Seconds between two looks whether the reader may go on."""
 TIMERS_AT_ONCE: Final = 1_000
 """Most timers moved in one script call."""
+TRIM_EVERY: Final = 5.0
+"""Seconds between two looks for finished invocations that count and time let go."""
+FORGOTTEN_AT_ONCE: Final = 500
+"""Most of each shard that one script forgets: the store does nothing else meanwhile."""
 COLLECT_EVERY: Final = 5.0
 """Seconds between two looks for idle objects."""
 
@@ -131,7 +135,7 @@ class Host:
     async def _serve(self) -> None:
         services = await self._open()
         await self._clock.open(lambda: self._patience.until_answered(self._store.now_ms))
-        loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect())
+        loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect(), self._trim())
         tasks = [self._spawn(loop) for loop in (*loops, self._ownership.run(services, self._count))]
         if self._own_thread:
             self._renewal = RenewalThread(self._leases, self._connect, self._now, self._stuck)
@@ -371,6 +375,20 @@ class Host:
             shard.next_due_ms = following
         if not moved and following and following <= self._clock.now_ms():
             await asyncio.sleep(0.001)  # the store's clock is a little behind
+
+    async def _trim(self) -> None:
+        """Let go of what nobody may ask for any more, also where nothing ends: a full store would stay so."""
+        while True:
+            await asyncio.sleep(TRIM_EVERY)
+            forgotten, trimmed = 0, Trimmed(1, is_full=False)
+            while trimmed.count:
+                owned = {shard.shard: shard.epoch for shard in self._shards.values()}
+                trimmed = await self._patience.until_answered(
+                    lambda owned=owned: self._store.trim(self.incarnation, owned, FORGOTTEN_AT_ONCE)
+                )
+                forgotten += trimmed.count
+            if trimmed.is_full and forgotten:
+                logger.warning("%d outcomes were forgotten: the store is nearly full (its maxmemory)", forgotten)
 
     async def _collect(self) -> None:
         while True:

@@ -3,7 +3,8 @@
 DurableError
 ├── UsageError             also a ValueError: the caller's mistake, says what to do
 ├── UnavailableError       the store cannot be reached, or an outcome is unknown
-│   └── OverloadedError    a named limit was reached
+│   ├── OverloadedError    a named limit was reached
+│   └── FullError          the store has no memory left; nothing was done
 ├── SettingsError          the store's settings would lose data
 ├── DamagedError           a script failed half way
 └── DecodeError            stored bytes cannot be made a value in this process
@@ -24,6 +25,10 @@ class UnavailableError(DurableError):
 
 class OverloadedError(UnavailableError):
     """A limit was reached; the message names it."""
+
+
+class FullError(UnavailableError):
+    """The store has no memory left for what is new: this write was refused before it did anything."""
 
 
 class SettingsError(DurableError):

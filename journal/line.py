@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .errors import UnavailableError, UsageError
+from .errors import FullError, UnavailableError, UsageError
 
 ANSWER_MAX: Final = 10.0
 """Seconds after which a command that is not answered counts as lost."""
@@ -149,7 +149,8 @@ class Line:
 
         Raises:
             Refusal: the server does not carry one of them out; of several, others may have been.
-            UnavailableError: it does not answer, does not let us in, or takes no writes now.
+            UnavailableError: it does not answer, does not let us in, or takes no writes now (`FullError`: for want of
+                memory).
         """
         connection = self._connection
         packed = (
@@ -171,7 +172,9 @@ class Line:
             ) from error
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
             raise UnavailableError(f"the store does not answer: {error}") from error
-        except (exceptions.ReadOnlyError, exceptions.OutOfMemoryError) as error:
+        except exceptions.OutOfMemoryError as error:
+            raise FullError(f"the store takes no writes: {error}") from error
+        except exceptions.ReadOnlyError as error:
             raise UnavailableError(f"the store takes no writes: {error}") from error
         except exceptions.ResponseError as error:
             if str(error).startswith(_TAKES_NO_WRITES):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from .entries import Event, EventKind, order_of, target_of
-from .errors import DamagedError
+from .errors import DamagedError, FullError
 from .names import Epoch, Shard, new_id, shard_in
 from .store import (
     SHARDS,
@@ -29,7 +29,9 @@ from .store import (
     Partly,
     Reply,
     Settled,
+    Trimmed,
     Where,
+    makes_room,
 )
 from .world import Head, ShardData, World, WriterData
 
@@ -70,6 +72,9 @@ class MemoryStore:
         world.writers[writer] = WriterData(world.tick() + self._session_ms)
         return writer
 
+    async def close_writer(self, writer: str) -> None:
+        self._world.writers.pop(writer, None)
+
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
     ) -> Settled | Partly:
@@ -77,6 +82,8 @@ class MemoryStore:
         now, known = world.tick(), world.writer(writer)
         if known is None or number not in (known.number, known.number + 1):
             return Settled.REFUSED
+        if world.is_full and not all(map(makes_room, operations)):
+            raise FullError("the store takes no writes: it is full")
         known.until = now + self._session_ms
         if number == known.number + 1:
             overloaded: list[int] = []
@@ -268,6 +275,12 @@ class MemoryStore:
         if moved:
             self._world.wake()
         return moved, following
+
+    async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
+        self._world.tick()
+        found = [self._owned(shard, epoch, incarnation) for shard, epoch in owned.items()]
+        forgotten = sum(self._world.trim(shard, count) for shard in found if shard is not None)
+        return Trimmed(forgotten, self._world.is_full)
 
     # Code
 

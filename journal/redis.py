@@ -36,10 +36,13 @@ from .store import (
     Partly,
     Reply,
     Settled,
+    Trimmed,
     Where,
+    makes_room,
 )
 from .wire import (
     commit_arguments,
+    is_nearly_full,
     ms_of,
     pairs_in,
     parse_answer,
@@ -58,19 +61,18 @@ FORMAT: Final = 1
 BLOCK_MAX_MS: Final = 5_000
 """How long a read blocks at most: well before it counts as lost."""
 
-_PRELUDED: Final = ("submit", "commit")
-"""Scripts that begin with `tell.lua`."""
+_PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",)}
+"""What stands before a script: functions that others have too."""
 
-_REFUSED_WHEN_FULL: Final = ("submit",)
-"""Scripts that a store without memory refuses; what is there goes on, and makes room."""
+_FULL_FROM: Final = 0.9
+"""The share of the server's `maxmemory` from which hosts forget outcomes before their time."""
 
 
-def _script(name: str) -> str:
+def _script(name: str, *, refused_when_full: bool = False) -> str:
+    """Return a script; a store without memory carries it out all the same, but for one that asks for what is new."""
     folder = files("journal") / "scripts"
-    text = (folder / f"{name}.lua").read_text("utf-8")
-    prelude = (folder / "tell.lua").read_text("utf-8") if name in _PRELUDED else ""
-    flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    return f"{flags}\n{prelude}{text}"
+    texts = [(folder / f"{each}.lua").read_text("utf-8") for each in (*_PRELUDES.get(name, ()), name)]
+    return "\n".join(("#!lua" if refused_when_full else "#!lua flags=allow-oom", *texts))
 
 
 class RedisStore:
@@ -88,7 +90,7 @@ class RedisStore:
         self._interrupted = False
         self._streams: dict[Shard, tuple[str, str]] = {}
         self._places: dict[bytes, tuple[Shard, bool]] = {}
-        self._shas: dict[str, str] = {}
+        self._shas: dict[tuple[str, bool], str] = {}
         self._beats = 0
 
     async def aclose(self) -> None:
@@ -99,15 +101,16 @@ class RedisStore:
     async def _do(self, *command: Any) -> Any:
         return await self._lines.ask(*command)
 
-    async def _run(self, name: str, *arguments: Any) -> Any:
-        sha = self._shas.get(name)
+    async def _run(self, name: str, *arguments: Any, refused_when_full: bool = False) -> Any:
+        sha = self._shas.get((name, refused_when_full))
         if sha is None:
-            sha = self._shas[name] = (await self._do("SCRIPT", "LOAD", _script(name))).decode()
+            script = _script(name, refused_when_full=refused_when_full)
+            sha = self._shas[name, refused_when_full] = (await self._do("SCRIPT", "LOAD", script)).decode()
         try:
             return await self._do("EVALSHA", sha, 0, self._keys.namespace, *arguments)
         except UnknownScript:
-            self._shas.pop(name, None)
-            return await self._run(name, *arguments)
+            self._shas.pop((name, refused_when_full), None)
+            return await self._run(name, *arguments, refused_when_full=refused_when_full)
         except Refusal as error:
             raise DamagedError(f"{name} failed in namespace {self._keys.namespace!r}: {error}") from error
 
@@ -118,9 +121,11 @@ class RedisStore:
         if self._durability != "relaxed":
             await self._check_settings()
         key = self._keys.meta
-        await self._do("HSETNX", key, "format", FORMAT)
-        await self._do("HSETNX", key, "shards", shards)
         found, kept = await self._do("HMGET", key, "format", "shards")
+        if found is None or kept is None:  # asked first: a store without memory lets nobody write
+            await self._do("HSETNX", key, "format", FORMAT)
+            await self._do("HSETNX", key, "shards", shards)
+            found, kept = await self._do("HMGET", key, "format", "shards")
         if int(found) != FORMAT:
             raise SettingsError(
                 f"namespace {self._keys.namespace!r} has format {found.decode()}, this program writes {FORMAT}: "
@@ -153,28 +158,19 @@ class RedisStore:
 
     async def open_writer(self) -> str:
         writer = new_id()
-        replies = self._keys.replies(writer)
-        *_, done = await self._lines.ask_all(
-            ("MULTI",),
-            ("SET", self._keys.writer(writer), 0, "PX", self._session_ms),
-            # An empty stream: replies are appended only where it exists, so who is gone gets nothing.
-            ("XGROUP", "CREATE", replies, "none", "0", "MKSTREAM"),
-            ("XGROUP", "DESTROY", replies, "none"),
-            ("PEXPIRE", replies, self._session_ms),
-            ("EXEC",),
-        )
-        for answer in done:
-            if isinstance(answer, Refusal):
-                raise answer
+        await self._run("open_writer", writer, self._session_ms)
         return writer
+
+    async def close_writer(self, writer: str) -> None:
+        await self._do("DEL", self._keys.writer(writer), self._keys.replies(writer))
 
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
     ) -> Settled | Partly:
         head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
-        return parse_submitted(
-            await self._run("submit", *head, *submit_arguments(teller_of_driver(writer), operations))
-        )
+        arguments = submit_arguments(teller_of_driver(writer), operations)
+        is_new = not all(map(makes_room, operations))
+        return parse_submitted(await self._run("submit", *head, *arguments, refused_when_full=is_new))
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
         return parse_replies(await self._blocking(1000, block_ms, (self._keys.replies(writer), after)))
@@ -334,6 +330,15 @@ class RedisStore:
     async def move_due(self, shard: Shard, epoch: Epoch, incarnation: str, count: int) -> tuple[int, int]:
         moved, following = await self._run("move_due", shard, f"{epoch} {incarnation}", count)
         return moved, following
+
+    async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
+        try:
+            is_full = is_nearly_full(await self._do("INFO", "memory"), _FULL_FROM)
+        except Refusal:  # who may not ask forgets by time and count alone
+            is_full = False
+        owners = [part for shard, epoch in owned.items() for part in (shard, f"{epoch} {incarnation}")]
+        limits = self._limits.done_max, self._limits.retention_ms(is_full=is_full)
+        return Trimmed(int(await self._run("trim", *limits, count, *owners)), is_full)
 
     # Code
 

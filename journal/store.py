@@ -48,6 +48,13 @@ class Limits:
     """How long a finished invocation is remembered, if the count allows."""
     session: timedelta = timedelta(days=1)
     """How long a silent driver keeps its number and its replies."""
+    retention_when_full: timedelta = timedelta(seconds=10)
+    """How long a finished invocation is remembered while the store has hardly any memory left."""
+
+    def retention_ms(self, *, is_full: bool = False) -> int:
+        """Return how long a finished invocation is remembered, in ms."""
+        kept = min(self.retention, self.retention_when_full) if is_full else self.retention
+        return int(kept.total_seconds() * 1000)
 
 
 @dataclass(slots=True)
@@ -84,6 +91,13 @@ class Bring:
     kind: EventKind
     index: int
     data: bytes
+
+
+def makes_room(operation: Outgoing | Attach | Bring) -> bool:
+    """Whether a store without memory takes this from a driver: it brings something to its end, or only asks."""
+    if isinstance(operation, Bring):
+        return operation.kind in (EventKind.CANCEL, EventKind.KILL)
+    return isinstance(operation, Attach)
 
 
 Leaving = Outgoing | Bring | Attach
@@ -289,6 +303,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Trimmed:
+    """How many finished invocations were forgotten, and whether the store is so full that some went early."""
+
+    count: int
+    is_full: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Who is there: hosts by incarnation (with what they say of themselves), leases by shard; and when that was."""
 
@@ -328,12 +350,19 @@ class Store(Protocol):
         """Return a new writer with number 0 and an empty reply stream; both expire when silent for `session`."""
         ...
 
+    async def close_writer(self, writer: str) -> None:
+        """Forget a writer and its replies: its program has ended."""
+        ...
+
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
     ) -> Settled | Partly:
         """Append messages and events, and attach, in order, as one numbered write; trim the replies before `seen`.
 
         The number of the last write again gets its answer again, changes nothing, and prolongs the writer's life.
+
+        Raises:
+            FullError: the store is full, and not all of these make room (`makes_room`): this write did nothing.
         """
         ...
 
@@ -427,6 +456,13 @@ class Store(Protocol):
         """Move up to `count` due timers into `events` or `inbox`; return how many, and the next due time (0: none).
 
         Fenced but not numbered: repeated, it moves what is still there.
+        """
+        ...
+
+    async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
+        """Forget, of each of these shards, up to `count` finished invocations that count and time let go.
+
+        Fenced but not numbered.
         """
         ...
 

@@ -60,8 +60,7 @@ def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
 
 def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
     """Return what `commit.lua` reads."""
-    retention_ms = int(limits.retention.total_seconds() * 1000)
-    out: list[Any] = [limits.inbox_max * 10, limits.done_max, retention_ms, INBOX_FULL, len(parts)]
+    out: list[Any] = [limits.inbox_max * 10, limits.done_max, limits.retention_ms(), INBOX_FULL, len(parts)]
     for part in parts:
         out += (part.shard, f"{part.epoch} {part.incarnation}", part.number, 0)
         start = len(out)
@@ -175,6 +174,13 @@ def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:
 def pairs_in(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """Return what a flat list holds two by two, such as fields and values."""
     return zip(flat[::2], flat[1::2], strict=True)
+
+
+def is_nearly_full(info: bytes, share: float) -> bool:
+    """Return whether, by what INFO says of it, so much of the memory that the server may have is used."""
+    said = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    most = int(said.get(b"maxmemory", 0))
+    return most > 0 and int(said.get(b"used_memory", 0)) >= share * most
 
 
 def ms_of(time: Sequence[bytes]) -> int:

@@ -157,6 +157,8 @@ class World:
         self.code: dict[str, bytes] = {}
         self.current: dict[str, str] = {}
         self.changed = asyncio.Event()
+        self.is_full = False
+        """Whether there is no memory left, as tests say it."""
         self._known: list[str] = []
         """What sends of the part that is being applied wanted new, and is not."""
 
@@ -258,7 +260,8 @@ class World:
             added = self._apply(shard, progress, written)
             first = first or added
         shard.events.discard(part.stray)
-        self._trim(shard, sum(isinstance(progress.end, Finish) for progress in part.progress))
+        added = sum(isinstance(progress.end, Finish) for progress in part.progress)
+        self._forget(shard, 2 * added, self.limits.retention_ms())
         return first
 
     def _apply(self, shard: ShardData, progress: Progress, written: dict[str, list[str]]) -> str:
@@ -355,18 +358,26 @@ class World:
             shard.timers.pop(timer_of_object(target), None)
         return True
 
-    def _trim(self, shard: ShardData, added: int) -> None:
-        old = self.now - int(self.limits.retention.total_seconds() * 1000)
-        for id_, (invocation, _) in list(islice(shard.done.entries.items(), 2 * added)):
-            if len(shard.done.entries) <= self.limits.done_max and order_of(id_)[0] > old:
+    # What `forget.lua` does, and `trim.lua`
+
+    def trim(self, shard: ShardData, count: int) -> int:
+        """Forget what count and time let go, at most so much of each; return how much."""
+        return self._forget(shard, count, self.limits.retention_ms(is_full=self.is_full))
+
+    def _forget(self, shard: ShardData, most: int, retention_ms: int) -> int:
+        excess, old, forgotten = len(shard.done.entries) - self.limits.done_max, self.now - retention_ms, 0
+        for place, (id_, (invocation, _)) in enumerate(list(islice(shard.done.entries.items(), most))):
+            if place >= excess and order_of(id_)[0] > old:
                 break
             del shard.done.entries[id_]
-            place = shard.ids.get(invocation)
-            if place is not None and place.kind == "d" and place.id == id_:
+            forgotten += 1
+            where = shard.ids.get(invocation)
+            if where is not None and where.kind == "d" and where.id == id_:
                 del shard.ids[invocation]
         due = sorted((until, invocation) for invocation, until in shard.forget.items() if until <= self.now)
-        for _, invocation in due[: 2 * added]:
+        for _, invocation in due[:most]:
             del shard.outcomes[invocation], shard.ids[invocation], shard.forget[invocation]
+        return forgotten + len(due[:most])
 
     # What `move_due.lua` does
 

@@ -101,6 +101,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "blocking",
         "host",
         "slots",
+        "batches",
         "starts",
         "standing",
         "deadlines",

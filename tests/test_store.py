@@ -45,6 +45,7 @@ from journal.store import (
     Settled,
     Sleep,
     Store,
+    Trimmed,
 )
 
 A, B, C = "a1-0", "b2-0", "c3-0"
@@ -941,6 +942,55 @@ async def test_the_finished_are_forgotten_with_age_two_for_each_that_is_added(en
 
     assert after_one == ids[2:6]
     assert [id_ for id_ in ids if await store.status(id_) == "succeeded"] == ids[4:]
+
+
+async def test_the_finished_are_forgotten_also_where_nothing_ends(engine: Engine) -> None:
+    """Issue 15.34, promise 9: by age, at most so many at once, and by nobody but the owner."""
+    store = await engine.open(retention=timedelta(milliseconds=200))
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(5)]
+    await driver.send(*ids, A)
+    await owner.commit(*[await owner.progress(id_, end=Finish(b"V", b"s")) for id_ in ids])
+    await owner.finish(A, keep_ms=1)
+    early = await store.trim(owner.incarnation, {Shard(1): owner.epoch}, 100)
+    await engine.elapse(store, 250)
+
+    foreign = await store.trim("another", owner.owned, 100)
+    first = await store.trim(owner.incarnation, owner.owned, 3)
+    known = [id_ for id_ in (*ids, A) if await store.status(id_)]
+    rest = [(await store.trim(owner.incarnation, owner.owned, 3)).count for _ in range(2)]
+
+    assert (early, foreign, first) == (Trimmed(0, False), Trimmed(0, False), Trimmed(4, False))
+    assert known == ids[3:]
+    assert rest == [3, 0], "what is in `done` of one whose outcome was kept counts too"
+    assert [id_ for id_ in (*ids, A) if await store.status(id_)] == []
+
+
+async def test_the_finished_are_forgotten_by_count_where_nothing_ends(engine: Engine) -> None:
+    """Issue 15.34: the limit was lowered, and nothing ends any more."""
+    store = await engine.open(done_max=3)
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(4)]
+    await driver.send(*ids)
+    for id_ in ids[:3]:
+        await owner.finish(id_)
+    await owner.finish(ids[3], keep_ms=60_000)
+
+    found = await store.trim(owner.incarnation, owner.owned, 100)
+
+    assert found.count == 0
+    assert [id_ for id_ in ids if await store.status(id_)] == ids[1:]
+
+
+async def test_a_writer_that_is_closed_leaves_nothing(store: Store) -> None:
+    """Issue 16.2: reply streams of ended programs go."""
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    await store.close_writer(driver.writer)
+    await owner.finish(A)
+
+    assert await driver.told() == []
+    assert await driver.send(B) is Settled.REFUSED
 
 
 async def test_a_kept_outcome_outlives_the_count_and_not_its_time(engine: Engine) -> None:

@@ -14,13 +14,14 @@ from redis.asyncio.connection import Connection
 from servers import DURABLE, Server, redis_binary, valkey_binary
 from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, redis_engine
 
-from journal.errors import DamagedError, SettingsError, UnavailableError
+from journal.entries import EventKind
+from journal.errors import DamagedError, FullError, SettingsError, UnavailableError
 from journal.keys import TABLE, Keys
 from journal.line import Line, Lines, Refusal
 from journal.names import Shard, new_id
 from journal.redis import Durability, RedisStore
 from journal.settings import check_settings, check_version
-from journal.store import Committed, Cursor, Damaged, Finish, Progress, Settled, Sleep, Store
+from journal.store import Bring, Committed, Cursor, Damaged, Finish, Progress, Settled, Sleep, Store, Trimmed
 
 A, B, FAR = "a1-0", "b2-0", "f9-1"
 
@@ -219,6 +220,18 @@ async def test_a_store_without_memory_refuses_drivers_whole_and_lets_hosts_make_
         assert isinstance(await owner.finish(A, asleep=True), Committed)
         await store.release(owner.incarnation, owner.owned, leaving=False)
         owner = await Owner.acquire(store)
+        # Issue 15.34: another program comes, asks and cancels; a host trims.
+        await ask(store, "SCRIPT", "FLUSH")
+        assert await store.open_namespace(SHARDS) == SHARDS
+        other = await Driver.open(store)
+        await other.attach(A)
+        end = Bring(Shard(0), B, EventKind.KILL, 0, b"")
+        assert await other.submit(end) is Settled.APPLIED
+        assert await owner.events() == [(B, "k", 0, b"")]
+        with pytest.raises(FullError):
+            await store.submit(other.writer, 3, [end, message(FAR)], "")
+        assert await other.told() == [(A, b"Vdone")]
+        assert await store.trim(owner.incarnation, owner.owned, 100) == Trimmed(0, is_full=True)
     finally:
         await ask(store, "CONFIG", "SET", "maxmemory", 0)
 

@@ -24,20 +24,6 @@ local band = bit.band
 local forgets, are_kept = {}, nil
 local known = '' -- what sends of the part wanted new and is not, each after a space
 
--- The names of a shard's keys, each built when it is first used.
-local naming = {__index = function(names, key)
-  local name = names.prefix .. ':' .. key
-  names[key] = name
-  return name
-end}
-
--- Calls `command key <values[at], …>` in slices of at most 1,000.
-local function sliced(command, key, at, count, values)
-  for first = at, at + count - 1, 1000 do
-    call(command, key, unpack(values or ARGV, first, math.min(first + 999, at + count - 1)))
-  end
-end
-
 -- Ids of one commit follow each other, also where the clock goes on while a script runs (Redis before 7.2).
 local function record(key, last, invocation, data)
   local id = '*'
@@ -188,29 +174,8 @@ end
 
 -- Forgets at most two finished invocations for each one added.
 local function trim(names, added)
-  local ids = names.ids
-  local excess, too_old = call('XLEN', names.done) - done_max, math.max(now - retention, 0)
-  -- Up to an id without a sequence is up to the end of its millisecond: most often nothing.
-  local stop = excess > 0 and '+' or string.format('%.0f', too_old)
-  local oldest = call('XRANGE', names.done, '-', stop, 'COUNT', 2 * added)
-  local old, invocations, forgotten = {}, {}, {}
-  for k, entry in ipairs(oldest) do
-    if excess < k and tonumber(string.match(entry[1], '^(%d+)')) > too_old then break end
-    old[k], invocations[k] = entry[1], entry[2][2]
-  end
-  sliced('XDEL', names.done, 1, #old, old)
-  for first = 1, #old, 1000 do
-    local last = math.min(first + 999, #old)
-    for k, entry in ipairs(call('HMGET', ids, unpack(invocations, first, last))) do
-      if entry == 'd' .. old[first + k - 1] then forgotten[#forgotten + 1] = invocations[first + k - 1] end
-    end
-  end
-  sliced('HDEL', ids, 1, #forgotten, forgotten)
-  if not some_kept() then return end
-  local kept = call('ZRANGEBYSCORE', names.forget, '-inf', now, 'LIMIT', 0, 2 * added)
-  sliced('HDEL', names.outcomes, 1, #kept, kept)
-  sliced('HDEL', ids, 1, #kept, kept)
-  sliced('ZREM', names.forget, 1, #kept, kept)
+  forget_done(names, 2 * added, call('XLEN', names.done) - done_max, math.max(now - retention, 0))
+  if some_kept() then forget_kept(names, 2 * added, now) end
 end
 
 local function apply(prefix, at, stop)

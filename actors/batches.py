@@ -1,0 +1,41 @@
+"""Batches: which of a driver's operations, in their order, go into its next write."""
+
+from collections import deque
+from typing import Final
+
+from journal.store import makes_room
+
+from .slots import Operation
+
+SUBMIT_MAX: Final = 1_000
+"""Most operations in one submit."""
+SUBMIT_BYTES_MAX: Final = 4_000_000
+"""Most bytes in one submit, but for a single operation that is larger."""
+
+
+def next_batch(queue: deque[Operation]) -> list[Operation]:
+    """Remove and return the first operations, as many as one write takes."""
+    room, taken = SUBMIT_BYTES_MAX, list[Operation]()
+    while queue and len(taken) < SUBMIT_MAX:
+        room -= len(queue[0].data)
+        if room < 0 and taken:
+            break
+        taken.append(queue.popleft())
+    return taken
+
+
+def freeing_batch(queue: deque[Operation]) -> list[Operation]:
+    """Remove and return what a store without memory takes of all that waits: cancels, kills, questions.
+
+    They overtake what it does not take, but nothing that is for the same invocation.
+    """
+    taken, left, behind = list[Operation](), deque[Operation](), set[str]()
+    for operation in queue:
+        if len(taken) < SUBMIT_MAX and makes_room(operation) and operation.invocation not in behind:
+            taken.append(operation)
+        else:
+            left.append(operation)
+            behind.add(operation.invocation)
+    queue.clear()
+    queue.extend(left)
+    return taken

@@ -1,0 +1,126 @@
+"""A store that is full: what makes room is taken all the same, and it recovers without being asked (issue 15.34)."""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+import actors
+from actors import Cancelled, Context, VirtualObject, batches, handler, host
+from actors.client import Client
+from actors.slots import Brought, Operation
+from journal import guard
+from journal.entries import EventKind
+from journal.names import Shard, shard_in
+from journal.redis import RedisStore
+from journal.store import Attach, Limits, Outgoing
+
+BYTES = 200_000
+ROOM = 8_000_000
+
+
+class Filler(VirtualObject):
+    @handler
+    async def fill(self, ctx: Context) -> bytes:
+        return b"x" * BYTES
+
+    @handler
+    async def wait(self, ctx: Context) -> None:
+        await ctx.awakeable()
+
+
+def told(port: int, command: str) -> list[bytes]:
+    return guard.talk(port, f"{command}\r\n".encode(), 1)[0]
+
+
+@pytest.fixture
+def full(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A server with little room, and hosts that look often."""
+    port = int(valkey_url.rpartition(":")[2].removesuffix("/0"))
+    used = next(line for line in told(port, "INFO memory")[0].splitlines() if line.startswith(b"used_memory:"))
+    told(port, f"CONFIG SET maxmemory {int(used[12:]) + ROOM}")
+    monkeypatch.setattr(host, "TRIM_EVERY", 0.1)
+    yield valkey_url, port
+    told(port, "CONFIG SET maxmemory 0")
+
+
+def test_a_store_full_of_outcomes_recovers_by_itself(
+    full: tuple[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for them; meanwhile a cancel gets through, of a program that comes now as well."""
+    url, port = full
+    kept_ms = 3_600_000
+    monkeypatch.setattr(Limits, "retention_ms", lambda _, is_full=False: kept_ms)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    with actors.init(redis=url, hosts="local", namespace="full"):
+        waiting = [Filler[f"held{number}"].wait.remote() for number in range(2)]
+        assert all(each.accepted().result() is None for each in waiting)
+        for number in range(2 * ROOM // BYTES):
+            Filler[f"k{number % 20}"].fill.send()
+        while not told(port, "SET probe x")[0].startswith(b"-OOM"):
+            guard.pause()
+        waiting[0].cancel()
+        with pytest.raises(Cancelled):
+            waiting[0].result(timeout=60)
+        client = Client(lambda: RedisStore(url, "full"), sends_code=False, payload_max=1_000)
+        client.open()
+        client.bring(brought(waiting[1].id, EventKind.CANCEL), "cancel").result(timeout=60)
+        client.close()
+        with pytest.raises(Cancelled):
+            waiting[1].result(timeout=60)
+
+        kept_ms = 200
+        assert len(Filler["last"].fill.remote().result(timeout=60)) == BYTES
+    assert "outcomes were forgotten: the store is nearly full" in caplog.text
+
+
+def outgoing(id_: str, size: int = 10) -> Outgoing:
+    return Outgoing(Shard(0), id_, "", b"x" * size)
+
+
+def brought(id_: str, kind: EventKind) -> Brought:
+    return Brought(shard_in(id_) if "-" in id_ else Shard(0), id_, kind, 0, b"", f"{kind} {id_}", 0.0)
+
+
+def test_what_makes_room_overtakes_only_what_is_for_others() -> None:
+    ends, others = EventKind.KILL, EventKind.SIGNAL
+    queue: deque[Operation] = deque(
+        [
+            outgoing("a"),
+            brought("a", ends),  # would find nothing
+            brought("b", others),
+            brought("b", ends),  # behind its signal
+            brought("c", ends),
+            Attach(Shard(0), "d"),
+            Attach(Shard(0), "a"),
+        ]
+    )
+    left = [*[*queue][:4], queue[6]]
+    assert [operation.invocation for operation in batches.freeing_batch(queue)] == ["c", "d"]
+    assert [*queue] == left
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([10] * 2_500, [1_000, 1_000, 500]),
+        ([7_900_000] * 3, [1, 1, 1]),
+        ([1_500_000] * 5, [2, 2, 1]),
+        ([10, 8_000_000, 10, 10], [1, 1, 2]),
+    ],
+)
+def test_a_write_is_bounded_by_count_and_by_bytes(sizes: list[int], expected: list[int]) -> None:
+    """Issue 16.2."""
+    queue: deque[Operation] = deque(outgoing(str(number), size) for number, size in enumerate(sizes))
+    found: list[list[Operation]] = []
+    while queue:
+        found.append(batches.next_batch(queue))
+    assert [len(batch) for batch in found] == expected
+    assert [operation.invocation for batch in found for operation in batch] == [str(n) for n in range(len(sizes))]
+
+
+def test_limits_shrink_only_while_the_store_is_full() -> None:
+    limits = Limits(retention=timedelta(hours=1), retention_when_full=timedelta(seconds=10))
+    assert [limits.retention_ms(), limits.retention_ms(is_full=True)] == [3_600_000, 10_000]
+    assert Limits(retention=timedelta(seconds=1)).retention_ms(is_full=True) == 1_000
