@@ -300,7 +300,7 @@ class Execution:
         self.phase = advance(self.phase, Happening.RETURNED)
 
     def _outcome_of(self, result: Any) -> tuple[bytes, TerminalError | None]:
-        return outcome_of_result(result, self._handler.returns, self._message, self._surroundings.payload_max)
+        return outcome_of_result(result, self._message, self._surroundings.payload_max)
 
     def _fail(self, error: BaseException) -> None:
         self.error = error

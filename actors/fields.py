@@ -4,7 +4,7 @@ Owns what this invocation has read and written; the bytes it began from are shar
 
 Invariants:
     1. Every invocation decodes values of its own: nothing mutable is shared between two.
-    2. Reading writes nothing: a value that was only read encodes as it was found.
+    2. Reading writes nothing: a value that was only read encodes as it was found, or as what was found does here.
     3. A field mutated in place is noticed: what was touched is encoded again and compared.
 """
 
@@ -16,6 +16,7 @@ from journal.codec import MISSING
 from journal.entries import pack, unpack
 from journal.keys import OWN
 
+from . import records
 from .errors import UsageError
 from .loop import DeterministicLoop
 from .state import State
@@ -31,7 +32,6 @@ class StateView:
     """The fields of one object for one execution."""
 
     __slots__ = (
-        "_annotations",
         "_base",
         "_before",
         "_cleared",
@@ -54,7 +54,6 @@ class StateView:
         self._base, self._declared, self._loop, self._refusal, self._scope = base, declared, loop, refusal, scope
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
-        self._annotations: dict[str, Any] = {}
         self._cleared: set[str] = set()
         self._reads: set[str] = set()
 
@@ -71,11 +70,12 @@ class StateView:
 
     def set(self, field: State[Any], value: Any, /) -> None:
         """Set a declared field."""
-        self._annotations[field.name] = field.annotation
         self._write(field.name, value)
 
     def _write(self, name: str, value: Any) -> None:
         self._check_writable(name)
+        if type(value) not in IMMUTABLE:
+            _check_value(name, value)
         self._before.setdefault(name, _UNSET)
         self._values[name] = value
         self._cleared.discard(name)
@@ -122,11 +122,8 @@ class StateView:
     def _load(self, name: str, field: State[Any] | None) -> Any:
         self._reads.add(name)
         data = None if name in self._cleared else self._base.get(name)
-        annotation = MISSING
-        if field is not None:
-            annotation = self._annotations[name] = field.annotation
         if data is not None:
-            value = decode(data, annotation, self._scope)
+            value = self._decoded(name, data)
         elif field is None:
             return MISSING
         else:
@@ -135,7 +132,7 @@ class StateView:
         if type(value) in IMMUTABLE:
             self._before[name] = value
         else:
-            self._before[name] = encode(value, annotation) if data is None else data
+            self._before[name] = encode(value) if data is None else data
         return value
 
     # What the execution takes along
@@ -152,7 +149,7 @@ class StateView:
             if type(value) in IMMUTABLE and value is before:
                 continue
             data = self._encoded(name, value)
-            if data == before:
+            if data == before or (type(before) is bytes and data == self._as_of_today(name, before)):
                 continue
             if data != self._base.get(name):
                 changed[name] = data
@@ -162,9 +159,17 @@ class StateView:
 
     def _encoded(self, name: str, value: Any) -> bytes:
         try:
-            return encode(value, self._annotations.get(name, MISSING))
+            return encode(value)
         except UsageError as error:
             raise UsageError(f"state {name!r}: {error}") from error
+
+    def _decoded(self, name: str, data: bytes) -> Any:
+        field = self._declared.get(name)
+        return decode(data, MISSING if field is None else field.annotation, self._scope)
+
+    def _as_of_today(self, name: str, data: bytes) -> bytes:
+        """Return how what was found is written here and now: a set has another order, a class a further field."""
+        return data if data[:1] == b"J" else self._encoded(name, self._decoded(name, data))
 
     def absorb(self, fields: Mapping[str, bytes | None]) -> None:
         """Take what another invocation has written as found; what this one held of these fields is over."""
@@ -198,6 +203,13 @@ def unpacked(data: bytes) -> dict[str, bytes | None]:
         fields[name] = None if size < 0 else rest[:size]
         rest = rest[max(size, 0) :]
     return fields
+
+
+def _check_value(name: str, value: Any) -> None:
+    try:
+        records.check(value)
+    except TypeError as error:
+        raise UsageError(f"state {name!r}: {error}") from None
 
 
 def _elsewhere(name: str) -> UsageError:

@@ -109,13 +109,13 @@ def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
     return _caused(TerminalError(str(error) or type(error).__name__, 500, metadata), error)
 
 
-def encoded_value(value: Any, annotation: Any = MISSING) -> bytes:
+def encoded_value(value: Any) -> bytes:
     """Return the outcome of a result.
 
     Raises:
         UsageError: the value cannot be stored.
     """
-    return success(encode(value, annotation))
+    return success(encode(value))
 
 
 def encoded_error(error: TerminalError) -> bytes:

@@ -62,12 +62,10 @@ def bounded(data: bytes, what: str, payload_max: int) -> bytes:
     return data
 
 
-def outcome_of_result(
-    result: Any, annotation: Any, message: Message, payload_max: int
-) -> tuple[bytes, TerminalError | None]:
+def outcome_of_result(result: Any, message: Message, payload_max: int) -> tuple[bytes, TerminalError | None]:
     """Return the outcome of what a handler has returned; if it cannot be sent a failure, which is returned too."""
     try:
-        return bounded(outcomes.encoded_value(result, annotation), "result", payload_max), None
+        return bounded(outcomes.encoded_value(result), "result", payload_max), None
     except UsageError as error:
         where = f"{message.target}.{message.handler}"
         refused = TerminalError(f"{where} returned what cannot be sent: {error}", 400)

@@ -158,7 +158,7 @@ class MadePromise:
 
     def resolve(self, value: Any) -> None:
         """Give it its value."""
-        outcome = outcomes.encoded_value(value, self._annotation)
+        outcome = outcomes.encoded_value(value)
         if self._is_alive:
             self._here().complete("resolve", self._name, outcome)
 

@@ -24,6 +24,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "clock",
         "names",
+        "annotated",
         "codec",
         "entries",
         "keys",
@@ -39,6 +40,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "actors": (
         "errors",
+        "records",
         "values",
         "refusals",
         "outcomes",
