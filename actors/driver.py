@@ -9,6 +9,7 @@ Ray is imported when it is first used: a program that runs without it never wait
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("actors")
 LISTED_MAX: Final = 5.0
 """Seconds for which `init` waits until the hosts that it started are listed."""
+
+OWNED_MAX: Final = 1.0
+"""Seconds for which `init` waits until each shard has an owner: a lease of another machine's dead host may stand."""
 
 _INSIDE = "actors.init() is for programs: handlers and steps run in hosts, which are connected already"
 
@@ -122,14 +126,20 @@ class Session:
             self._local = LocalHost(self.connect, policy=settings.policy)
             self._local.start()
             started = {self._local.incarnation}
+        elif settings.hosts == 0:
+            return  # they are elsewhere: neither Ray nor they are waited for
         else:
-            from .ray import Cluster  # takes a second
-            from .ray_hosts import Place
-
-            where = Place(self.url, settings.namespace, settings.durability)
-            self._cluster = Cluster(settings.address, where, settings.policy)
+            self._cluster = self._made_cluster()
             started = {about.incarnation for about in self._cluster.open(settings.hosts)}
         self.client.call(lambda store: _listed(store, started))
+
+    def _made_cluster(self) -> "Cluster":
+        from .ray import Cluster  # takes a second
+        from .ray_hosts import Place
+
+        settings = self.settings
+        where = Place(self.url, settings.namespace, settings.durability)
+        return Cluster(settings.address, where, settings.policy)
 
     def connect(self) -> Store:
         """Return a new connection to the store."""
@@ -137,7 +147,11 @@ class Session:
 
     def object_ref(self, invocation: Invocation[Any], returns: Any) -> Any:
         """Return a Ray reference to an invocation's outcome."""
-        assert self._cluster is not None
+        with _slot.lock:
+            if self._cluster is None:  # with hosts=0 nothing else needs Ray
+                cluster = self._made_cluster()
+                cluster.join()
+                self._cluster = cluster
         return self._cluster.object_ref(invocation.id, returns)
 
     def close(self) -> None:
@@ -225,7 +239,8 @@ def init(
     Args:
         redis: URL of a Redis or Valkey primary; without one, the embedded server of `directory`.
         address: of a Ray cluster; without one, the Ray that the program has initialized, else a local one.
-        hosts: how many Ray hosts there are to be, or "local" for one in this process, without Ray.
+        hosts: how many Ray hosts there are to be, "local" for one in this process, without Ray, or 0 to connect only:
+            hosts of other programs, or of a cluster, execute what this one starts.
         durability: "disk" refuses a server that could lose what it acknowledged; "relaxed" takes any.
         policy: defaults for every class, where this call starts the hosts.
 
@@ -347,21 +362,27 @@ def status() -> Status:
     session, client = _session()
     look = client.call(lambda store: store.look(SHARDS))
     hosts: list[HostStatus] = []
-    for about in look.hosts.values():
+    for incarnation, about in look.hosts.items():
         said = orjson.loads(about.partition(b" ")[2])
-        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(said["shards"]), said["lag"]))
+        # What it says of itself is a second old; its leases are not.
+        shards = [shard for shard, lease in enumerate(look.leases) if lease.startswith(f"{incarnation} ")]
+        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"]))
     hosts.sort(key=lambda host: host.id)
     return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases))
 
 
 async def _listed(store: Store, incarnations: set[str]) -> None:
-    """Wait until `status()` would name these hosts: each is listed with its first renewal, a moment after its start."""
+    """Wait until `status()` would name these hosts, and the owner of each shard: a moment after their start."""
     try:
         async with asyncio.timeout(LISTED_MAX):
             while not incarnations <= (await store.look(SHARDS)).hosts.keys():  # noqa: ASYNC110  # no event says it
                 await asyncio.sleep(0.01)
     except TimeoutError:
         logger.warning("not all hosts are listed after %g s: one may be starting again", LISTED_MAX)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(OWNED_MAX):
+            while not all((await store.look(SHARDS)).leases):  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
 
 
 def _shown(url: str) -> str:

@@ -69,7 +69,7 @@ class Cluster:
             UsageError: hosts of other machines could not reach the store.
             UnavailableError: there is no such cluster, or the hosts do not start.
         """
-        self._join()
+        self.join()
         self._check_reach()
         name = f"supervisor:{self._place.name}"
         try:
@@ -96,7 +96,12 @@ class Cluster:
     def _got(self, reference: Any, timeout_s: float) -> Any:
         return api.get(reference, timeout=timeout_s)
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Join or start Ray, unless the program has done so.
+
+        Raises:
+            UnavailableError: there is no such cluster, or Ray does not start.
+        """
         if api.is_initialized():
             return
         # "local": unsaid, Ray joins whatever cluster somebody started here last, or waits for one that is gone.

@@ -45,6 +45,18 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Firing:
+    """What became of one tick."""
+
+    at: datetime
+    """The tick."""
+    id: str
+    """The invocation; of one that is open `actors.attach(id).status()` says where it stands, and why."""
+    outcome: str
+    """`open`, `succeeded`, `failed: why`, or `unknown` where its retention is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleStatus:
     """What `schedule.status()` tells."""
 
@@ -60,6 +72,8 @@ class ScheduleStatus:
     """The next tick; None while it is paused, and after the last one."""
     last_fired: datetime | None
     """The last tick that was fired."""
+    last_outcomes: tuple[Firing, ...] = ()
+    """What became of the last five ticks that were fired, the newest first."""
 
 
 class Schedule:

@@ -1,8 +1,8 @@
 """Scheduling: the internal objects behind schedules, made of nothing but what users have.
 
-`perdure.Schedule` is one schedule, by its name. Its handlers never wait, so that each is one commit: what is fired, the
-state that says so, and the delayed message of the next tick leave together, once, or not at all. `perdure.Schedules`
-is the one object that knows the names.
+`perdure.Schedule` is one schedule, by its name. But for `status` its handlers never wait, so that each is one commit:
+what is fired, the state that says so, and the delayed message of the next tick leave together, once, or not at all.
+`perdure.Schedules` is the one object that knows the names.
 
 What a death between two store calls does. Of a driver that declares: the schedule is there, or its name alone, until
 it is declared again. Of the host: before the commit of a tick nothing was fired, and the next owner does all of it;
@@ -17,17 +17,18 @@ Invariants:
        program tells it of a beginning only comes before.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Any, Final
 
 from . import place
 from .context import Context
-from .errors import TerminalError, UsageError
+from .errors import DecodeError, TerminalError, UsageError
 from .handlers import handler
 from .invocation import Invocation
 from .objects import VirtualObject
 from .place import CallOptions, Request
-from .schedule import ALL, ONE, REGISTRY, Schedule, ScheduleStatus, Spec, fire
+from .schedule import ALL, ONE, REGISTRY, Firing, Schedule, ScheduleStatus, Spec, fire
 from .state import state
 from .ticks import Timing, instant_of, time_of
 
@@ -35,6 +36,12 @@ LATE_MS: Final = 60_000
 """A tick that comes later was missed: something was down."""
 MISSED_MAX: Final = 1_000
 """Most missed ticks that are fired; the oldest are skipped."""
+FIRED_KEPT: Final = 5
+"""Fired ticks whose outcomes a status tells."""
+OUTCOME_MAX: Final = 300
+"""Characters of an outcome."""
+OPEN_AFTER: Final = 0.1
+"""Seconds without an answer after which an invocation is open: what has ended answers at once."""
 _FIELD: Final = "name "
 """How the registry's fields begin: a name may begin as no field can."""
 
@@ -53,6 +60,8 @@ class Clockwork(VirtualObject, name=ONE):
     """The next tick, 0 after the last one; while it is paused, the first that was not fired."""
     last_ms: int = state(0)
     is_paused: bool = state(False)
+    fired: list[tuple[int, str]] = state(default_factory=list)
+    """The last ticks that were fired, and their invocations."""
 
     @handler
     def declare(self, ctx: Context, spec: Spec, timing: Timing) -> None:
@@ -100,7 +109,7 @@ class Clockwork(VirtualObject, name=ONE):
         ctx.clear_all()
 
     @handler  # not shared: it comes after what was declared before it
-    def status(self, ctx: Context) -> Any:
+    async def status(self, ctx: Context) -> Any:
         """Tell a `ScheduleStatus`, as a pickle: no annotation makes times of it that are quite the same."""
         spec, timing = self._declared(ctx)
         place_of = spec.type if spec.key is None else f"{spec.type}/{spec.key}"
@@ -115,6 +124,7 @@ class Clockwork(VirtualObject, name=ONE):
             paused=self.is_paused,
             next_due=time_of(self.next_ms, zone) if is_due else None,
             last_fired=time_of(self.last_ms, zone) if self.last_ms else None,
+            last_outcomes=await _outcomes(list(reversed(self.fired)), zone),
         )
 
     def _declared(self, ctx: Context) -> tuple[Spec, Timing]:
@@ -133,7 +143,8 @@ class Clockwork(VirtualObject, name=ONE):
                     "schedule %s: it missed more than %d ticks, the oldest are skipped", ctx.key, MISSED_MAX
                 )
             for tick_ms in _fired(due[-MISSED_MAX:], timing, now_ms - late_ms):
-                fire(spec, timing, time_of(tick_ms, timing.timezone))
+                invocation = fire(spec, timing, time_of(tick_ms, timing.timezone))
+                self.fired = [*self.fired, (tick_ms, invocation.id)][-FIRED_KEPT:]
                 self.last_ms = tick_ms
             self.next_ms = timing.after(now_ms, self.anchor_ms)
         self._send_tick(ctx)
@@ -157,6 +168,29 @@ class Clockwork(VirtualObject, name=ONE):
             self.tick_id = place.caller().start(request).id
         else:
             self.tick_id = ""
+
+
+async def _outcomes(fired: list[tuple[int, str]], zone: str) -> tuple[Firing, ...]:
+    asked = [asyncio.ensure_future(_outcome(id_)) for _, id_ in fired]
+    if asked:
+        await asyncio.wait(asked, timeout=OPEN_AFTER)
+    found = [each.result() if each.done() else "open" for each in asked]
+    for each in asked:
+        each.cancel()
+    return tuple(
+        Firing(at=time_of(tick_ms, zone), id=id_, outcome=outcome)
+        for (tick_ms, id_), outcome in zip(fired, found, strict=True)
+    )
+
+
+async def _outcome(id_: str) -> str:
+    try:
+        await Invocation[Any](id_, place.execution())
+    except TerminalError as error:
+        return "unknown" if error.code == 404 and str(error).startswith(id_) else f"failed: {error}"[:OUTCOME_MAX]
+    except DecodeError:
+        pass  # of a class that is not known here
+    return "succeeded"
 
 
 def _fired(due: list[int], timing: Timing, missed_before_ms: int) -> list[int]:

@@ -290,14 +290,36 @@ def test_a_forked_child_is_not_connected_and_says_so(session: actors.Session, tm
     assert DriverCount["a"].add.remote().result(timeout=10) == 2
 
 
+CONNECTS = """
+import sys
+import actors
+
+with actors.init(sys.argv[1], hosts=0, namespace="connects"):
+    counter = actors.object("DriverCount", "zero")
+    print(counter.remote("add").result(timeout=20), len(actors.status().hosts), "ray" in sys.modules)
+"""
+
+
+def test_with_no_hosts_a_program_connects_without_ray_to_those_there_are(valkey_url: str) -> None:
+    """Issue 15.47: it takes a moment, not the seconds of a Ray, and ends none of the hosts."""
+    with actors.init(valkey_url, hosts="local", namespace="connects"):
+        told = subprocess.run(
+            [sys.executable, "-c", CONNECTS, valkey_url],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert told.stdout == "1 1 False\n"
+        assert DriverCount["zero"].add.remote().result(timeout=10) == 2
+
+
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
 def test_status_names_hosts_shards_store_and_namespace(session: actors.Session) -> None:
-    assert DriverCount["a"].add.remote().result(timeout=10) == 1
-    deadline = boot_seconds() + WITHIN_S
-    while not actors.status().hosts[0].shards and boot_seconds() < deadline:
-        guard.pause()  # a host says each second what it has
+    """Issue 15.46: also right after `init`."""
     status = actors.status()
     (host,) = status.hosts
     assert (host.pid, host.shards, host.lag) == (os.getpid(), tuple(range(16)), 0)

@@ -88,7 +88,7 @@ def test_the_programs_signal_handlers_are_put_back(
             interrupted(monkeypatch, interruptions)
         else:
             monkeypatch.setattr(rays, "api", Starting(0))
-            Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)._join()
+            Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None).join()
         assert signal.getsignal(signal.SIGTERM) is handler
         assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
     finally:
@@ -102,7 +102,7 @@ def test_a_ray_that_is_started_in_a_thread_outlives_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(rays, "api", starting)
     cluster = Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)
 
-    caller = threading.Thread(target=cluster._join)
+    caller = threading.Thread(target=cluster.join)
     caller.start()
     caller.join()
 

@@ -31,7 +31,9 @@ from actors import (
 )
 from actors.objects import find_type
 from actors.place import EMPTY_OPTIONS, Request, caller
-from actors.schedule import ALL, REGISTRY, SCHEDULED_AT, ScheduleStatus
+from actors.schedule import ALL, ONE, REGISTRY, SCHEDULED_AT, ScheduleStatus, Spec
+from actors.ticks import timing_of
+from actors.values import encode_arguments
 
 __all__ = ["mode"]
 
@@ -384,3 +386,48 @@ def test_names_of_ours_are_no_names_of_users() -> None:
     with pytest.raises(UsageError, match="are of Perdure itself"):
         actors.object("perdure.Schedule", "x")
     assert find_type("perdure.Schedule") is scheduling.Clockwork
+
+
+class Refuses(VirtualObject):
+    @handler
+    async def build(self, ctx: Context, how: str) -> str:
+        if how == "fails":
+            raise TerminalError("no paper", 422)
+        if how == "waits":
+            await ctx.sleep("1h")
+        return how
+
+
+@simulated
+async def test_the_status_has_the_last_outcomes(world: Simulation) -> None:
+    """Issue 15.46: of a handler that is gone, that refuses what it gets, that goes on, and that is well."""
+    hows = ["well", "fails", "waits", "gone", "wrong"]
+    schedules = {how: Refuses[how].build.schedule(how, every="10s", name=how) for how in hows[:3]}
+    for how, handler_name, arguments in (("gone", "missing", ()), ("wrong", "build", (1, 2, 3))):
+        spec = Spec(
+            type="Refuses",
+            key=how,
+            handler=handler_name,
+            arguments=encode_arguments(arguments, {}),
+            headers={},
+        )
+        request = Request(
+            ONE, how, "declare", (spec, timing_of(None, "10s", None, "last", 0)), {}, False, EMPTY_OPTIONS, None, None
+        )
+        await caller().start(request)
+        schedules[how] = Schedule(how)
+    assert (await schedules["well"].status()).last_outcomes == ()
+    await asyncio.sleep(65)
+
+    found = {how: (await schedule.status()).last_outcomes for how, schedule in schedules.items()}
+    assert {how: len(firings) for how, firings in found.items()} == dict.fromkeys(hows, 5)
+    assert all(firings[0].at > firings[1].at for firings in found.values())
+    outcomes = {how: firings[-1].outcome for how, firings in found.items()}
+    assert outcomes["well"] == "succeeded"
+    assert outcomes["fails"] == "failed: no paper"
+    assert outcomes["waits"] == "open"
+    assert "no handler 'missing'" in outcomes["gone"]
+    assert "takes 1 positional argument" in outcomes["wrong"]
+    for schedule in schedules.values():
+        await schedule.delete()
+    world.expected_leftovers = True
