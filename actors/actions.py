@@ -93,7 +93,8 @@ class Actions:
             return
         text = f"step {step.name!r}: attempt {tries.attempts} failed, the next follows in {delay_s:g} s"
         told = f"{named(run)}: {text}\n{outcomes.traced(error)}"
-        await self._staging.until_durable(self._staging.tried(run, tries, told))
+        self._services.failures.note(run, error, tries.attempts, told, step.name)
+        await self._staging.until_durable(self._staging.tried(run, tries, error, told))
 
     def _may_act(self) -> bool:
         return self._leased() and not self._listener.is_draining

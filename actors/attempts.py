@@ -354,12 +354,15 @@ class Attempts:
             if retry.on_exhausted == "pause" and run.policy is not None:
                 self._pause(run, activation, error, run.attempt, named(run))
                 return
+            text = f"{named(run)}: the last of {run.attempt} attempts failed\n{outcomes.traced(error)}"
+            self._services.failures.note(run, error, run.attempt, text, "used up")
             self._finish(run, activation, outcomes.encoded_error(used_up(run, error)), {}, commands=False)
             return
         delay_s = retry.delay_after(error, run.attempt)
         text = (
             f"{named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
         )
+        self._services.failures.note(run, error, run.attempt, text)
         run.attempt += 1
         sleeps = run.policy is not None and not run.policy.idle_timeout
         number = self._staging.failed(run, error, delay_s, text, sleeps=sleeps)
@@ -376,6 +379,7 @@ class Attempts:
         tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
         reason = f"{what}: {tries} failed: {type(error).__name__}: {error}"
         text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"
+        self._services.failures.note(run, error, attempts, text, "paused")
         activation.staged = self._staging.paused(run, reason, text)
         self._end_attempt(run, activation, text, sleeps=True)
 

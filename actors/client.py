@@ -36,7 +36,7 @@ from .outgoing import arguments_of, bounded, happens_once, message_of, started_i
 from .patience import Patience, end
 from .place import Request
 from .slots import KNOWN_WITHIN, UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
-from .standing import Watch, standing
+from .standing import Watch, described
 from .starts import Start, Starts, refusals
 
 logger = logging.getLogger("actors")
@@ -297,7 +297,7 @@ class Client:
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
         self._check_process()
-        found = self._call(standing(self._store, invocation.id))
+        found = self._call(described(self._store, invocation.id))
         if found:
             return found
         slot = self._slots.get(invocation.id)

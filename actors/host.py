@@ -31,6 +31,7 @@ from .calls import Surroundings
 from .cancel import ENDING
 from .code import CodeBook
 from .errors import DamagedError, UnavailableError
+from .failures import Failures
 from .idle import Idle
 from .leases import RENEW_EVERY, Leases, RenewalThread
 from .ownership import PAGE, Ownership, pages
@@ -166,6 +167,7 @@ class Host:
             wake_writer=self._writer.wake,
             wake_timers=self._timers.set,
             failed=self._ownership.failed,
+            failures=Failures(self._now),
         )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None]":

@@ -113,7 +113,10 @@ class Invocation(Generic[R_co]):
         return source.result(self)
 
     def status(self) -> str:
-        """Return where it stands, as the store knows it now."""
+        """Return where it stands, as the store knows it now; after a failed attempt also which, why, and the next try.
+
+        It begins with `open`, `asleep`, `paused`, `succeeded`, `failed` or `submitting`.
+        """
         _refuse_in_a_handler("status()")
         return self._source_here().status(self)
 

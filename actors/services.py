@@ -12,6 +12,7 @@ from journal.entries import Event
 from .activation import Activation, InFlight
 from .calls import Surroundings
 from .code import CodeBook
+from .failures import Failures
 from .idle import Idle
 from .policy import Policy, Settled, resolve
 from .steps import StepRunner
@@ -72,6 +73,7 @@ class Services:
     wake_timers: Callable[[], None]
     failed: Callable[[Any, Exception], None]
     """Told of a shard that this host failed on."""
+    failures: Failures
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])
 
     def policy_of(self, handler: Any, of_class: Policy | None) -> Settled:

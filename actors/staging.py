@@ -33,6 +33,8 @@ COMMANDS_MAX: Final = 2_000
 BYTES_MAX: Final = 4_000_000
 """Most bytes in one commit, but for a single progress that is larger."""
 
+ERROR_MAX: Final = 1_000
+"""Characters that a record keeps of an error."""
 BACK_OFF: Final = "a"
 """What is due at the end of a back-off."""
 
@@ -150,10 +152,11 @@ class Staging:
 
     def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
         """Stage the end of an attempt and the timer of the next; nothing else of what it had not committed."""
-        record = Record(events=run.delivered, attempt=run.attempt, error=repr(error), began_ms=run.began_ms)
+        record = Record(events=run.delivered, attempt=run.attempt, error=_shown(error), began_ms=run.began_ms)
         progress = _progress_of(run, {})
         member = self._member(run.id, BACK_OFF, record.timers)
-        progress.timers = [(self._now_ms() + int(delay_s * 1000), member)]
+        record.next_ms = self._now_ms() + int(delay_s * 1000)
+        progress.timers = [(record.next_ms, member)]
         if BACK_OFF in run.timers:
             progress.untimers.append(run.timers[BACK_OFF])
         if sleeps:
@@ -162,11 +165,12 @@ class Staging:
         run.timers[BACK_OFF] = member  # cleared with the others, should something else end the back-off
         return number
 
-    def tried(self, run: InFlight, tries: Tries, notice: str) -> int:
+    def tried(self, run: InFlight, tries: Tries, error: BaseException, notice: str) -> int:
         """Stage a failed attempt of a step that another one follows, after all that its handler has asked for."""
         assert run.execution is not None
         record = _record_of(run, run.execution, {}, [])
         record.tries.append(tries)
+        record.error, record.next_ms = _shown(error), tries.next_ms
         progress = _progress_of(run, {})
         self._take_commands(run, run.execution, progress, record)
         run.began_again = False
@@ -380,6 +384,13 @@ def _record_of(
     run.staged += len(record.entries)
     run.delivered = []
     return record
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)[:ERROR_MAX]
+    except Exception:  # noqa: BLE001  # its own text fails
+        return type(error).__name__
 
 
 def _is_empty(record: Record) -> bool:

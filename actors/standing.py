@@ -9,9 +9,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
+from journal.entries import Record
+from journal.names import shard_in
 from journal.store import SHARDS, Store
 
 from .errors import UnavailableError
@@ -25,6 +28,9 @@ LOOK_EVERY: Final = 5.0
 LOOKED_MAX: Final = 100
 """So many are looked up at most, the oldest first."""
 
+RECORDS_MAX: Final = 5_000
+"""So many of a shard's newest records are searched for those of one invocation."""
+
 _PAUSED: Final = "paused: "
 _WAYS_ON: Final = "actors.attach({id!r}) has resume(), restart(), cancel() and kill()"
 
@@ -35,6 +41,28 @@ async def standing(store: Store, id_: str) -> str:
     holder = await store.holder(id_) if found == "open" else ""
     held = await store.status(holder) if holder and holder != id_ else ""
     return f"open: its key is held by {holder}, {held}" if held in ("open", "asleep") or _PAUSED in held else found
+
+
+async def described(store: Store, id_: str) -> str:
+    """Return where an invocation is; of one whose last attempt has failed also which, why, and the next try."""
+    found = await standing(store, id_)
+    if found not in ("open", "asleep"):
+        return found
+    dormant = (await store.dormant([(shard_in(id_), id_)]))[0]
+    lately = await store.latest(shard_in(id_), RECORDS_MAX)
+    records = [Record.parse(data) for _, whose, data in reversed(lately) if whose == id_]
+    if dormant is not None:
+        records = [Record.parse(data) for _, data in dormant.records] + records
+    last = next((record for record in reversed(records) if record.error and record.next_ms), None)
+    if last is None:
+        return found
+    what = f"attempt {last.attempt - 1}"
+    if last.tries:
+        entries = {record.first + at: entry for record in records for at, entry in enumerate(record.entries)}
+        what = f"`{entries.get(last.tries[-1].entry, 'step')}`: attempt {last.tries[-1].attempts}"
+    due = datetime.fromtimestamp(last.next_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    following = f"follows at {due}" if last.next_ms > await store.now_ms() else "is under way"
+    return f"{found}: {what} failed: {last.error}; the next {following}"
 
 
 class Watch:

@@ -214,7 +214,9 @@ class Record:
     attempt: int = 0
     """The attempt that follows, where this record ends one; else 0."""
     error: str = ""
-    """Why that attempt ended, or why the invocation is paused."""
+    """Why that attempt ended, or the one of a step in `tries`, or why the invocation is paused."""
+    next_ms: int = 0
+    """With an error: when the next attempt may begin, by the store's clock."""
     began_ms: int = 0
     """Where this record ends an attempt: when the first one began, by the store's clock."""
     tries: list[Tries] = field(default_factory=list[Tries])
@@ -251,6 +253,8 @@ class Record:
             header["error"] = self.error
         if self.began_ms:
             header["began"] = self.began_ms
+        if self.next_ms:
+            header["next"] = self.next_ms
         if self.tries:
             header["tries"] = [list(tries) for tries in self.tries]
         if self.timers:
@@ -277,6 +281,7 @@ class Record:
             attempt=header.get("attempt", 0),
             error=header.get("error", ""),
             began_ms=header.get("began", 0),
+            next_ms=header.get("next", 0),
             tries=[Tries(*tries) for tries in header.get("tries", ())],
             timers=header.get("timers", {}),
             code=header.get("code"),

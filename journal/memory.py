@@ -132,6 +132,10 @@ class MemoryStore:
         outcome = shard.outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
 
+    async def latest(self, shard: Shard, count: int) -> list[tuple[str, str, bytes]]:
+        entries = self._world.shard(shard).journal.entries
+        return [(id_, *entries[id_]) for id_ in list(entries)[: -count - 1 : -1]]
+
     async def holder(self, invocation: str) -> str:
         shard = self._world.shard(shard_in(invocation))
         place = shard.ids.get(invocation)

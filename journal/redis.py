@@ -185,6 +185,10 @@ class RedisStore:
         outcome = await self._outcome(invocation, place)
         return "" if outcome is None else "succeeded" if outcome[:1] == b"V" else "failed"
 
+    async def latest(self, shard: Shard, count: int) -> list[tuple[str, str, bytes]]:
+        page = await self._do("XREVRANGE", self._keys.journal(shard), "+", "-", "COUNT", count)
+        return [(id_.decode(), fields[1].decode(), fields[3]) for id_, fields in page]
+
     async def holder(self, invocation: str) -> str:
         shard, place = shard_in(invocation), await self._place(invocation)
         message = (await self.messages(shard, [place[1:]]))[0] if place[:1] == "i" else None

@@ -374,6 +374,10 @@ class Store(Protocol):
         """Return where an invocation is: `open`, `asleep`, `paused: why`, `succeeded`, `failed`, or `` if unknown."""
         ...
 
+    async def latest(self, shard: Shard, count: int) -> list[tuple[str, str, bytes]]:
+        """Return the newest records of a shard's journal, newest first: stream id, invocation, record."""
+        ...
+
     async def holder(self, invocation: str) -> str:
         """Return who holds the key of an invocation that never left memory, if that one has; empty if not known."""
         ...

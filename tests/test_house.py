@@ -79,6 +79,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "execution",
         "activation",
         "idle",
+        "failures",
         "services",
         "staging",
         "paused",
