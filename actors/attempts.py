@@ -90,7 +90,13 @@ class Attempts:
             execution.restarts = execution.calls.restarts = restarts
         execution.on_foreign_call = lambda: self._services.loop.call_soon_threadsafe(self._check_foreign, run)
         execution.begin(run.found(activation.fields), run.refusal)
-        for item in run.to_replay() if run.records else ():
+        if run.records:
+            self._replay(run, execution)
+        self.deliver(run)
+
+    def _replay(self, run: InFlight, execution: Execution) -> None:
+        execution.repeats = True
+        for item in run.to_replay():
             if execution.has_ended:
                 break
             if isinstance(item, Delivered) and item.kind is EventKind.STATE:
@@ -99,7 +105,7 @@ class Attempts:
                 execution.deliver(item)
             else:
                 execution.deliver_outcome(*item)
-        self.deliver(run)
+        execution.repeats = False
 
     def queued(self, run: InFlight, activation: Activation) -> None:
         """Take a call that waits for its turn, and may be of those that its holder waits for."""

@@ -18,20 +18,28 @@ moved there at the same time, and run. Until its end is durable the event stays,
 finds it due: what came before its message did is older than its beginning. So that this is known when the message is
 taken, a host reads no message of a shard that is younger than the last event that it has read of it.
 
+Who catches `Cancelled` and goes on is let go on: that is how a handler compensates. But `except Exception` catches it
+too, and `gather(return_exceptions=True)` keeps it, by mistake. Raised again by the next wait it would end what was
+begun to compensate; so it is raised once, and a handler that goes on, neither within an `except` or `finally` block of
+it nor by ending in an error, is named in the host's log, once.
+
 Invariants:
     1. The first commit of an outcome wins: an event that finds it does nothing.
     2. Who is known not to have begun never begins: a delayed one, and one that waits for another's turn.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Final, cast
 
 from journal.entries import Event, EventKind, time_of
 from journal.names import shard_in
 from journal.store import Bring
 
 from .errors import Cancelled
-from .loop import DeterministicLoop
+from .loop import DeterministicLoop, Task
 from .steps import Steps
 from .timers import Timers
 
@@ -66,6 +74,56 @@ def fail_waits(loop: DeterministicLoop, steps: Steps, timers: Timers) -> bool:
         wait.set_exception(Cancelled())
         wait.exception()  # who does not await it misses nothing: asyncio need not say so
     return bool(waits)
+
+
+class Unheeded:
+    """Finds out whether a handler that was cancelled goes on as if nothing had been, and says so once."""
+
+    def __init__(self, loop: DeterministicLoop, say: Callable[[str], None]) -> None:
+        self._loop, self._say, self._is_said = loop, say, False
+        self._newest = loop.newest
+        loop.watch = self._waits
+
+    def _waits(self) -> None:
+        task = asyncio.current_task(self._loop)
+        if task is None or self._loop.is_closed() or _is_called_by_a_group(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
+            return
+        # A task that was made since may be part of compensating, which its own stack does not tell.
+        if not (isinstance(task, Task) and task.number > self._newest) and not _is_of_cancel(sys.exception()):
+            self._tell("goes on")
+
+    def returned(self) -> None:
+        """Say that it has returned, if nothing was said before."""
+        if not self._is_said:
+            self._tell("has returned a result")
+
+    def _tell(self, what: str) -> None:
+        self._is_said, self._loop.watch = True, None
+        self._say(
+            f"it was cancelled, has caught that, and {what}. `except Exception` and gather(return_exceptions=True) "
+            "catch `Cancelled` too: to end with it, write `except Cancelled: raise` before; ref.kill() asks nobody"
+        )
+
+
+def _is_called_by_a_group(frame: FrameType | None) -> bool:
+    # Which waits for its tasks, and these may be compensating.
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, DeterministicLoop.__module__):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "asyncio.taskgroups"
+
+
+def _is_of_cancel(error: BaseException | None) -> bool:
+    """Whether an error that is being handled is a cancel, holds one, or came of one."""
+    found, seen = error, set[int]()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if isinstance(found, Cancelled | asyncio.CancelledError):
+            return True
+        if isinstance(found, BaseExceptionGroup):
+            leaves = cast("BaseExceptionGroup[BaseException]", found).exceptions
+            return any(map(_is_of_cancel, leaves))
+        found = found.__context__
+    return False
 
 
 def killed() -> Cancelled:

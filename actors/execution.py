@@ -24,7 +24,7 @@ from journal.store import Bring
 from . import outcomes
 from .awakeables import Awakeables, MadeAwakeable
 from .calls import Calls, Surroundings
-from .cancel import fail_waits
+from .cancel import Unheeded, fail_waits
 from .context import Context
 from .errors import Cancelled, NondeterminismError, TerminalError, UsageError
 from .fields import StateView
@@ -54,8 +54,11 @@ class Execution:
     _root_is_cancelled: Cancelled | Refusal | None = None  # how it ends if the root task does as a cancel has asked
     board: Board | None = None  # where the promises of a workflow stand
     restarts: Restarts = ()  # where its invocation began again
+    _unheeded: Unheeded | None = None
     _steps: Steps | None = None
     _sagas: Sagas | None = None
+    repeats = False
+    """It is given what the journal holds: what it does now it has done before."""
     has_given_up = False
     """It failed as the last attempt and compensates: what it had not committed is discarded."""
     last_word: Callable[["Execution", BaseException, str], tuple[str, TerminalError] | None]
@@ -162,6 +165,7 @@ class Execution:
     def _cancel(self) -> None:
         """Raise `Cancelled` from every open wait, and ask the same of the calls without an outcome."""
         self._pass_on(self.calls.cancels())
+        self._unheeded = Unheeded(self.loop, self._say)
         if not fail_waits(self.loop, self.steps, self.timers):  # locks, queues: nothing of ours to fail
             assert self._root is not None
             self._root.cancel()
@@ -206,7 +210,7 @@ class Execution:
 
     def forget(self) -> None:
         """Let go of errors: their tracebacks hold the handler's frames, and those the context and so this."""
-        self._root = self.error = self._sagas = None
+        self._root = self.error = self._sagas = self._unheeded = None
 
     # Driving
 
@@ -277,6 +281,7 @@ class Execution:
                 return False
         self._warn_of_leftovers()
         self.steps.end()
+        self.loop.watch = None
         self._root = self.loop.start(self._sagas.begin(error))
         self._drain()
         return True
@@ -296,6 +301,8 @@ class Execution:
 
     def _complete(self, result: Any) -> None:
         self._warn_of_leftovers()
+        if self._unheeded is not None:
+            self._unheeded.returned()
         self.outcome, self.error = self._outcome_of(result)
         self.phase = advance(self.phase, Happening.RETURNED)
 
@@ -348,6 +355,10 @@ class Execution:
         if not self.is_replaying:
             where = f"{self._message.target}.{self._message.handler}"
             logger.warning("%s (%s): %s", where, self.id, message, exc_info=exception)
+
+    def _say(self, message: str) -> None:
+        if not self.repeats:
+            logger.warning("%s.%s (%s): %s", self._message.target, self._message.handler, self.id, message)
 
     # What the context asks (`commands.Commands`)
 

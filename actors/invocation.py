@@ -157,10 +157,13 @@ class Invocation(Generic[R_co]):
     def cancel(self) -> Accepted:
         """Cancel it: every wait of its handler that is open raises `Cancelled`, once, and it may compensate.
 
-        What it does not catch is its outcome. Its calls are cancelled as well, its sends are not. One that has not
-        begun (queued, delayed) never does; one that is paused ends at once; one that has ended stays as it is. The
-        cancel leaves in the order of all that is sent here, in a handler with the next commit. `await` what is
-        returned, or ask for its `result()`, to wait until the store has it: the handler may not have heard of it yet.
+        What it does not catch is its outcome. One that catches it and goes on, as `except Exception` and
+        `gather(return_exceptions=True)` do by mistake, is let go on, and named once in its host's log: the next wait
+        does not raise it again, so that a handler can compensate. Its calls are cancelled as well, its sends are not.
+        One that has not begun (queued, delayed) never does; one that is paused ends at once; one that has ended stays
+        as it is. The cancel leaves in the order of all that is sent here, in a handler with the next commit. `await`
+        what is returned, or ask for its `result()`, to wait until the store has it: the handler may not have heard of
+        it yet.
 
         Raises:
             NotFoundError: the invocation is not known; raised where the acknowledgement is waited for, else logged.

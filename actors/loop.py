@@ -154,6 +154,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         "escaped",
         "inside",
         "owner",
+        "watch",
     )
 
     def __init__(self, owner: Owner, now: float) -> None:
@@ -161,6 +162,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self.inside = 0
         """The thread that runs the handler right now, by `threading.get_ident`; 0 between two events."""
         self.escaped: BaseException | None = None
+        self.watch: Callable[[], None] | None = None
+        """Called in the handler as it makes a wait."""
         self._now = now
         self._ready: deque[asyncio.Handle] = deque()
         self._numbers = 0
@@ -253,6 +256,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return future
 
     def _numbered(self, future: FutureT) -> FutureT:
+        if self.watch is not None:
+            self.watch()
         self._numbers = future.number = self._numbers + 1
         return future
 
@@ -314,6 +319,11 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def is_quiet(self) -> bool:
         """Whether nothing is ready: the next step needs an event."""
         return not self._ready
+
+    @property
+    def newest(self) -> int:
+        """The number of what was made last: tasks that are made later have a higher one."""
+        return self._numbers
 
     def advance(self, now: float) -> None:
         """Set the time to that of the event about to be delivered; an earlier one changes nothing."""
@@ -424,6 +434,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._inside(self._close_all)
         self._ready.clear()
         self._root = self._root_context = self._tasks = self._strays = self._waits = None
+        self.watch = None
         self.owner = _NOBODY  # the owner holds its loop: without the way back, no cycle waits for the collector
 
     def _close_all(self) -> None:
