@@ -224,6 +224,11 @@ class Calls:
             self.messages.append(Attach(shard, id_, teller, unknown(id_)))
         return call
 
+    def is_sent(self, invocation: Invocation[Any]) -> bool:
+        """Whether this handler has sent it, so that nobody waits for it."""
+        call = invocation.kept if isinstance(invocation.kept, _Call) else self._by_id.get(invocation.id)
+        return call is not None and call.one_way
+
     def unawaited(self) -> list[str]:
         """Return the names of calls that nobody has waited for."""
         return [call.name for call in self._by_index.values() if call.is_own and not call.is_awaited]

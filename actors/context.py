@@ -202,7 +202,7 @@ class Context:
         undo = kwargs.pop("undo", None)
         _check_step(name, fn, retry)
         if undo is not None:
-            _check_step(f"undo {name}", undo)
+            _check_step(f"undo {name}", undo, verb="defer")
             _check_call(f"undo {name}", undo, (name,), {}, "the result of its step")
         step = commands.steps.run(name, fn, args, kwargs, retry, None if timeout is None else seconds(timeout))
         if undo is not None:
@@ -215,6 +215,10 @@ class Context:
     def defer(self, name: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
     def defer(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> None:
         """Keep a compensation: a step that runs if the handler ends for good in an error, a cancel included.
+
+        The `.remote` of an address is a call instead, journaled, awaited: `ctx.defer("refund", Account[a].add.remote,
+        10)`; its `.send` is sent. A function may call, too, and use the context: it then runs as the handler does, and
+        what goes outside in it belongs in `ctx.run`.
 
         They run newest first, one after the other, with the default retry; then the error goes on as the outcome. One
         that fails for good is logged and named in the outcome's metadata (`compensation_failed`); the others still
@@ -303,7 +307,7 @@ class Context:
         if place.running_loop() is commands.loop:
             return commands
         if place.in_step.get() is not None:
-            raise UsageError(place.NOT_IN_A_STEP)
+            raise place.not_in_a_step()
         raise UsageError(f"the context of {commands.id} belongs to its handler: it cannot be used from elsewhere")
 
     def __repr__(self) -> str:
@@ -320,7 +324,9 @@ def _check_step(name: object, fn: object, retry: object = None, verb: str = "run
     if not isinstance(name, str) or not name:
         raise UsageError(f"a step begins with its name: ctx.{verb}('charge', fn, ...), not ctx.{verb}({name!r}, ...)")
     is_remote, is_bound_by_ray = hasattr(fn, "remote"), hasattr(fn, "bind")
-    if is_remote and not is_bound_by_ray:
+    if is_remote and not is_bound_by_ray and verb == "defer":
+        raise UsageError(f"step {name!r}: {fn!r} may be called or sent to: pass its .remote or its .send")
+    if (is_remote and not is_bound_by_ray) or (verb == "run" and place.address_in(fn) is not None):
         raise UsageError(f"step {name!r}: {fn!r} is a call, which is durable by itself: await its .remote(...)")
     if not callable(fn) and not is_remote:
         raise UsageError(f"step {name!r}: {fn!r} cannot be called; pass the function and its arguments, not its result")
@@ -353,6 +359,12 @@ def _named(fn: Any, given: int) -> Collection[str]:
 
 def _check_call(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
     # Of a compensation at once: else it comes out on the day it is needed.
+    if place.address_in(fn) is not None:
+        try:
+            place.check_start(fn, args, kwargs)
+        except (TypeError, UsageError) as error:
+            raise UsageError(f"step {name!r}: {error}") from None
+        return
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # some builtins, and what Ray makes of a function, have none

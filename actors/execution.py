@@ -34,7 +34,7 @@ from .leftovers import leftovers
 from .loop import DeterministicLoop, EntryFuture
 from .objects import Declaration, instance
 from .outgoing import bounded, outcome_of_result
-from .place import NOT_IN_A_STEP, Request, in_step
+from .place import Request, in_step, not_in_a_step
 from .promises import Board, MadePromise, Promises
 from .refusals import Refusal, of_the_outside
 from .replay import UNDER_WAY, Entries, Happening, Phase, advance
@@ -286,6 +286,13 @@ class Execution:
         self._drain()
         return True
 
+    def _has_last_word(self, error: BaseException) -> bool:
+        """Whether no attempt follows one that failed so as it compensates; it is noted for replays."""
+        found = self.last_word(self, error, self._entries.next_recorded())
+        if found is not None:
+            self._entries.make(found[0])
+        return found is not None
+
     def _decide(self, error: BaseException) -> None:
         """The handler has raised: that is its outcome, or the end of this attempt."""
         found = outcomes.terminal(error)
@@ -393,7 +400,9 @@ class Execution:
     def sagas(self) -> Sagas:
         """Its compensations."""
         if self._sagas is None:
-            self._sagas = Sagas(self._message, self.steps.run, lambda: self.is_replaying)
+            self._sagas = Sagas(
+                self._message, self.steps.run, lambda: self.is_replaying, self.calls.is_sent, self._has_last_word
+            )
         return self._sagas
 
     def sleep(self, duration_s: float, name: str, /) -> "asyncio.Future[None]":
@@ -447,8 +456,8 @@ class Execution:
     def start(self, request: Request, /) -> Invocation[Any]:
         """Make the entry of a call or a send; the message leaves with the next commit."""
         if in_step.get() is not None:
-            raise UsageError(NOT_IN_A_STEP)
-        if not (request.one_way or self._handler.is_async):
+            raise not_in_a_step()
+        if not (request.one_way or self._handler.is_async or self.is_compensating):
             raise UsageError(f"{self._handler.name} is not async, so it cannot wait: use .send(), or make it async")
         started = self.calls.start(request, self._entries.make, self._entries.is_new, self)
         if request.options.timeout_s is not None:
@@ -458,7 +467,7 @@ class Execution:
     def bring(self, event: Bring, entry: str, /) -> Accepted:
         """Make the entry of an event for another invocation; it leaves with the next commit."""
         if in_step.get() is not None:
-            raise UsageError(NOT_IN_A_STEP)
+            raise not_in_a_step()
         bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
         self._tell(event, entry)
         return Invocation(entry, self).accepted()

@@ -140,6 +140,10 @@ class Call(Generic[Remote]):
     def _send(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs, one_way=True)
 
+    def _check_start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> None:
+        self._handler.check(args, kwargs)
+        self._options.check(one_way=one_way)
+
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
         handler, owner, target = self._handler, self._owner, self._target
         (handler._binder or handler._compiled())(*args, **kwargs)

@@ -279,6 +279,12 @@ class ByName:
         kwargs = separated(handler, found, args, kwargs, options, arguments)
         return declared(self._request(handler, args, kwargs, one_way=True), options)
 
+    def _check_start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> None:
+        if not args or not isinstance(args[0], str):
+            raise TypeError("the first argument is the handler's name")
+        self._request(args[0], args[1:], kwargs, one_way=one_way)
+        self._options.check(one_way=one_way)
+
     def _start(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
         request = self._request(handler, args, kwargs, one_way=one_way)  # a wrong call is told first
         return caller().start(request)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from types import MethodType
 from typing import Any, Protocol, cast
 
 from journal.store import Bring
@@ -23,7 +25,18 @@ from .policy import Duration, seconds
 in_step: ContextVar[str | None] = ContextVar("in_step", default=None)
 """The id of the step this code belongs to, or None."""
 
+refused_in_step: ContextVar[list[str] | None] = ContextVar("refused_in_step", default=None)
+"""Where it is noted that something of the handler's was refused to a compensation that runs as a step."""
+
 NOT_IN_A_STEP = "a step may repeat: return the value and call from the handler"
+
+
+def not_in_a_step() -> UsageError:
+    """Return what is raised where a step asks for what its handler alone may do."""
+    noted = refused_in_step.get()
+    if noted is not None:
+        noted.append(NOT_IN_A_STEP)
+    return UsageError(NOT_IN_A_STEP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +60,11 @@ class CallOptions:
 
     arguments: bytes = b""
     """Its arguments as they were encoded elsewhere; of our own objects alone."""
+
+    def check(self, *, one_way: bool) -> None:
+        """Raise `UsageError` where a request of this kind has no such options."""
+        if one_way and self.timeout_s is not None:
+            raise UsageError("nobody waits for a send, so it has no timeout; use .remote()")
 
     def changed(
         self,
@@ -113,6 +131,26 @@ class Caller(Protocol):
         ...
 
 
+def address_in(fn: Any) -> Any:
+    """Return the address whose `.remote` or `.send` this is, bound or not by `functools.partial`; else None."""
+    while isinstance(fn, partial):
+        fn = cast("Any", fn).func
+    return fn.__self__ if isinstance(fn, MethodType) and hasattr(type(fn.__self__), "_check_start") else None
+
+
+def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check what `address_in` has found as if it were called: nothing leaves.
+
+    Raises:
+        TypeError: the arguments are not the handler's.
+        UsageError: there is no such handler, or the options are none of such a request.
+    """
+    while isinstance(fn, partial):
+        bound = cast("Any", fn)
+        fn, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
+    fn.__self__._check_start(args, kwargs, one_way=fn.__name__.endswith("send"))
+
+
 class _Driver:
     """The client that `actors.init()` made for this process, if it did."""
 
@@ -146,7 +184,7 @@ def caller() -> Caller:
     if isinstance(loop, DeterministicLoop):
         return cast("Caller", loop.owner)  # the loop knows the half of its execution that it needs
     if in_step.get() is not None:
-        raise UsageError(NOT_IN_A_STEP)
+        raise not_in_a_step()
     client = _driver.client
     if client is None:
         raise UsageError("nothing is connected in this process: call actors.init() first")

@@ -174,7 +174,7 @@ class MadePromise:
 
     def _here(self) -> Promises:
         if place.in_step.get() is not None:
-            raise UsageError(place.NOT_IN_A_STEP)
+            raise place.not_in_a_step()
         if place.running_loop() is not self._promises.loop:
             raise UsageError(f"the promise {self._name!r} belongs to its handler: it cannot be used from elsewhere")
         return self._promises

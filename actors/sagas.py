@@ -5,6 +5,12 @@ places. When the handler has ended, its tasks have, and the steps that it held a
 same loop runs what was deferred, newest first, one at a time. Each is a step like any other, its entry `run <name>`
 behind those of the handler; so are its start, its retries and its record (`steps`, `attempts`).
 
+What calls. The `.remote` or `.send` of an address makes the entry of a call or a send instead. Of a function nobody
+can tell before it runs: it begins as a step; where that asks for what its handler alone may do, this is the outcome of
+the step, and the function runs once more as code of the handler, its calls and steps journaled as that code's are.
+Code that fails there with what is not final ends the attempt, as the handler's does; on the last one it has failed for
+good.
+
 What a death between two store calls does. The next owner replays the handler to the same error, from the same events,
 and then the compensations, which get what is recorded; the first one without an outcome starts, perhaps once more, as
 any step does. An error that is final only because the attempts are used up, or because a cancel waits behind it, is
@@ -20,15 +26,19 @@ Invariants:
 """
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from journal.entries import Message
 
 from . import outcomes
 from .errors import TerminalError
+from .invocation import Invocation
+from .place import address_in, refused_in_step
 
 logger = logging.getLogger("actors")
 
@@ -40,13 +50,23 @@ FAILED: Final = "compensation_failed"
 """Metadata of the outcome: names of compensations that failed for good."""
 
 
+class AsHandler(TerminalError):
+    """The outcome of a step that asked for what its handler alone may do: it is to run as the handler does."""
+
+
 class Sagas:
     """The compensations of one execution."""
 
     def __init__(
-        self, message: Message, run: Callable[..., "asyncio.Future[Any]"], is_replaying: Callable[[], bool]
+        self,
+        message: Message,
+        run: Callable[..., "asyncio.Future[Any]"],
+        is_replaying: Callable[[], bool],
+        is_sent: Callable[[Invocation[Any]], bool],
+        is_last: Callable[[BaseException], bool],
     ) -> None:
         self._message, self._run, self._is_replaying = message, run, is_replaying
+        self._is_sent, self._is_last = is_sent, is_last
         self._deferred: list[tuple[Context, str, Any, tuple[Any, ...], dict[str, Any]]] = []
         self._failed: list[str] = []
         self.error: BaseException | None = None
@@ -79,12 +99,29 @@ class Sagas:
         while self._deferred:
             context, name, fn, args, kwargs = self._deferred.pop()
             try:
-                await context.run(self._run, name, fn, args, kwargs, None, None)
-            except TerminalError as error:
+                await self._undo(context, name, fn, args, kwargs)
+            except Exception as error:  # of code that runs as the handler does: anything
+                if outcomes.terminal(error) is None and not self._is_last(error):
+                    raise
                 self._failed.append(name)
                 if not self._is_replaying():
                     where = f"{self._message.target}.{self._message.handler} ({self._message.id})"
                     logger.error("%s: the compensation %r failed: %s", where, name, outcomes.traced(error))
+
+    async def _undo(self, context: Context, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if address_in(fn) is None:
+            try:
+                await context.run(self._run, name, _noting(fn), args, kwargs, None, None)
+            except AsHandler:
+                pass
+            else:
+                return
+        await asyncio.get_running_loop().create_task(self._called(fn, args, kwargs), context=context)
+
+    async def _called(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = fn(*args, **kwargs)
+        if inspect.isawaitable(value) and not (isinstance(value, Invocation) and self._is_sent(cast("Any", value))):
+            await value
 
     def encoded(self, error: TerminalError) -> bytes:
         """Return the outcome of an error; it says which compensations failed."""
@@ -96,3 +133,43 @@ class Sagas:
             return outcomes.encoded_error(error)
         finally:
             error.metadata = metadata  # it may be one that the program raises again, elsewhere
+
+
+def _noting(fn: Any) -> Any:
+    """Return the action of a step that ends with `AsHandler` where something was refused to it, caught there or not."""
+    if hasattr(fn, "remote"):
+        return fn  # Ray's: it runs elsewhere
+    if not inspect.iscoroutinefunction(fn):
+
+        def act(*args: Any, **kwargs: Any) -> Any:
+            with _noted():
+                value = fn(*args, **kwargs)
+            return _awaited(value) if inspect.isawaitable(value) else value
+
+        return act
+
+    async def act_async(*args: Any, **kwargs: Any) -> Any:
+        with _noted():
+            return await fn(*args, **kwargs)
+
+    return act_async
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    with _noted():
+        return await value
+
+
+@contextmanager
+def _noted() -> Generator[None]:
+    refused: list[str] = []
+    token = refused_in_step.set(refused)
+    try:
+        yield
+    except Exception:
+        if not refused:
+            raise
+    finally:
+        refused_in_step.reset(token)
+    if refused:
+        raise AsHandler(refused[0])

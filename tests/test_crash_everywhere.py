@@ -138,6 +138,12 @@ class Purse(VirtualObject):
         return self.balance
 
     @handler
+    async def put(self, ctx: Context, amount: int) -> int:
+        self.balance += amount
+        self.history.append(f"+{amount}")
+        return self.balance
+
+    @handler
     async def overwrite(self, ctx: Context) -> list[int]:
         """Reads, writes and overwrites across waits: a replay must see what the first attempt found."""
         seen = [self.balance]
@@ -680,6 +686,28 @@ class Planner(VirtualObject):
         Scroll[key].append.send("discarded")
         raise ConnectionError("again and again")
 
+    @handler
+    async def returns(self, ctx: Context, key: str) -> None:
+        """Is undone by others: by an address, by functions that call, and by one that fails once as it does."""
+        purse = Purse[key]
+        purse.take.remote(30)
+        ctx.defer("noted", Scroll[key].append.send, "undone")
+        ctx.defer("put", purse.put.remote, 1)
+        ctx.defer("again", partial(purse.handle.remote, "put", 2))
+        ctx.defer("lambda", lambda: purse.put.remote(4))
+        ctx.defer("late", self._return_late, ctx, key)
+        ctx.defer("broken", purse.take.remote, 1_000)
+        await ctx.run(
+            "book", self._step, ctx, "book", undo=lambda made: purse.put.options(headers={"a": made}).remote(16)
+        )
+        await ctx.run("amount", lambda: 32, undo=purse.put.remote)
+        raise TerminalError("no hotel", 409)
+
+    async def _return_late(self, ctx: Context, key: str) -> None:
+        left = await Purse[key].put.remote(8)
+        await ctx.sleep(0.2)
+        await ctx.run("told", self._step, ctx, "told" if left else "lost")
+
     async def _step(self, ctx: Context, what: str) -> str:
         return await effects.act(ctx.step_id, what, 0.1)
 
@@ -1041,6 +1069,25 @@ def check_saga(world: World, result: Any) -> None:
     assert world.state("Scroll/stumble-scroll") == {}
 
 
+async def returned(world: World) -> Any:
+    """One that others undo, and one that is cancelled while they do."""
+    started = await world.driver.start("Planner/returned", "returns", "purse")
+    try:
+        await world.driver.result(started)
+    except TerminalError as error:
+        return str(error), error.metadata.get("compensation_failed"), [what for _, what in effects.done]
+
+
+def check_returned(world: World, result: Any) -> None:
+    message, failed, done = result
+    assert (message, failed) == ("no hotel", "broken")
+    assert list(dict.fromkeys(done)) == ["book", "told"]
+    purse = world.state("Purse/purse")
+    assert purse["balance"] == 100 - 30 + 1 + 2 + 4 + 8 + 16 + 32
+    assert purse["history"] == ["-30", "+32", "+16", "+8", "+4", "+2", "+1"]
+    assert world.state("Scroll/purse") == {"lines": ["undone"]}
+
+
 class Bell(VirtualObject):
     rung: list[str] = state(default_factory=list)
 
@@ -1166,6 +1213,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "promises": (promises, check_promises),
     "farewells": (farewells, check_farewells),
     "saga": (saga, check_saga),
+    "returned": (returned, check_returned),
     "knots": (knots, check_knots),
     "reentries": (reentries, check_reentries),
     "taken_along": (taken_along, check_taken_along),

@@ -151,7 +151,9 @@ class Execution(Driver):
         self.commands: list[tuple[Any, ...]] = []
         self.state = Fields()
         self.steps = Steps(self.loop, self.commands)
-        self.sagas = Sagas(Message(self.id, "", "", b""), self.steps.run, lambda: False)
+        self.sagas = Sagas(
+            Message(self.id, "", "", b""), self.steps.run, lambda: False, lambda _: False, lambda _: False
+        )
         self._random = random.Random(7)
 
     def run(self, coroutine: Any) -> Any:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from actors import (
     UsageError,
     VirtualObject,
     handler,
+    shared,
     state,
 )
 
@@ -339,6 +341,200 @@ async def test_mistakes_are_refused_where_they_are_made(world: Simulation) -> No
     assert said[2].startswith("step 'call': ")
     assert said[3].startswith("step 'undo one': 1 cannot be called")
     assert said[4] == "a step may repeat: return the value and call from the handler"
+
+
+class Agent(VirtualObject):
+    told: list[str] = state(default_factory=list)
+
+    @handler
+    async def tell(self, ctx: Context, what: str, takes_s: float = 0.0) -> str:
+        await ctx.sleep(takes_s)
+        self.told.append(what)
+        return what
+
+    @handler(policy=Policy(retry=Retry(initial=1)))
+    async def third_time(self, ctx: Context, what: str) -> str:
+        """Is retried as its own invocation."""
+        if ctx.attempt < 3:
+            raise Broken(what)
+        self.told.append(what)
+        return what
+
+    @handler
+    async def fails(self, ctx: Context) -> None:
+        raise Broke("cannot", 410)
+
+    @shared
+    async def all(self, ctx: Context) -> list[str]:
+        return self.told
+
+
+class Returning(VirtualObject):
+    @handler
+    async def go(self, ctx: Context, ending: str) -> None:
+        """Issue 15.15: is undone by other objects, in all forms that people type."""
+        agent = Agent["a"]
+        ctx.defer("one", agent.tell.remote, "one")
+        ctx.defer("two", agent.third_time.remote, "two")
+        ctx.defer("three", agent.tell.send, "three")
+        ctx.defer("four", agent.tell.options(headers={"a": "b"}).remote, what="four", takes_s=1)
+        ctx.defer("five", functools.partial(agent.tell.remote, "five"))
+        ctx.defer("six", functools.partial(functools.partial(agent.handle.remote, "tell"), "six"))
+        ctx.defer("seven", lambda: agent.tell.remote("seven"))
+        ctx.defer("eight", lambda: agent.tell.send("eight"))
+        ctx.defer("nine", self._tell, "nine")
+        ctx.defer("ten", self._tell_all, "ten", "eleven")
+        ctx.defer("cannot", agent.fails.remote)
+        ctx.defer("cannot either", self._swallow, ctx)
+        await ctx.run("twelve", lambda: "twelve", undo=agent.tell.remote)
+        if ending == "cancel":
+            await ctx.sleep("1h")
+        raise Broke("end", 409)
+
+    async def _tell(self, what: str) -> None:
+        await Agent["a"].tell.remote(what)
+
+    async def _tell_all(self, *what: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for one in what:
+                group.create_task(self._tell(one))
+
+    async def _swallow(self, ctx: Context) -> None:
+        """Catches whatever it is told: that it may not call here is heard all the same."""
+        try:
+            await Agent["b"].tell.remote("swallowed")
+        except Exception:
+            outside.act(ctx.id, "never seen")
+        await ctx.run("noted", lambda: outside.act(ctx.step_id, "noted"))
+        raise Broke("not this one", 500)
+
+    @handler(policy=Policy(retry=Retry(initial=1)))
+    async def fails_as_it_undoes(self, ctx: Context) -> None:
+        ctx.defer("first", Agent["c"].tell.remote, "first")
+        ctx.defer("second", self._fail_twice, ctx)
+        raise Broke("end", 409)
+
+    async def _fail_twice(self, ctx: Context) -> None:
+        await Agent["c"].tell.remote("second")
+        if ctx.attempt < 3:
+            raise Broken("again")
+
+    @handler(policy=Policy(retry=Retry(initial=1, max_attempts=2)))
+    async def fails_for_good_as_it_undoes(self, ctx: Context) -> None:
+        ctx.defer("first", Agent["d"].tell.remote, "first")
+        ctx.defer("second", self._fail_always)
+        raise Broken("end")
+
+    async def _fail_always(self) -> None:
+        await Agent["d"].tell.remote("second")
+        raise Broken("always")
+
+    @handler
+    def plain(self, ctx: Context) -> None:
+        ctx.defer("told", Agent["e"].tell.remote, "plain")
+        raise Broke("end", 409)
+
+    @handler
+    async def itself(self, ctx: Context) -> None:
+        """Waits for itself: refused as every cycle is, and nothing hangs."""
+        ctx.defer("told", Agent["f"].tell.remote, "told")
+        ctx.defer("itself", Returning[ctx.key].plain.remote)
+        raise Broke("end", 409)
+
+    @handler
+    async def mistaken(self, ctx: Context) -> list[str]:
+        said: list[str] = []
+        agent: Any = Agent["a"]
+        for fn, *args in (
+            (agent.tell, "x"),
+            (agent.tell.remote,),
+            (agent.tell.send, 1, 2, 3),
+            (functools.partial(agent.tell.remote, "x", 1), 2),
+            (agent.tell.options(timeout=1).send, "x"),
+            (agent.handle.remote, "tel", "x"),
+            (agent.handle.remote,),
+        ):
+            try:
+                ctx.defer("wrong", fn, *args)
+            except UsageError as error:
+                said.append(str(error))
+        for fn in (agent.tell.remote, agent.tell):
+            try:
+                ctx.run("wrong", fn, "x")
+            except UsageError as error:
+                said.append(str(error))
+        try:
+            ctx.run("wrong", lambda: 1, undo=agent.fails.remote)
+        except UsageError as error:
+            said.append(str(error))
+        return said
+
+
+UNDONE = ["twelve", "ten", "eleven", "nine", "seven", "six", "five", "four", "two", "one"]
+
+
+async def returning(world: Simulation) -> None:
+    error = await failure_of(Returning["r"].go.remote("raise"))
+    assert (str(error), error.code) == ("end", 409)
+    assert error.metadata["compensation_failed"] == "cannot either, cannot"
+    told = await Agent["a"].all.remote()
+    assert [what for what in told if what not in ("eight", "three")] == UNDONE
+    assert sorted(told) == sorted([*UNDONE, "eight", "three"])
+    assert await Agent["b"].all.remote() == ["swallowed"]
+    assert outside.seen == ["noted"]
+
+
+test_others_undo_what_was_done = simulated(returning)
+
+
+async def returning_when_cancelled(world: Simulation) -> None:
+    """A cancel while it compensates changes nothing; a kill ends it."""
+    ref = Returning["r"].go.remote("cancel")
+    await asyncio.sleep(1)
+    ref.cancel()
+    await asyncio.sleep(0.5)
+    ref.cancel()
+    assert (await failure_of(ref)).code == 409
+    assert [what for what in await Agent["a"].all.remote() if what not in ("eight", "three")] == UNDONE
+
+    second = Returning["k"].go.remote("raise")
+    await asyncio.sleep(0.3)
+    second.kill()
+    await failure_of(second)
+    told = await Agent["a"].all.remote()
+    assert (told.count("twelve"), told.count("one")) == (2, 1)
+
+
+test_a_cancel_while_others_undo_changes_nothing = simulated(returning_when_cancelled)
+
+
+async def failing_as_they_undo(world: Simulation) -> None:
+    """Code that calls is tried again as its handler is; what it has called it does not call again."""
+    assert (await failure_of(Returning["s"].fails_as_it_undoes.remote())).metadata == {}
+    assert await Agent["c"].all.remote() == ["second", "first"]
+    error = await failure_of(Returning["s"].fails_for_good_as_it_undoes.remote())
+    assert error.metadata["compensation_failed"] == "second"
+    assert await Agent["d"].all.remote() == ["second", "first"]
+    assert str(await failure_of(Returning["s"].plain.remote())) == "end"
+    assert await Agent["e"].all.remote() == ["plain"]
+    error = await failure_of(Returning["s"].itself.remote())
+    assert error.metadata["compensation_failed"] == "itself"
+    assert await Agent["f"].all.remote() == ["told"]
+
+
+test_what_fails_as_it_undoes_is_tried_again = simulated(failing_as_they_undo)
+
+
+@simulated
+async def test_calls_that_undo_are_checked_where_they_are_deferred(world: Simulation) -> None:
+    said = await Returning["t"].mistaken.remote()
+    assert len(said) == 10
+    assert said[0] == "step 'wrong': Agent['a'].tell may be called or sent to: pass its .remote or its .send"
+    assert "missing 1 required positional argument: 'what'" in said[1]
+    assert "no timeout" in said[4]
+    assert "did you mean 'tell'" in said[5]
+    assert "durable by itself" in said[7]
+    assert "durable by itself" in said[8]
 
 
 class Turncoat(VirtualObject):

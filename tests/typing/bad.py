@@ -58,6 +58,7 @@ class Bad(VirtualObject):
         await ctx.run("a", charge, "c", 1, undo=train)  # E
         await ctx.run("a", charge, "c", 1, undo=lambda receipt: receipt + 1)  # E
         ctx.defer("a", charge, "c")  # E
+        ctx.defer("a", Cart["a"].add.remote, 1)  # E
         ctx.defer("a", train, "c")  # E
         (await ctx.awakeable(int)).upper()  # E
         (await ctx.signal("paid", int)).upper()  # E

@@ -219,6 +219,9 @@ class Steps(Service):
         ctx.defer("a", acharge, "c", 100, key="x")
         ctx.defer("a", train2, 3, "x")
         ctx.defer("a", lambda: 3)
+        ctx.defer("a", Cart["a"].add.remote, "x", quantity=2)
+        ctx.defer("a", Cart["a"].add.options(headers={}).send, "x")
+        ctx.run("a", lambda: "x", undo=Cart["a"].add.remote)
 
     @handler
     async def many(self, ctx: Context) -> None:
