@@ -12,6 +12,7 @@ from .activation import Activation, InFlight
 from .attempts import Attempts
 from .code import MISSING_FOR, UNSENT, MissingCodeError
 from .errors import TerminalError
+from .patience import Patience
 from .services import Services
 from .staging import Staging
 from .verdicts import named
@@ -26,6 +27,7 @@ class Classes:
         self, services: Services, staging: Staging, attempts: Attempts, sort: Callable[[Activation], None]
     ) -> None:
         self._services, self._staging, self._attempts, self._sort = services, staging, attempts, sort
+        self._patience = Patience("code")
         self._unfound: set[str] = set()
         """Types whose classes were looked for in vain; who waits was told."""
 
@@ -33,7 +35,7 @@ class Classes:
         """Get the class of the first that waits to be sorted; what cannot be loaded fails its attempt."""
         error: Exception | None = None
         try:
-            await self._services.code.fetch(run.type_name, run.message.code)
+            await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, run.message.code))
         except Exception as raised:  # noqa: BLE001  # the user's code may raise anything as it is loaded
             error = raised
         if isinstance(error, MissingCodeError) and (run.message.code == UNSENT or run.records):

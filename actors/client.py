@@ -26,16 +26,17 @@ from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settle
 
 from . import outcomes, slots
 from .batches import freeing_batch, next_batch
-from .code import UNSENT, Sender
+from .code import UNSENT, Bundle, Sender
 from .deadlines import Deadlines
 from .errors import DamagedError, FullError, NotFoundError, OverloadedError, UnavailableError, UsageError
-from .invocation import Accepted, Invocation
+from .heartbeat import Heartbeat
+from .invocation import Accepted, Foreign, Invocation
 from .loops import close, new_loop
 from .members import RUN
 from .outgoing import arguments_of, bounded, happens_once, message_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import KNOWN_WITHIN, UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
+from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
 from .standing import Watch, described
 from .starts import Start, Starts, refusals
 
@@ -46,8 +47,6 @@ PENDING_MAX: Final = 100_000
 RENEW_EVERY: Final = 3_600.0
 CLOSE_MAX: Final = 1.0
 """Seconds for which a program that ends waits for its replies to be forgotten; else they expire."""
-TIME_EVERY: Final = 1.0
-"""Seconds for which what is delayed may be due at another time, should the store's clock step."""
 OUTCOMES: Final = (ReplyKind.VALUE.encode(), ReplyKind.ERROR.encode())
 
 
@@ -70,12 +69,13 @@ class Client:
         self._lock = threading.Lock()
         self._slots: dict[str, Slot] = {}
         self._queue: deque[Operation] = deque()
-        self._code = Sender(lambda found: self._call(self._store.put_code(found.digest, found.data, found.types)))
+        self._code = Sender(lambda found: self._call(self._put_code(found)))
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count, self._clock = new_id(), 0, StoreClock()
         self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
+        self._is_astray = False  # the store has lost our writer
         self._wanted, self._idle = asyncio.Event(), asyncio.Event()
         self._held = Held(self._queue, self._wanted.set)
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,17 +124,22 @@ class Client:
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
+    async def _put_code(self, code: Bundle) -> None:
+        await Patience("code").for_a_while(lambda: self._store.put_code(code.digest, code.data, code.types))
+
     def call(self, work: Callable[[Store], Coroutine[Any, Any, Any]]) -> Any:
         """Run a read of the store on the client's loop, and wait for it."""
         self._check_process()
         return self._call(work(self._store))
 
     async def _open(self) -> None:
-        self.shards = await self._store.open_namespace(SHARDS)
-        await self._clock.open(self._store.now_ms)
-        await self._open_writer()
+        ask = self._patience.for_a_while
+        self.shards = await ask(lambda: self._store.open_namespace(SHARDS))
+        await self._clock.open(lambda: ask(self._store.now_ms))
+        await ask(self._open_writer)
         watch = Watch(self._store, self._slots, self._lock)
-        loops = (self._send, self._receive, self._renew, self._keep_time, watch.run)
+        beat = Heartbeat(self._store, self._clock)
+        loops = (self._send, self._receive, self._renew, beat.run, watch.run)
         self._tasks = [asyncio.ensure_future(loop()) for loop in loops]
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -169,7 +174,7 @@ class Client:
     def _stop(self) -> None:
         async def stop() -> None:
             await end(self._tasks)
-            with suppress(UnavailableError, TimeoutError):  # it expires
+            with suppress(UnavailableError, DamagedError, TimeoutError):  # it expires
                 async with asyncio.timeout(CLOSE_MAX):
                     await self._store.close_writer(self._writer)
             await self._store.aclose()
@@ -212,8 +217,11 @@ class Client:
             name = f"{entry} #{self._next()}"
             slot = self._slots[name] = Slot(is_own=True)
             what = event.shard, event.invocation, event.kind, event.index, event.data
-            self._put(Brought(*what, name, self._loop.time()))
+            self._put(Brought(*what, name, self._unknown_until(is_foreign=isinstance(event, Foreign))))
         return Invocation(entry, self, slot).accepted()
+
+    def _unknown_until(self, *, is_foreign: bool) -> float:
+        return self._loop.time() + (slots.COMES_WITHIN if is_foreign else slots.KNOWN_WITHIN)
 
     def _next(self) -> int:
         if self._failure:
@@ -251,7 +259,7 @@ class Client:
             elif told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True
-                slot.asked_at = self._loop.time()
+                slot.unknown_until = self._unknown_until(is_foreign=invocation.is_foreign)
                 self._put(Attach(shard_in(id_), id_))
         return slot
 
@@ -264,7 +272,7 @@ class Client:
 
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""
-        slot = self._slot(Invocation(id_, self))
+        slot = self._slot(Invocation(id_))
         await Wait(slots.end_of(slot, self._lock))
         if slot.error is not None:
             raise slot.error
@@ -330,6 +338,8 @@ class Client:
             await self._wanted.wait()
             self._wanted.clear()
             self._idle.clear()
+            if self._is_astray:
+                await self._start_over([])
             while self._queue:
                 with self._lock:
                     taken = next_batch(self._queue)
@@ -370,10 +380,7 @@ class Client:
         try:
             settled = await self._until_settled(operations)
         except DamagedError as error:
-            # Not numbered by the store: the next write takes this number. What it asked for cannot be had.
-            logger.error("submit: %s", error)
-            for operation in operations:
-                self._refuse(operation, error)
+            await self._refused(operations, error)
             return
         if isinstance(settled, FullError):
             await self._put_off(operations, settled)
@@ -387,16 +394,34 @@ class Client:
                 self._refuse(operation, error)
         self._starts.accepted(operations, missed)
 
+    async def _refused(self, operations: list[Operation], error: DamagedError) -> None:
+        """Find what cannot be had, alone: the store has changed nothing, and the next write takes this number."""
+        if not operations:  # then it is the writer that cannot be had
+            self._is_astray = True
+        elif len(operations) > 1:
+            half = len(operations) // 2
+            await self._submit(operations[:half])
+            await self._submit(operations[half:])
+        else:
+            await self._submit([])
+            if self._is_astray:
+                self._queue.extendleft(operations)
+                await self._start_over([])
+            else:
+                logger.error("submit: %s", error)
+                self._refuse(operations[0], error)
+
     async def _start_over(self, refused: list[Operation]) -> None:
         """The store refused our number: open another writer and ask for everything that we wait for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
-        await self._patience.until_answered(self._open_writer)
-        now = self._loop.time()
+        await self._patience.until_answered(self._open_writer, DamagedError)
+        self._is_astray = False
+        until = self._unknown_until(is_foreign=False)
         with self._lock:
             waiting = [id_ for id_, slot in self._slots.items() if slot.is_told and not slot.has_ended]
             for id_ in waiting:
-                self._slots[id_].asked_at = now
+                self._slots[id_].unknown_until = until
             unsent: set[str] = set()
             for operation in self._queue:
                 if isinstance(operation, Outgoing) and operation.caller:
@@ -421,11 +446,21 @@ class Client:
             except UnavailableError as error:
                 await patience.wait(error)
                 continue
+            except DamagedError as error:  # its stream is none any more
+                self._go_astray(writer)
+                await patience.wait(error)
+                continue
             if writer != self._writer:
                 continue
             self._take(replies)
             if replies:
                 self._seen = replies[-1].id
+
+    def _go_astray(self, writer: str) -> None:
+        """Let what sends open another writer, if this is still the one."""
+        if writer == self._writer:
+            self._is_astray = True
+            self._wanted.set()
 
     def _take(self, replies: list[Reply]) -> None:
         if replies and order_of(replies[0].id) < order_of(self._seen):  # an answer to an earlier question
@@ -469,10 +504,10 @@ class Client:
             self._forget(slot, slot_of(operation), error)
 
     def _ask_again(self, slot: Slot, id_: str) -> None:
-        if self._loop.time() - slot.asked_at > KNOWN_WITHIN:
+        if self._loop.time() > slot.unknown_until:
             self._forget(slot, id_, NotFoundError(f"{id_} {UNKNOWN}, or it was lost on its way"))
             return
-        self._loop.call_later(0.1, self._attach, id_)
+        self._loop.call_later(slots.KNOWN_WITHIN, self._attach, id_)
 
     def _attach(self, id_: str) -> None:
         self._queue.append(Attach(shard_in(id_), id_))
@@ -482,9 +517,3 @@ class Client:
         while True:
             await asyncio.sleep(RENEW_EVERY)
             self._attach(f"{self._unique}-0")
-
-    async def _keep_time(self) -> None:
-        while True:
-            await asyncio.sleep(TIME_EVERY)
-            with suppress(UnavailableError):  # whoever reads the replies says so
-                await self._clock.ask(self._store.now_ms)

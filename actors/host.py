@@ -15,26 +15,27 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from journal.clock import StoreClock, boot_seconds
 from journal.entries import Event, EventKind, Message, order_of, time_of
 from journal.names import Shard, new_id
-from journal.store import SHARDS, Arrivals, Dormant, Store, Trimmed, Where
+from journal.store import SHARDS, Arrivals, Cursor, Dormant, Store, Trimmed, Where
 
 from .activation import Activation
 from .blocking import refuse_blocking
 from .calls import Surroundings
 from .cancel import ENDING
 from .code import CodeBook
-from .errors import DamagedError, UnavailableError
+from .errors import DamagedError, SettingsError, UnavailableError
 from .failures import Failures
 from .idle import Idle
 from .leases import RENEW_EVERY, Leases, RenewalThread
-from .ownership import PAGE, Ownership, pages
+from .ownership import PAGE, REST, Ownership, pages
 from .patience import Patience, end
 from .paused import command_in
 from .policy import Policy, resolve
@@ -44,6 +45,8 @@ from .steps import StepRunner
 from .writer import Writer
 
 logger = logging.getLogger("actors")
+N = TypeVar("N")
+T = TypeVar("T")
 
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
@@ -135,7 +138,8 @@ class Host:
 
     async def _serve(self) -> None:
         services = await self._open()
-        await self._clock.open(lambda: self._patience.until_answered(self._store.now_ms))
+        asked = self._store.now_ms
+        await self._clock.open(lambda: self._patience.until_answered(asked, DamagedError))
         loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect(), self._trim())
         tasks = [self._spawn(loop) for loop in (*loops, self._ownership.run(services, self._count))]
         if self._own_thread:
@@ -148,7 +152,10 @@ class Host:
             task.result()
 
     async def _open(self) -> Services:
-        self._count = await self._patience.until_answered(lambda: self._store.open_namespace(SHARDS))
+        # A store that could lose data, or whose namespace is none, may be mended: it is waited for like a silent one.
+        self._count = await self._patience.until_answered(
+            lambda: self._store.open_namespace(SHARDS), SettingsError, DamagedError
+        )
         payload_max = self._limits.payload_max
         surroundings = Surroundings(
             shards=self._count, payload_max=payload_max, code_of=self._code.code_of, now_ms=self._clock.now_ms
@@ -203,7 +210,7 @@ class Host:
     # Reading
 
     async def _read(self) -> None:
-        patience, control = Patience(f"host {self._identity.id}"), "0-0"
+        patience, control = Patience(f"host {self._identity.id}, streams"), "0-0"
         while True:
             await self._catch_up()
             shards = {shard: owned for shard, owned in self._shards.items() if owned.is_recovered}
@@ -213,6 +220,10 @@ class Host:
                 patience.renew()
             except UnavailableError as error:
                 await patience.wait(error)
+                continue
+            except DamagedError as error:
+                if not await self._find_damaged(cursors):
+                    await patience.wait(error)
                 continue
             if arrivals.control:
                 control = arrivals.control
@@ -251,6 +262,22 @@ class Host:
             if shard not in arrivals.unread or time_of(id_) < read[shard]
         ]
 
+    async def _find_damaged(self, cursors: dict[Shard, Cursor]) -> bool:
+        """Step down from the shards whose streams are none, so that the others are read; return whether there are."""
+        damaged: list[tuple[OwnedShard, DamagedError]] = []
+        for shard, cursor in cursors.items():
+            inbox = partial(self._store.inbox, shard, cursor.inbox, 1)
+            events = partial(self._store.events, shard, cursor.events, 1)
+            try:
+                await self._patience.until_answered(inbox)
+                await self._patience.until_answered(events)
+            except DamagedError as error:
+                if shard in self._shards:
+                    damaged.append((self._shards[shard], error))
+        for owned, error in damaged:
+            owned.failed(error)
+        return bool(damaged)
+
     async def _catch_up(self) -> None:
         """Note that the reader turns, and wait while too much of what it has read waits for the store."""
         while True:
@@ -286,7 +313,11 @@ class Host:
 
     async def _refill(self, shard: OwnedShard, activation: Activation) -> None:
         ids = [run.inbox_id for run in islice(activation.mailbox or (), self._limits.queue_in_memory)]
-        found = await self._patience.until_answered(lambda: self._store.messages(shard.shard, ids))
+        try:
+            found = await self._patience.until_answered(lambda: self._store.messages(shard.shard, ids))
+        except DamagedError as error:
+            shard.failed(error)
+            return
         if not shard.is_lost:
             shard.refilled(activation, {id_: data for id_, data in zip(ids, found, strict=True) if data is not None})
 
@@ -299,24 +330,53 @@ class Host:
             if loading:
                 await self._load_all(loading)
             if waking:
-                await self._wake_all(waking)
+                await self._wake_each(waking)
 
     async def _load_all(self, loading: list[tuple[OwnedShard, Activation]]) -> None:
         self._loading = len(loading)
         objects = [(shard.shard, activation.target) for shard, activation in loading]
-        states = await self._patience.until_answered(lambda: self._store.load(objects))
+        states = await self._each(objects, self._store.load)
         for number, ((shard, activation), state) in enumerate(zip(loading, states, strict=True)):
             await self._turn(number)
-            if not shard.is_lost:
+            if isinstance(state, DamagedError):
+                self._later(shard, partial(self.load, shard, activation), state)
+            elif not shard.is_lost:
                 shard.loaded(activation, state)
         self._loading = 0
 
+    async def _each(
+        self, names: list[N], read: Callable[[list[N]], Coroutine[Any, Any, list[T]]]
+    ) -> list[T] | list[T | DamagedError]:
+        """Read what these name; what cannot be read alone is answered by its error."""
+        try:
+            return await self._patience.until_answered(lambda: read(names))
+        except DamagedError as error:
+            return [error] if len(names) == 1 else [(await self._each([name], read))[0] for name in names]
+
+    def _later(self, shard: OwnedShard, ask: Callable[[], None], error: DamagedError) -> None:
+        """Ask again for what cannot be read, and alone waits for it."""
+        if not shard.is_lost:
+            logger.error("shard %d: %s; asking again in %g s", shard.shard, error, REST)
+            asyncio.get_running_loop().call_later(REST, ask)
+
+    async def _wake_each(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
+        try:
+            await self._wake_all(waking)
+        except DamagedError as error:
+            for one in waking if len(waking) > 1 else ():
+                await self._wake_each([one])
+            if len(waking) == 1:
+                waking[0][0].failed(error)
+
     async def _wake_all(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
         names = [(shard.shard, id_) for shard, id_, _ in waking]
-        dormants = await self._patience.until_answered(lambda: self._store.dormant(names))
+        dormants = await self._each(names, self._store.dormant)
         unread = await self._unread([id_ for (_, id_, _), found in zip(waking, dormants, strict=True) if found is None])
         for number, ((shard, id_, events), dormant) in enumerate(zip(waking, dormants, strict=True)):
             await self._turn(number)
+            if isinstance(dormant, DamagedError):
+                self._later(shard, partial(self.wake, shard, id_, events), dormant)
+                continue
             code = ""
             if dormant is not None and dormant.paused and command_in(events) is not None:
                 code = await self._reread(shard, id_, events, dormant)
@@ -371,7 +431,7 @@ class Host:
             await self._patience.wait(error)
             moved, following = 0, asked
         except DamagedError as error:
-            self._ownership.lose(shard, str(error))
+            shard.failed(error)
             return
         if moved >= 0 and following and (not shard.next_due_ms or following < shard.next_due_ms):
             shard.next_due_ms = following
@@ -386,7 +446,7 @@ class Host:
             while trimmed.count:
                 owned = {shard.shard: shard.epoch for shard in self._shards.values()}
                 trimmed = await self._patience.until_answered(
-                    lambda owned=owned: self._store.trim(self.incarnation, owned, FORGOTTEN_AT_ONCE)
+                    lambda owned=owned: self._store.trim(self.incarnation, owned, FORGOTTEN_AT_ONCE), DamagedError
                 )
                 forgotten += trimmed.count
             if trimmed.is_full and forgotten:
@@ -401,11 +461,13 @@ class Host:
                 shard.collect(self._now() - idle)
 
     async def _renew(self) -> None:
+        patience = Patience("leases")
         while True:
             try:
                 await self._leases.renew(self._store)
-            except UnavailableError as error:
-                logger.warning("leases cannot be renewed: %s", error)
+                patience.renew()
+            except (UnavailableError, DamagedError) as error:
+                patience.say(error)
             await asyncio.sleep(RENEW_EVERY.total_seconds())
 
 

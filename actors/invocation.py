@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 from journal.entries import EventKind, pack
@@ -202,7 +203,8 @@ class Invocation(Generic[R_co]):
     def _bring(self, kind: EventKind, entry: str, data: bytes = b"", index: int = 0) -> Accepted:
         execution = place.execution()
         source = self._source_here() if execution is None else execution
-        return source.bring(Bring(shard_in(self._id), self._id, kind, index, data), entry)
+        made = Foreign if execution is None and self.is_foreign else Bring
+        return source.bring(made(shard_in(self._id), self._id, kind, index, data), entry)
 
     def to_object_ref(self) -> ObjectRef[R_co]:
         """Return a Ray `ObjectRef` of the result, for `ray.get`, `ray.wait` and arguments of tasks."""
@@ -219,6 +221,11 @@ class Invocation(Generic[R_co]):
             return cast("Source", place.caller())
         return cast("Source", self._source)
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it came here as a pickle: its start may come later."""
+        return self._source is None
+
     def __eq__(self, other: object) -> bool:
         return self._id == other._id if isinstance(other, Invocation) else NotImplemented
 
@@ -231,6 +238,11 @@ class Invocation(Generic[R_co]):
 
     def __reduce__(self) -> tuple[type[Invocation[Any]], tuple[str]]:
         return Invocation, (self._id,)
+
+
+@dataclass(slots=True)
+class Foreign(Bring):
+    """An event for an invocation that came here from another program."""
 
 
 class Accepted:

@@ -15,7 +15,6 @@ host its shards; one that blocks the loop longer than `block_limit` does.
 
 import asyncio
 import contextlib
-import logging
 import sys
 import threading
 import traceback
@@ -25,10 +24,9 @@ from datetime import timedelta
 from journal.names import Epoch, Shard
 from journal.store import Store
 
-from .errors import UnavailableError
+from .errors import DamagedError, UnavailableError
 from .loops import close, new_loop
-
-logger = logging.getLogger("actors")
+from .patience import Patience
 
 LEASE_TTL = timedelta(seconds=3)
 """How long a lease holds without renewal."""
@@ -145,7 +143,7 @@ class RenewalThread:
             close(self._loop)
 
     async def _renew(self) -> None:
-        store = self._connect()
+        store, patience = self._connect(), Patience("leases")
         named = False
         while not self._stop.is_set():
             if self._now() - self._turned_at > self._block_limit:
@@ -156,8 +154,9 @@ class RenewalThread:
                 named = False
                 try:
                     await self._leases.renew(store)
-                except UnavailableError as error:
-                    logger.warning("leases cannot be renewed: %s", error)
+                    patience.renew()
+                except (UnavailableError, DamagedError) as error:
+                    patience.say(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_EVERY.total_seconds()):
                     await self._stop.wait()

@@ -17,6 +17,7 @@ import orjson
 from journal.names import new_id
 from journal.store import SHARDS, Look, Store
 
+from .errors import DamagedError
 from .host import Host, Identity
 from .loops import close, new_loop
 from .patience import Patience
@@ -76,7 +77,7 @@ class Neighbours:
         patience = Patience("neighbours")
         try:
             while True:
-                look = await patience.until_answered(lambda: self._store.look(SHARDS))
+                look = await patience.until_answered(lambda: self._store.look(SHARDS), DamagedError)
                 for incarnation, process in _processes(look):
                     if incarnation not in self._watches and process != self._me and has_ended(process) is not None:
                         self._watches[incarnation] = asyncio.ensure_future(self._mourn(incarnation, process))
@@ -90,7 +91,7 @@ class Neighbours:
 
     async def _mourn(self, incarnation: str, process: str) -> None:
         await until_ended(process)
-        freed = await Patience("neighbours").until_answered(lambda: self._store.bury(incarnation))
+        freed = await Patience("neighbours").until_answered(lambda: self._store.bury(incarnation), DamagedError)
         if freed:
             logger.warning("a host has died: freed its leases of %d shards", freed)
 

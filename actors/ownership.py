@@ -72,6 +72,7 @@ class Ownership:
         self._resting: dict[Shard, float] = {}
         """Until when none of them is taken again, of those that this host failed on."""
         self._looked_at = now()
+        self._trust = Patience(f"host {host}, settings")
         self._again = asyncio.Event()
         self._is_leaving = False
         self._acquiring = 0
@@ -83,14 +84,14 @@ class Ownership:
 
     async def run(self, services: Services, count: int) -> None:
         """Look and act, for ever."""
-        patience = Patience(f"host {self._host}")
+        patience = Patience(f"host {self._host}, shards")
         while True:
             self._again.clear()
             try:
                 await self._look(services, count)
                 self._looked_at = self._now()
                 patience.renew()
-            except UnavailableError as error:
+            except (UnavailableError, DamagedError) as error:
                 await patience.wait(error)
                 continue
             try:
@@ -109,6 +110,7 @@ class Ownership:
             if shard in self.shards:
                 logger.error("shard %d: the store has lost its last %d commits; recovering what it has", shard, lost)
                 self.lose(self.shards[shard], "the store is behind")
+        await self._check()
         await self._leases.renew(self._store)
         asked_ms = self._clock.steady_ms()
         look = await self._store.look(count)
@@ -133,6 +135,15 @@ class Ownership:
         for failure in await asyncio.gather(*challenges, return_exceptions=True):
             if failure is not None:
                 raise failure
+
+    async def _check(self) -> None:
+        """Ask whether the store keeps what it acknowledges; while it does not, leases are renewed, and commits wait."""
+        try:
+            await self._store.check()
+        except UnavailableError as error:
+            self._trust.say(error)
+        else:
+            self._trust.renew()
 
     async def _live(self, found: dict[str, bytes]) -> list[str]:
         now, hosts = self._now(), list[str]()
@@ -172,6 +183,7 @@ class Ownership:
             answer = await self._store.acquire(shard, self._leases.incarnation, lease)
         except DamagedError as error:
             logger.error("%s", error)
+            self._resting[shard] = now + REST
             return
         finally:
             self._acquiring -= 1
@@ -188,7 +200,7 @@ class Ownership:
                 self.failed(owned, error)
 
     async def _recover(self, owned: OwnedShard) -> None:
-        shard, patience = owned.shard, Patience(f"host {self._host}")
+        shard, patience = owned.shard, Patience(f"host {self._host}, shard {owned.shard}")
         for id_, invocation, data in await pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
             owned.recovered.setdefault(invocation, []).append((id_, data))
         events = await pages(patience, lambda after: self._store.events(shard, after, PAGE))
@@ -296,7 +308,7 @@ class Ownership:
         if self._is_leaving:
             try:
                 await self._store.bury(self._leases.incarnation)
-            except UnavailableError as error:
+            except (UnavailableError, DamagedError) as error:
                 logger.warning("host %s: %s; another one takes it off the list", self._host, error)
 
     def drop(self) -> None:

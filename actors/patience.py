@@ -8,7 +8,9 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
-from .errors import UnavailableError
+from journal.errors import NotNowError
+
+from .errors import DurableError, UnavailableError
 
 logger = logging.getLogger("actors")
 
@@ -16,6 +18,10 @@ WAIT_FIRST: Final = 0.02
 WAIT_MAX: Final = 0.5
 """Seconds between two tries: the first wait, doubled each time up to the last. So long may work wait for nothing once
 the store is back; half of it, on average."""
+NOT_NOW_MAX: Final = 10.0
+"""Seconds for which a program that connects, or sends its code, waits for a store that is there and not ready."""
+REASONS_MAX: Final = 10
+"""So many different reasons are said before the store answers again."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds after which a task that has not ended is cancelled again."""
 T = TypeVar("T")
@@ -35,33 +41,51 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
 
 
 class Patience:
-    """Waits longer each time, until renewed. Says why each time that it waits longer, then only what is new."""
+    """Waits longer each time, until renewed. Says each reason once, and then that the store answers again."""
 
     def __init__(self, who: str) -> None:
-        self._who, self._delay, self._said = who, WAIT_FIRST, ""
+        self._who, self._delay, self._said = who, WAIT_FIRST, set[str]()
 
     def renew(self) -> None:
         """Begin with short waits again: the store has answered."""
         if self._said:
             logger.warning("%s: the store answers again", self._who)
-        self._delay, self._said = WAIT_FIRST, ""
+            self._said.clear()
+        self._delay = WAIT_FIRST
 
-    async def wait(self, error: UnavailableError) -> None:
+    def say(self, error: Exception) -> None:
+        """Say why, unless it was said."""
+        text = str(error)
+        if text not in self._said and len(self._said) < REASONS_MAX:
+            self._said.add(text)
+            logger.warning("%s: %s; asking again until it does", self._who, text)
+
+    async def wait(self, error: Exception) -> None:
         """Say why, and wait."""
-        if self._said != str(error):
-            is_last = self._delay == WAIT_MAX
-            self._said = str(error) if is_last else ""
-            every = "every" if is_last else "in"
-            logger.warning("%s: %s; trying again %s %g s", self._who, error, every, self._delay)
+        self.say(error)
         await asyncio.sleep(self._delay)
         self._delay = min(2 * self._delay, WAIT_MAX)
 
-    async def until_answered(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what the store answers, asking again, unchanged, while it does not."""
+    async def for_a_while(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what the store answers; one that is not ready is asked again for `NOT_NOW_MAX`."""
+        until = asyncio.get_running_loop().time() + NOT_NOW_MAX
         while True:
             try:
                 answer = await ask()
-            except UnavailableError as error:
+            except NotNowError as error:
+                if asyncio.get_running_loop().time() > until:
+                    raise
+                await self.wait(error)
+            else:
+                self.renew()
+                return answer
+
+    async def until_answered(self, ask: Callable[[], Coroutine[Any, Any, T]], *others: type[DurableError]) -> T:
+        """Return what the store answers, asking again, unchanged, while it does not, or while one of these comes."""
+        while True:
+            try:
+                answer = await ask()
+            except (UnavailableError, *others) as error:
                 await self.wait(error)
             else:
                 self.renew()

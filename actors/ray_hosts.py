@@ -30,7 +30,7 @@ from journal.store import Store
 from . import outcomes
 from .client import Client
 from .code import portable
-from .errors import UnavailableError
+from .errors import DamagedError, UnavailableError
 from .local import LocalHost, bury_ended, collect_seldom
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
@@ -186,7 +186,7 @@ class Supervisor:
         store = self._place.connect()
         try:
             await bury_ended(store)
-        except UnavailableError as error:
+        except (UnavailableError, DamagedError) as error:
             logger.warning("leases of dead hosts are left to expire: %s", error)
         await store.aclose()
 
@@ -300,7 +300,7 @@ class Supervisor:
             logger.warning(
                 "the process %d of host %s is gone: freed its leases of %d shards", about.pid, about.id, freed
             )
-        except (UnavailableError, RayError, TimeoutError) as error:
+        except (UnavailableError, DamagedError, RayError, TimeoutError) as error:
             logger.warning("leases of process %d are left to expire: %s", about.pid, error)
 
     async def _is_gone(self, about: About) -> bool:

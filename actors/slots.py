@@ -17,8 +17,11 @@ from journal.store import Attach, Bring, Outgoing
 
 from . import outcomes
 
-KNOWN_WITHIN: Final = 10.0
-"""Seconds for which an id that the store does not know is asked for again: it may be on its way."""
+KNOWN_WITHIN: Final = 0.1
+"""Seconds after which an id that the store does not know is asked for again, and then never: what this program starts
+is there before what it asks of it."""
+COMES_WITHIN: Final = 10.0
+"""The same for an invocation that came here from another program: it may have come before its start has."""
 
 UNKNOWN: Final = "is not known: it never was, or its retention is over"
 
@@ -28,10 +31,10 @@ Waiting = Callable[[], None] | asyncio.Future[None]
 
 @dataclass(slots=True)
 class Brought(Bring):
-    """An event that this driver brings, with the name of its slot, and since when."""
+    """An event that this driver brings, with the name of its slot, and until when it may be unknown."""
 
     slot: str
-    since: float
+    until: float
 
 
 @dataclass(slots=True)
@@ -66,11 +69,11 @@ class Held:
         """Keep an unknown one for a moment; return False if it is none that is asked for again, or not any more."""
         if not (isinstance(operation, Brought) and operation.kind is not EventKind.AWAKEABLE):
             return False
-        if loop.time() - operation.since > KNOWN_WITHIN:
+        if loop.time() > operation.until:
             return False
         if operation.invocation not in self._held:
             self._held[operation.invocation] = []
-            loop.call_later(0.1, self._release, operation.invocation)
+            loop.call_later(KNOWN_WITHIN, self._release, operation.invocation)
         self._held[operation.invocation].append(operation)
         return True
 
@@ -101,7 +104,8 @@ class Slot:
     """This client has started it."""
     is_accepted: bool = False
     is_attached: bool = False
-    asked_at: float = 0.0
+    unknown_until: float = 0.0
+    """So long the store need not know it."""
     waiting: tuple[Waiting, ...] = ()
     accepting: tuple[Waiting, ...] = ()
     """Tuples: most have one that waits, or none, and an empty one costs nothing."""

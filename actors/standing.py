@@ -17,7 +17,7 @@ from journal.entries import Record
 from journal.names import shard_in
 from journal.store import SHARDS, Store
 
-from .errors import UnavailableError
+from .errors import DamagedError, UnavailableError
 from .slots import Slot
 from .starts import Start
 
@@ -80,7 +80,7 @@ class Watch:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self.look()
-            except UnavailableError:
+            except (UnavailableError, DamagedError):
                 pass  # whoever reads the replies has said so, and goes on asking
 
     async def look(self) -> None:

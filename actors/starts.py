@@ -64,7 +64,7 @@ class Starts:
             return
         run = self._slots.get(id_)
         if run is None:
-            run = self._slots[id_] = Slot(start.declared, is_accepted=True, is_attached=True, asked_at=self._now())
+            run = self._slots[id_] = Slot(start.declared, is_accepted=True, is_attached=True, unknown_until=self._now())
             self._put(Attach(shard_in(id_), id_))
         start.run, start.is_attached = run, True
         if start.is_accepted:

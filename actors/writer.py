@@ -5,11 +5,12 @@ make that harmless). While one is under way the next is gathered: group commit w
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from journal.names import Shard
-from journal.store import Committed, Damaged, Fenced, Store
+from journal.store import Answer, Committed, Damaged, Fenced, Part, Store
 
+from .errors import DamagedError
 from .patience import Patience
 from .shard import OwnedShard
 from .staging import Room, Unwritten
@@ -27,7 +28,7 @@ class Writer:
         lost: Callable[[OwnedShard, str], None],
     ) -> None:
         self._store, self._incarnation, self._shards, self._lost = store, incarnation, shards, lost
-        self._patience = Patience(f"host {host}")
+        self._patience = Patience(f"host {host}, commits")
         self._wanted = asyncio.Event()
         self._first = Shard(0)
 
@@ -41,6 +42,13 @@ class Writer:
             await self._wanted.wait()
             self._wanted.clear()
             await self._flush()
+
+    async def _answers(self, parts: list[Part]) -> Sequence[Answer | DamagedError]:
+        """Commit, again until the store answers; what it refuses for good is asked for part by part."""
+        try:
+            return await self._patience.until_answered(lambda: self._store.commit(parts))
+        except DamagedError as error:
+            return [error] if len(parts) == 1 else [(await self._answers([part]))[0] for part in parts]
 
     def _in_turn(self) -> list[OwnedShard]:
         """Return the shards with something to write, from the one after that which filled the last commit on.
@@ -69,11 +77,13 @@ class Writer:
         if not taken:
             return
         parts = [unwritten.part for _, unwritten in taken]
-        answers = await self._patience.until_answered(lambda: self._store.commit(parts))
+        answers = await self._answers(parts)
         for (shard, unwritten), answer in zip(taken, answers, strict=True):
             if shard.is_lost:
                 continue
             match answer:
+                case DamagedError():
+                    shard.failed(answer)
                 case Committed():
                     shard.settled(unwritten, answer)
                 case Fenced(head):

@@ -4,7 +4,8 @@ DurableError
 ├── UsageError             also a ValueError: the caller's mistake, says what to do
 ├── UnavailableError       the store cannot be reached, or an outcome is unknown
 │   ├── OverloadedError    a named limit was reached
-│   └── FullError          the store has no memory left; nothing was done
+│   ├── FullError          the store has no memory left; nothing was done
+│   └── NotNowError        the store answers, and does not do it now
 ├── SettingsError          the store's settings would lose data
 ├── DamagedError           a script failed half way
 └── DecodeError            stored bytes cannot be made a value in this process
@@ -29,6 +30,13 @@ class OverloadedError(UnavailableError):
 
 class FullError(UnavailableError):
     """The store has no memory left for what is new: this write was refused before it did anything."""
+
+
+class NotNowError(UnavailableError):
+    """The store answers, and does not do now what it was asked; it may in a moment."""
+
+    elsewhere = False
+    """Whether another server, found under the same name, may do it."""
 
 
 class SettingsError(DurableError):

@@ -12,7 +12,8 @@ Invariants:
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -21,36 +22,66 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .errors import FullError, UnavailableError, UsageError
+from .errors import DamagedError, DurableError, FullError, NotNowError, UnavailableError, UsageError
 
 ANSWER_MAX: Final = 10.0
 """Seconds after which a command that is not answered counts as lost."""
 
-_TAKES_NO_WRITES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ")
-"""Errors that pass; the server finds them before a script that says its flags begins."""
+_TAKES_NO_WRITES: Final = (*("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN"),)
+"""First words of errors of a server that takes no writes now; it finds them before a script that says its flags
+begins."""
+
+_OF_THIS_SERVER: Final = ("BUSY", "MISCONF", "NOREPLICAS")
+"""First words of errors after which another connection would be told the same."""
+
+_FOR_GOOD: Final = re.compile(
+    r"WRONGTYPE |NOSCRIPT |ERR (?:user_script:|Error (?:compiling|running) script|"
+    r"Unknown \w+(?: \w+)? called from script|Wrong number of args|unknown (?:command|subcommand)|"
+    r"wrong number of arguments|syntax error|no such key|(?:hash )?value is not |Invalid stream ID|"
+    r"The ID specified in |invalid expire time)",
+    re.IGNORECASE,
+)
+"""What says that a command will never be carried out, because of what it is or of what lies there. Everything else
+that a server says may change: whoever asked waits, and asks again."""
 
 _pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 Command = Sequence[Any]
 
-Refusal = exceptions.ResponseError
-"""The server's answer to a command that it does not carry out."""
-
-UnknownScript = exceptions.NoScriptError
-"""A restarted server has forgotten the script, and ran nothing."""
-
-_REFUSALS: Final[dict[str, type[Exception]]] = {
-    "LOADING": exceptions.BusyLoadingError,
-    "NOAUTH": exceptions.AuthenticationError,
-    "NOSCRIPT": exceptions.NoScriptError,
-    "OOM": exceptions.OutOfMemoryError,
-    "READONLY": exceptions.ReadOnlyError,
-}
-"""What the first word of an error means to us; all else is a refusal."""
+Greet = Callable[[Callable[..., Awaitable[list[Any]]]], Awaitable[None]]
+"""What is asked on each connection, with the commands and before all else; what it raises is told to who opened it."""
 
 
-def _refused(text: str) -> Exception:
-    return _REFUSALS.get(text.partition(" ")[0], Refusal)(text)
+class Refusal(DamagedError):
+    """The server's answer to a command that it never carries out; all else that it says is `UnavailableError`."""
+
+
+class UnknownScript(Refusal):
+    """A restarted server has forgotten the script, and ran nothing."""
+
+
+class Forbidden(UnavailableError):
+    """This user may not do this, until somebody allows it."""
+
+
+def _refused(text: str) -> DurableError:
+    """Return what an error of the server means to us."""
+    word = text.partition(" ")[0]
+    if word == "NOSCRIPT":
+        return UnknownScript(text)
+    if _FOR_GOOD.match(text):
+        return Refusal(text)
+    if word in ("NOAUTH", "WRONGPASS"):
+        remedy = "Name and password belong in the URL, redis://name:password@host"
+        return UnavailableError(f"the store does not let us in: {text} {remedy}")
+    if word == "OOM":
+        return FullError(f"the store takes no writes: {text}")
+    if word == "NOPERM":
+        return Forbidden(f"the store does not allow it: {text}")
+    does = "takes no writes" if word in _TAKES_NO_WRITES else "does not do it now"
+    error = NotNowError(f"the store {does}: {text}")
+    error.elsewhere = word not in _OF_THIS_SERVER
+    return error
 
 
 def _unanswered() -> TimeoutError:
@@ -140,47 +171,55 @@ class _Wire(asyncio.Protocol):
 class Line:
     """One connection; it opens with the first command, and again after one that failed."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
+    def __init__(self, connection: AbstractConnection, greet: Greet | None = None) -> None:
+        self._connection, self._greet = connection, greet
         self._wire: _Wire | None = None
 
     async def ask(self, *commands: Command) -> list[Any]:
         """Send commands together and return their answers.
 
         Raises:
-            Refusal: the server does not carry one of them out; of several, others may have been.
-            UnavailableError: it does not answer, does not let us in, or takes no writes now (`FullError`: for want of
+            Refusal: the server never carries one of them out; of several, others may have been.
+            UnavailableError: it does not answer, does not let us in, or does not do it now (`FullError`: for want of
                 memory).
         """
-        connection = self._connection
-        packed = (
-            _packed(connection, commands[0])
-            if len(commands) == 1
-            else b"".join(_packed(connection, c) for c in commands)
-        )
+        answers = await self.answers(*commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                if isinstance(answer, NotNowError) and answer.elsewhere and self._wire is not None:
+                    self._wire.close()
+                raise answer
+        return answers
+
+    async def answers(self, *commands: Command) -> list[Any]:
+        """Send commands together and return their answers, errors among them as they are.
+
+        Raises:
+            UnavailableError: it does not answer, or does not let us in.
+        """
+        packed = self._packed(commands)
         try:
             wire = self._wire
             if wire is None or not wire.is_open:
                 wire = self._wire = await self._open()
-            answers = await wire.ask(packed, len(commands))
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-        except exceptions.AuthenticationError as error:
-            raise UnavailableError(
-                f"the store does not let us in: {error} Name and password belong in the URL, redis://name:password@host"
-            ) from error
-        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-            raise UnavailableError(f"the store does not answer: {error}") from error
-        except exceptions.OutOfMemoryError as error:
-            raise FullError(f"the store takes no writes: {error}") from error
-        except exceptions.ReadOnlyError as error:
-            raise UnavailableError(f"the store takes no writes: {error}") from error
-        except exceptions.ResponseError as error:
-            if str(error).startswith(_TAKES_NO_WRITES):
-                raise UnavailableError(f"the store takes no writes: {error}") from error
+                await self._greeted(wire)
+            return await wire.ask(packed, len(commands))
+        except (exceptions.RedisError, OSError) as error:
+            raise _unreachable(error) from error
+
+    def _packed(self, commands: Sequence[Command]) -> bytes:
+        if len(commands) == 1:
+            return _packed(self._connection, commands[0])
+        return b"".join(_packed(self._connection, command) for command in commands)
+
+    async def _greeted(self, wire: _Wire) -> None:
+        if self._greet is None:
+            return
+        try:
+            await self._greet(lambda *commands: wire.ask(self._packed(commands), len(commands)))
+        except BaseException:
+            wire.close()  # else the next command would find it open
             raise
-        return answers
 
     async def _open(self) -> _Wire:
         connection = self._connection
@@ -208,6 +247,15 @@ class Line:
         await self._connection.disconnect()
 
 
+def _unreachable(error: Exception) -> DurableError:
+    """Return what an error means that came instead of an answer, or while a connection opened."""
+    if isinstance(error, exceptions.AuthenticationError):
+        return _refused(f"NOAUTH {error}")
+    if isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError):
+        return NotNowError(f"the store does not do it now: {error}")
+    return UnavailableError(f"the store does not answer: {error}")
+
+
 def _packed(connection: AbstractConnection, command: Command) -> bytes:
     try:
         return _pack(tuple(command))
@@ -218,7 +266,8 @@ def _packed(connection: AbstractConnection, command: Command) -> bytes:
 class Lines:
     """The lines of one program to one server: as many as it has commands under way at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, greet: Greet | None = None) -> None:
+        self._greet = greet
         try:
             self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # **kwargs are untyped
                 url,
@@ -236,7 +285,7 @@ class Lines:
 
     def open(self) -> Line:
         """Return a line of one's own, on which nothing waits behind others."""
-        line = Line(self._pool.make_connection())
+        line = Line(self._pool.make_connection(), self._greet)
         self._lines.append(line)
         return line
 
@@ -251,6 +300,14 @@ class Lines:
         line = self._free.pop() if self._free else self.open()
         try:
             return await line.ask(*commands)
+        finally:
+            self._free.append(line)
+
+    async def answers(self, *commands: Command) -> list[Any]:
+        """Ask several commands on a free line and return their answers; raises as `Line.answers`."""
+        line = self._free.pop() if self._free else self.open()
+        try:
+            return await line.answers(*commands)
         finally:
             self._free.append(line)
 

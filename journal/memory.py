@@ -62,6 +62,9 @@ class MemoryStore:
             self._world.shards = [ShardData() for _ in range(shards)]
         return len(self._world.shards)
 
+    async def check(self) -> None:
+        return
+
     async def now_ms(self) -> int:
         return self._world.clock()
 

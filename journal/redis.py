@@ -5,7 +5,9 @@ Owns the translation of transitions into script calls; the scripts own the trans
 Invariants:
     1. No write is repeated here: only who numbers a write may send it again.
     2. Blocking reads have a connection of their own, so nothing waits behind them.
-    3. `open_namespace` refuses a store whose settings could lose what it has acknowledged (promise 10).
+    3. Each connection asks whether the store's settings could lose what it has acknowledged (promise 10), and is of no
+       use where they could; nothing is submitted or committed from when `check` has found them so until it finds them
+       well.
 """
 
 import asyncio
@@ -14,11 +16,11 @@ from importlib.resources import files
 from typing import Any, Final, Literal
 
 from .entries import Event, target_of, teller_of_driver
-from .errors import DamagedError, SettingsError
+from .errors import DamagedError, SettingsError, UnavailableError
 from .keys import Keys
-from .line import Command, Lines, Refusal, UnknownScript
+from .line import Command, Forbidden, Lines, Refusal, UnknownScript
 from .names import Epoch, Shard, new_id, shard_in
-from .settings import WANTED, check_settings, check_version, refusal
+from .settings import check_version
 from .store import (
     Answer,
     Arrivals,
@@ -40,6 +42,7 @@ from .store import (
     Where,
     makes_room,
 )
+from .trust import Trust
 from .wire import (
     commit_arguments,
     is_nearly_full,
@@ -84,7 +87,8 @@ class RedisStore:
         self._keys, self._durability = Keys(namespace), durability
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
-        self._lines = Lines(url)
+        self._trust = Trust()
+        self._lines = Lines(url, None if durability == "relaxed" else self._trust.ask)
         self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
@@ -117,15 +121,19 @@ class RedisStore:
     # Namespace
 
     async def open_namespace(self, shards: int) -> int:
-        await self._check_version()
-        if self._durability != "relaxed":
-            await self._check_settings()
         key = self._keys.meta
-        found, kept = await self._do("HMGET", key, "format", "shards")
-        if found is None or kept is None:  # asked first: a store without memory lets nobody write
-            await self._do("HSETNX", key, "format", FORMAT)
-            await self._do("HSETNX", key, "shards", shards)
+        try:
+            await self._check_version()
+            await self.check()
             found, kept = await self._do("HMGET", key, "format", "shards")
+            if found is None or kept is None:  # asked first: a store without memory lets nobody write
+                await self._do("HSETNX", key, "format", FORMAT)
+                await self._do("HSETNX", key, "shards", shards)
+                found, kept = await self._do("HMGET", key, "format", "shards")
+        except UnavailableError:
+            if self._trust.verdict is not None:
+                raise self._trust.verdict from None
+            raise
         if int(found) != FORMAT:
             raise SettingsError(
                 f"namespace {self._keys.namespace!r} has format {found.decode()}, this program writes {FORMAT}: "
@@ -136,20 +144,13 @@ class RedisStore:
     async def _check_version(self) -> None:
         try:
             info = await self._do("INFO", "server")
-        except Refusal:  # who may not ask finds out when the scripts are loaded
+        except (Forbidden, Refusal):  # who may not ask finds out when the scripts are loaded
             return
         check_version(info.partition(b"redis_version:")[2].split(b"\r\n")[0].decode())
 
-    async def _check_settings(self) -> None:
-        found: dict[str, str] = {}
-        try:
-            for name in WANTED:
-                answer = await self._do("CONFIG", "GET", name)
-                found |= {name: answer[1].decode()} if answer else {}
-            role = (await self._do("ROLE"))[0].decode()
-        except Refusal as error:
-            raise refusal(f"its settings may not be read ({error})") from error
-        check_settings(found, role)
+    async def check(self) -> None:
+        if self._durability != "relaxed":
+            await self._trust.ask(self._lines.answers)
 
     async def now_ms(self) -> int:
         return ms_of(await self._do("TIME"))
@@ -167,6 +168,7 @@ class RedisStore:
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
     ) -> Settled | Partly:
+        self._trust.check()
         head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
         arguments = submit_arguments(teller_of_driver(writer), operations)
         is_new = not all(map(makes_room, operations))
@@ -328,6 +330,7 @@ class RedisStore:
     # Hosts: writing
 
     async def commit(self, parts: Sequence[Part]) -> list[Answer]:
+        self._trust.check()
         answers = await self._run("commit", *commit_arguments(parts, self._limits))
         return [parse_answer(answer) for answer in answers]
 
@@ -338,7 +341,7 @@ class RedisStore:
     async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
         try:
             is_full = is_nearly_full(await self._do("INFO", "memory"), _FULL_FROM)
-        except Refusal:  # who may not ask forgets by time and count alone
+        except (Forbidden, Refusal):  # who may not ask forgets by time and count alone
             is_full = False
         owners = [part for shard, epoch in owned.items() for part in (shard, f"{epoch} {incarnation}")]
         limits = self._limits.done_max, self._limits.retention_ms(is_full=is_full)

@@ -1,6 +1,6 @@
 """Settings: which server may hold what must not be lost (promise 10).
 
-Owns the judgement, on what a server says of itself; asking it is the store's.
+Owns the judgement, on what a server says of itself; asking it is `trust`'s.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ WANTED: Mapping[str, tuple[str, str]] = {
 """Setting → the value it must have, and what another one means."""
 
 
-def check_settings(found: Mapping[str, str], role: str) -> None:
+def check_settings(found: Mapping[str, str], role: str, replicas: int = 0) -> None:
     """Return if a server with these settings keeps what it has acknowledged.
 
     Raises:
@@ -32,6 +32,8 @@ def check_settings(found: Mapping[str, str], role: str) -> None:
             raise refusal(meaning.format(found=found[name]), f"{name} {value}")
     if role != "master":
         raise refusal(f"it is a {role}: connect to its primary")
+    if replicas:
+        raise refusal("it has a replica, which has not got the last writes yet where it takes over")
 
 
 def check_version(text: str) -> None:

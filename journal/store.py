@@ -340,6 +340,14 @@ class Store(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Ask whether the store still keeps what it acknowledges; until it does, `submit` and `commit` raise the same.
+
+        Raises:
+            UnavailableError: it could lose it (promise 10); the message says what to set.
+        """
+        ...
+
     async def now_ms(self) -> int:
         """Return the store's time."""
         ...

@@ -24,7 +24,6 @@ from actors import (
     handler,
     resolve,
     shared,
-    slots,
     state,
 )
 from actors.client import Client
@@ -641,8 +640,7 @@ def client(valkey_url: str) -> Iterator[Client]:
         yield client
 
 
-def test_an_unknown_id_is_an_error_where_it_is_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "KNOWN_WITHIN", 0.3)
+def test_an_unknown_id_is_an_error_where_it_is_waited_for(client: Client) -> None:
     ref = Invocation[Any]("abc-3", client)
     for asked in (ref.cancel(), ref.kill()):
         with pytest.raises(NotFoundError, match="abc-3 is not known"):

@@ -27,7 +27,6 @@ from actors import (
     VirtualObject,
     handler,
     shared,
-    slots,
     state,
 )
 from actors import place as places
@@ -419,14 +418,13 @@ async def test_what_follows_a_signal_that_is_asked_for_again_waits_behind_it() -
 
 
 def _signal(name: str) -> Brought:
-    since = asyncio.get_running_loop().time()
-    return Brought(Shard(3), "abc-3", EventKind.SIGNAL, 0, name.encode(), name, since)
+    until = asyncio.get_running_loop().time() + 30
+    return Brought(Shard(3), "abc-3", EventKind.SIGNAL, 0, name.encode(), name, until)
 
 
 def test_an_unknown_id_is_an_error_where_it_is_waited_for_and_in_the_log_elsewhere(
-    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(slots, "KNOWN_WITHIN", 0.3)
     ref = Invocation[Any]("abc-3", client)
 
     with caplog.at_level(logging.ERROR, "actors"):

@@ -7,6 +7,12 @@
 local call = redis.call
 local ARGV = ARGV
 local ns = ARGV[1]
+for _, command in ipairs({'DEL', 'HDEL', 'HSET', 'MSET', 'PEXPIRE', 'SET', 'XADD', 'XDEL', 'XTRIM', 'ZADD', 'ZREM'}) do
+  -- Asked first: a user who lost a right must not leave half a write behind.
+  if not redis.acl_check_cmd(command, ns .. ':0:ids', '1', '1', '1') then
+    return redis.error_reply('NOPERM this user may not run ' .. command .. ' on the keys of ' .. ns)
+  end
+end
 local replies, part = {}, 0 -- what each driver is told, by teller; the part of a commit that is being applied
 
 -- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
