@@ -1,5 +1,6 @@
 """Durable virtual objects for Python: the public names, and nothing else."""
 
+from . import aside as _aside  # first: it sees that `journal` is ours  # isort: split  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from .awakeables import reject as reject
 from .awakeables import resolve as resolve
 from .commands import Awakeable as Awakeable

@@ -6,6 +6,7 @@ Does not own: the code itself (`code`), nor what is done once a class is there (
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 
 from .activation import Activation, InFlight
@@ -57,8 +58,11 @@ class Classes:
             self._unfound.add(run.type_name)
             text = (
                 f'{named(run)} waits: its class lives in a program that has not sent it (hosts="local"), and the '
-                f"process {os.getpid()}, which has the shard, is another: end this one, or start the one with the class"
+                f"process {os.getpid()} ({sys.argv[0] or 'python'}), which has the shard, is another: end this one, or "
+                "start the one with the class"
             )
-            logger.warning("%s", text)
+            if run.type_name not in self._services.unfound:
+                self._services.unfound.add(run.type_name)
+                logger.warning("%s", text)
             self._staging.notice(run.id, text.encode(errors="backslashreplace"), [])
         await asyncio.sleep(MISSING_FOR)

@@ -74,6 +74,8 @@ class Services:
     failed: Callable[[Any, Exception], None]
     """Told of a shard that this host failed on."""
     failures: Failures
+    unfound: set[str] = field(default_factory=set[str])
+    """Types whose classes live in another program, where that was said."""
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])
 
     def policy_of(self, handler: Any, of_class: Policy | None) -> Settled:

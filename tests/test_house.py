@@ -40,6 +40,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "server",
     ),
     "actors": (
+        "aside",
+        "perdure",
         "errors",
         "records",
         "values",

@@ -1,0 +1,20 @@
+"""Perdure: what `import perdure` finds, the name that was installed: it says what to import.
+
+A wheel, and an editable install, puts this file beside the package `actors` as the module `perdure` (pyproject.toml).
+"""
+
+import importlib.util
+from pathlib import Path
+
+_WRITE = "Perdure is installed as `perdure` and imported as `actors`: write `import actors`"
+
+
+def _hint() -> str:
+    spec = importlib.util.find_spec("actors")
+    found = spec.origin if spec is not None else None
+    if found is not None and (Path(found).parent / "aside.py").exists():
+        return _WRITE
+    return f"{_WRITE}. Here {found or 'nothing'} is found by that name, which hides it: rename that"
+
+
+raise ImportError(_hint(), name=__name__)
