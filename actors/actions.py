@@ -67,6 +67,9 @@ class Actions:
             self._tasks[run.id, index] = self._services.spawn(act, context_of(step, step_id))
 
     async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str, before: Tries | None) -> None:
+        box = self._services.box
+        if box is not None:
+            box.begins(step_id)
         failed, exhausted, outcome = partial(self._tried, run, execution, step), None, b""
         try:
             outcome = await self._services.steps.run(step, step_id, self._may_act, failed, before)
@@ -78,6 +81,8 @@ class Actions:
             outcome = outcomes.encoded_error(TerminalError(str(error), 400))
         finally:
             self._tasks.pop((run.id, step.index), None)
+            if box is not None:
+                box.ends(step_id)
         if run.execution is not execution or run.running.pop(step.index, None) is None or run.ended:
             return
         if exhausted is not None and execution.steps.holds(step.index):

@@ -42,6 +42,8 @@ from .verdicts import is_last, last_word, named, used_up
 
 logger = logging.getLogger("actors")
 
+HOLD_LOOK: Final = 0.25
+"""Seconds between two looks whether one that is held back may begin."""
 UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE)
 """Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
 
@@ -66,6 +68,12 @@ class Attempts:
             self.reentry.drop(run)
         if run.backing_off or self.is_draining:
             return
+        box = self._services.box
+        if box is not None:
+            if box.holds(run.id):
+                self._hold(run)
+                return
+            box.runs(run.id)
         assert run.declared is not None
         assert activation.fields is not None
         run.leave_after = activation.staged
@@ -106,6 +114,22 @@ class Attempts:
             else:
                 execution.deliver_outcome(*item)
         execution.repeats = False
+
+    def _hold(self, run: InFlight) -> None:
+        """Begin an attempt later: the last one may have ended its process."""
+        if not run.backing_off:
+            run.backing_off = True
+            logger.warning("%s waits: the process that executed it last has ended", named(run))
+        self._services.loop.call_later(HOLD_LOOK, self._hold_is_over, run)
+
+    def _hold_is_over(self, run: InFlight) -> None:
+        if run.ended or not run.backing_off or self._turns.in_flight.get(run.id) is not run:
+            return
+        if self._services.box is not None and self._services.box.holds(run.id):
+            self._hold(run)
+            return
+        run.backing_off = False
+        self.try_again(run)
 
     def queued(self, run: InFlight, activation: Activation) -> None:
         """Take a call that waits for its turn, and may be of those that its holder waits for."""
@@ -152,6 +176,9 @@ class Attempts:
         execution = run.execution
         if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
             return
+        box = self._services.box
+        if box is not None:
+            box.runs(run.id)
         if run.idle:
             self._services.idle.remove(run)
         probes: Sequence[Event] = ()
@@ -175,6 +202,8 @@ class Attempts:
                 self._actions.stop(run, [index for index in run.running if not execution.steps.holds(index)])
         if not (run.settling or execution.has_ended):
             execution.drained()
+        if box is not None:
+            box.rests()
         if execution.has_ended:
             self._end(run, execution)
         elif not run.settling:

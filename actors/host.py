@@ -27,6 +27,7 @@ from journal.names import Shard, new_id
 from journal.store import SHARDS, Arrivals, Cursor, Dormant, Store, Trimmed, Where
 
 from .activation import Activation
+from .black_box import BlackBox
 from .blocking import refuse_blocking
 from .calls import Surroundings
 from .cancel import ENDING
@@ -101,6 +102,7 @@ class Host:
         now: Callable[[], float] = boot_seconds,
         own_thread: bool = True,
         stuck: Callable[[str], None] | None = None,
+        box: BlackBox | None = None,
     ) -> None:
         self._connect, self._identity, self._policy, self._executor = connect, identity, policy, executor
         self._limits, self._now = limits or Limits(), now
@@ -111,7 +113,9 @@ class Host:
         self._timers = asyncio.Event()
         self._clock = StoreClock(now)
         self._ownership = Ownership(self._store, identity.id, self._leases, self._clock, now, self._timers.set)
-        self._shards = self._ownership.shards
+        self._shards, self._box = self._ownership.shards, box
+        if box is not None:
+            box.has_company, self._ownership.taken_over = lambda: self._ownership.has_company, box.look
         self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose)
         self._code = CodeBook(self._store, live=live)
         self._patience = Patience(f"host {identity.id}")
@@ -175,6 +179,7 @@ class Host:
             wake_timers=self._timers.set,
             failed=self._ownership.failed,
             failures=Failures(self._now),
+            box=self._box,
         )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None]":

@@ -17,6 +17,7 @@ import orjson
 from journal.names import new_id
 from journal.store import SHARDS, Look, Store
 
+from .black_box import BlackBox
 from .errors import DamagedError
 from .host import Host, Identity
 from .loops import close, new_loop
@@ -160,6 +161,7 @@ class LocalHost:
         policy: Policy | None = None,
         limits: Limits | None = None,
         stuck: Callable[[str], None] | None = None,
+        box: BlackBox | None = None,
     ) -> None:
         self._executor = Threads(STEP_THREADS)
         self._connect = connect
@@ -167,7 +169,7 @@ class LocalHost:
         identity = Identity(id=name or f"local-{new_id()}", node=node, pid=os.getpid(), process=this_process())
         self._host: Host | None = None
         self._make = lambda: Host(
-            connect, identity, live=live, policy=policy, limits=limits, executor=self._executor, stuck=stuck
+            connect, identity, live=live, policy=policy, limits=limits, executor=self._executor, stuck=stuck, box=box
         )
         self._task: asyncio.Task[None] | None = None
         self._made = threading.Event()

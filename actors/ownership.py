@@ -75,6 +75,10 @@ class Ownership:
         self._trust = Patience(f"host {host}, settings")
         self._again = asyncio.Event()
         self._is_leaving = False
+        self.has_company = False
+        """Whether another host was there at the last look."""
+        self.taken_over: Callable[[], None] = lambda: None
+        """Told of a shard that its last owner has not handed over, before anything of it begins."""
         self._acquiring = 0
         """Leases that are asked for and not answered."""
 
@@ -121,6 +125,7 @@ class Ownership:
             self._seen_hosts.clear()
             self._seen_leases.clear()
         hosts = await self._live(look.hosts)
+        self.has_company = len(hosts) > 1
         self._note(look.leases)
         if self._is_leaving:
             return
@@ -189,6 +194,8 @@ class Ownership:
             self._acquiring -= 1
         if isinstance(answer, Granted):
             self._leases.add(shard, answer.epoch, now)
+            if not answer.clean:
+                self.taken_over()
             owned = OwnedShard(
                 services, shard, answer.epoch, answer.number, lambda: not owned.is_lost and self._leases.hold(shard)
             )

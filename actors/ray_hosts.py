@@ -28,6 +28,7 @@ from journal.redis import Durability, RedisStore
 from journal.store import Store
 
 from . import outcomes
+from .black_box import BlackBox
 from .client import Client
 from .code import portable
 from .errors import DamagedError, UnavailableError
@@ -115,7 +116,11 @@ class HostProcess:
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
         collect_seldom()
-        self._host = LocalHost(place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by)
+        self._box = BlackBox()
+        self._box.look()  # what ended another host may be handed over to this one
+        self._host = LocalHost(
+            place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by, box=self._box
+        )
         self._host.start()
         self._never = threading.Event()
 
@@ -130,6 +135,7 @@ class HostProcess:
     def leave(self) -> None:
         """Hand the shards over."""
         self._host.stop()
+        self._box.close()
 
 
 def _ended_by(stack: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from journal.entries import Event
 
 from .activation import Activation, InFlight
+from .black_box import BlackBox
 from .calls import Surroundings
 from .code import CodeBook
 from .failures import Failures
@@ -74,6 +75,7 @@ class Services:
     failed: Callable[[Any, Exception], None]
     """Told of a shard that this host failed on."""
     failures: Failures
+    box: BlackBox | None = None
     unfound: set[str] = field(default_factory=set[str])
     """Types whose classes live in another program, where that was said."""
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])

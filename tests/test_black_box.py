@@ -1,0 +1,124 @@
+"""The black box: what ended a process is known to those that take over, and held back alone."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_semantics import Member, Simulation, mode, played
+
+from actors import Context, Policy, TerminalError, VirtualObject, handler
+from actors.black_box import FORGOTTEN_AFTER, BlackBox
+from journal.clock import wall_ms
+
+__all__ = ["mode"]
+
+ROOT = Path(__file__).resolve().parent.parent
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from actors.black_box import BlackBox
+
+box = BlackBox(Path(sys.argv[1]))
+box.runs("before-1")
+box.rests()
+for step in ("ended-1:0", "step-1:3", "step-2:0"):
+    box.begins(step)
+box.ends("ended-1:0")
+box.runs("handler-1")
+if sys.argv[2] == "close":
+    box.close()
+elif sys.argv[2] == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+os._exit(1)
+"""
+
+
+def ended(directory: Path, how: str) -> None:
+    subprocess.run([sys.executable, "-c", DIES, str(directory), how], cwd=ROOT, check=False, timeout=60)
+
+
+def test_what_a_process_executed_as_it_ended_is_held_back_until_another_host_lives(tmp_path: Path) -> None:
+    """Issue 15.30: however it ended; what it did not execute any more is not."""
+    boxes = tmp_path / "boxes"
+    ended(boxes, "kill")
+    box = BlackBox(boxes)
+    box.has_company = lambda: False
+    box.look()
+    assert [id_ for id_ in ("handler-1", "step-1", "step-2") if box.holds(id_)] == ["handler-1", "step-1", "step-2"]
+    assert not any(box.holds(id_) for id_ in ("before-1", "ended-1", "another-1", ""))
+    box.has_company = lambda: True
+    assert not box.holds("handler-1")
+
+    ended(boxes, "exit")
+    ended(boxes, "close")
+    box.look()
+    assert box._suspects["handler-1"] == 2
+    assert box.holds("handler-1"), "that has ended two processes waits also in company"
+    box.close()
+
+    for path in boxes.iterdir():
+        path.rename(path.with_suffix(f".{wall_ms() // 1000 - FORGOTTEN_AFTER - 1}"))
+    box = BlackBox(boxes)
+    box.look()
+    assert not box.holds("handler-1")
+    assert len(list(boxes.iterdir())) == 1
+    box.close()
+
+
+def test_a_directory_that_others_may_write_is_not_believed(tmp_path: Path) -> None:
+    """Issue 15.30: nor is a file in it that is none of ours; then nothing is held back."""
+    ended(tmp_path / "own", "kill")
+    (tmp_path / "own" / "other").write_bytes(b"\xff" * 1_000)
+    (tmp_path / "own" / "empty.x").touch()
+    box = BlackBox(tmp_path / "own")
+    box.look()
+    assert box._suspects["handler-1"] == 1
+    box.close()
+    (tmp_path / "own").chmod(0o777)
+    box = BlackBox(tmp_path / "own")
+    box.runs("a")
+    box.rests()
+    box.look()
+    assert not box.holds("handler-1")
+
+
+class Held(VirtualObject):
+    @handler
+    async def act(self, ctx: Context) -> str:
+        return await ctx.run("act", lambda: ctx.key)
+
+
+class Suspicious(BlackBox):
+    suspect = ""
+
+    def holds(self, id_: str) -> bool:
+        return id_ == self.suspect
+
+
+def test_one_that_is_held_back_holds_its_key_alone_and_can_be_killed(mode: Policy | None, tmp_path: Path) -> None:
+    """Issue 15.30, promise 8."""
+    box = Suspicious(tmp_path / "boxes")
+
+    async def scenario(world: Simulation) -> None:
+        world.members["a"] = member = Member(world, "a")
+        member.host._box = box
+        for end in ("kill", "let go"):
+            ref = Held["a"].act.remote()
+            box.suspect = ref.id
+            behind = Held["a"].act.remote()
+            assert await Held["b"].act.remote() == "b"
+            await asyncio.sleep(20)
+            assert await world.status(ref) == await world.status(behind) == "open"
+            if end == "kill":
+                ref.kill()
+                with pytest.raises(TerminalError):
+                    await ref
+            else:
+                box.suspect = ""
+                assert await ref == "a"
+            assert await behind == "a"
+
+    played(scenario, mode, [])
+    box.close()
