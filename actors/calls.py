@@ -16,7 +16,7 @@ from typing import Any, Final
 from journal.codec import MISSING
 from journal.entries import EventKind, Message, ReplyKind, teller_of_entry
 from journal.names import address_of, derived_id, invocation_id, shard_in
-from journal.store import Attach, Bring, Leaving, Outgoing, unknown
+from journal.store import Attach, Bring, Leaving, unknown
 
 from . import outcomes
 from .awaited import Awaited
@@ -26,7 +26,7 @@ from .handlers import Handler
 from .invocation import Invocation, Waiter
 from .loop import DeterministicLoop
 from .members import RUN
-from .outgoing import already_started, arguments_of, happens_once, late, message_of, started_id
+from .outgoing import arguments_of, fingerprint_of, happens_once, late, message_of, outgoing_of, started_id
 from .place import Request
 from .restarts import Restarts, mark_of
 from .timers import Timers
@@ -113,17 +113,19 @@ class Calls:
         returns = request.declared.returns if request.declared is not None else MISSING
         call = _Call(id_, name, returns, self._loop, self._scope)
         self._by_index[index] = call
-        if not is_run:  # else its invocation keeps it: what was started before is another's, until it is attached to
+        is_named = is_run or request.options.idempotency_key is not None
+        if not is_named:  # else its invocation keeps it: what was started before may be another's
             self._by_id[id_] = call
+        elif not is_run:
+            self._by_id.setdefault(id_, call)
         if is_new(index):
             caller = "" if request.one_way else teller_of_entry(self._invocation, mark)
             # What a schedule fires is of a class that some program had when it was declared.
             code = UNSENT if request.options.arguments else around.code_of(request.owner)
             message = message_of(request, id_, address, arguments, caller, code, around.now_ms())
             message.chain = chain
-            refusal = outcomes.encoded_error(already_started(address)) if is_run else None
-            self.messages.append(Outgoing(shard_in(id_), id_, caller, message.encoded(), refusal))
-        return Invocation(id_, source, call if is_run else None)
+            self.messages.append(outgoing_of(request, id_, caller, message, fingerprint_of(request)))
+        return Invocation(id_, source, call if is_named else None)
 
     @property
     def shards(self) -> int:

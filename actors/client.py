@@ -33,7 +33,7 @@ from .heartbeat import Heartbeat
 from .invocation import Accepted, Foreign, Invocation
 from .loops import close, new_loop
 from .members import RUN
-from .outgoing import arguments_of, bounded, happens_once, message_of, started_id
+from .outgoing import arguments_of, bounded, fingerprint_of, happens_once, message_of, outgoing_of, started_id
 from .patience import Patience, end
 from .place import Request
 from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
@@ -191,15 +191,16 @@ class Client:
         """Start an invocation; it leaves in the order of these calls."""
         address = address_of(request.type_name, request.key)
         arguments = arguments_of(request, address, self._payload_max)
+        found = fingerprint_of(request)
         code = "" if request.owner is None else self._code.digest_of(request.owner) if self._sends_code else UNSENT
         with self._lock:
             self._next()
             id_ = started_id(request, address, f"{self._unique}{self._count:x}", self.shards)
-            is_run = request.handler == RUN and happens_once(request)
-            caller = "" if request.one_way or is_run else self._teller
+            is_named = request.options.idempotency_key is not None or (request.handler == RUN and happens_once(request))
+            caller = "" if request.one_way or is_named else self._teller
             message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms())
-            if is_run:
-                slot = self._starts.start(request, id_, message.encoded(), self._count)
+            if is_named:
+                slot = self._starts.start(request, outgoing_of(request, id_, "", message, found), self._count)
             else:
                 slot = self._slots.get(id_)
                 slot = self._slots[id_] = Slot(request.declared) if slot is None else slot

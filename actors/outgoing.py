@@ -3,10 +3,12 @@
 from typing import Any, Final
 
 from journal.entries import Message
-from journal.names import ObjectId, address_of, derived_id, invocation_id
+from journal.names import ObjectId, address_of, derived_id, invocation_id, shard_in
+from journal.store import Outgoing
 
 from . import outcomes
 from .errors import CallTimeout, TerminalError, UsageError
+from .fingerprints import fingerprint
 from .handlers import Call, Handler, called
 from .members import RUN
 from .objects import Workflow
@@ -88,12 +90,48 @@ def started_id(request: Request, address: str, unique: str, shards: int) -> str:
     """Return the id of what a request starts: its own, or the one that its idempotency key names."""
     key = request.options.idempotency_key
     if request.handler == RUN and happens_once(request):
-        if key is not None:
-            raise UsageError(f"{address}.run happens once for each key: it needs no idempotency key")
         return run_id(address, shards)
     if key is not None:
         unique = derived_id(address, request.handler, key)
     return invocation_id(unique, address, shards)
+
+
+def fingerprint_of(request: Request) -> str:
+    """Return what tells a request with an idempotency key from others; empty where nobody can tell, or there is no key.
+
+    It runs code of the arguments' classes.
+    """
+    if request.options.idempotency_key is None:
+        return ""
+    return fingerprint(request.declared.fn if request.declared is not None else None, request.args, request.kwargs)
+
+
+def outgoing_of(request: Request, id_: str, caller: str, message: Message, found: str) -> Outgoing:
+    """Return the message of a request on its way to the inbox.
+
+    The same id is of the same request: of a workflow's `run` if it has the same idempotency key and arguments, of
+    another one with an idempotency key if it has the same arguments. Whoever asks for something else is refused (409).
+    """
+    shard, key = shard_in(id_), request.options.idempotency_key
+    is_run = request.handler == RUN and happens_once(request)
+    if key is None:
+        refusal = outcomes.encoded_error(already_started(message.target)) if is_run else None
+        return Outgoing(shard, id_, caller, message.encoded(), refusal)
+    if is_run:
+        refusal, digest = already_started(message.target), derived_id(key, found)
+    else:
+        refusal, digest = asked_otherwise(message, key), found
+    data = message.encoded()
+    if not digest:
+        return Outgoing(shard, id_, caller, data)
+    return Outgoing(shard, id_, caller, data, outcomes.encoded_error(refusal), digest, not is_run)
+
+
+def asked_otherwise(message: Message, key: str) -> TerminalError:
+    """Return the error of a request whose idempotency key is that of another one."""
+    where = f"{message.target}.{message.handler}"
+    why = f"was asked for with the idempotency key {key!r} before, and with other arguments"
+    return TerminalError(f"{where} {why}: repeat those, or take another key for another request", 409)
 
 
 def happens_once(request: Request) -> bool:
@@ -123,7 +161,8 @@ def run_of(call: Call[Any], shards: int) -> tuple[str, Handler[Any, Any]]:
 def already_started(address: str) -> TerminalError:
     """Return the error of a second start."""
     where = ObjectId.parse(address)
-    return TerminalError(f"{address} was started already: actors.attach({where.type}[{where.key!r}].run) joins it", 409)
+    how = f"actors.attach({where.type}[{where.key!r}].run) joins it, as does the same start with its idempotency key"
+    return TerminalError(f"{address} was started already: {how}", 409)
 
 
 def message_of(

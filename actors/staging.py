@@ -308,7 +308,8 @@ class Staging:
         self.acknowledged = unwritten.part.number
         ids = _following(answer.first)
         for id_ in answer.known:
-            logger.warning("a send would have started %s again, whose run happens once: it was dropped", id_)
+            why = "is known, of another request: its run happens once, or its idempotency key came with other arguments"
+            logger.warning("a send was dropped: %s %s", id_, why)
         for item in unwritten.items:
             item.id = next(ids) if item.progress.record else ""
             if item.run is None:

@@ -1,8 +1,8 @@
-"""Starts: how a driver starts what happens once for each key, and joins it.
+"""Starts: how a driver starts what happens once, for a workflow's key or an idempotency key, and joins it.
 
-Whether a workflow's `run` is new only the store can say, in the write that starts it. So each start has a slot of its
-own: the answer of the write refuses it (409) or accepts it, and from then on it follows the slot of the invocation,
-where the outcome comes to all who wait for it here, whoever started it.
+Whether it is new, or the same request once more, only the store can say, in the write that starts it. So each start has
+a slot of its own: the answer of the write refuses it (409) or accepts it, and from then on it follows the slot of the
+invocation, where the outcome comes to all who wait for it here, whoever started it.
 
 What a refused writer does. Whether its last write was applied nobody says any more. A start in it follows the
 invocation all the same: if the store knows it, it may well be ours, and is not refused for that; if it does not, its
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from journal.entries import Message
+from journal.entries import Failure, outcome_of
 from journal.names import shard_in
-from journal.store import Attach, Partly
+from journal.store import Attach, Outgoing, Partly
 
+from . import outcomes
 from .errors import NotFoundError, OverloadedError
-from .outgoing import already_started
 from .place import Request
 from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, tell
 
@@ -49,11 +49,13 @@ class Starts:
     ) -> None:
         self._slots, self._lock, self._put, self._now = slots, lock, put, now
 
-    def start(self, request: Request, id_: str, message: bytes, number: int) -> Start:
+    def start(self, request: Request, message: Outgoing, number: int) -> Start:
         """Submit a start, and return its slot."""
+        id_ = message.invocation
         name = f"{id_} #{number}"
         start = self._slots[name] = Start(request.declared, is_own=True)
-        self._put(Started(shard_in(id_), id_, "", message, b"", name))
+        said = message.refusal, message.digest, message.is_trusted
+        self._put(Started(message.shard, id_, "", message.data, *said, name))
         if not request.one_way:
             self.expect(start, id_)
         return start
@@ -125,4 +127,7 @@ def refusals(operations: Sequence[Operation], missed: Partly) -> Iterator[tuple[
     for at in missed.known:
         operation = operations[at]
         assert isinstance(operation, Started)
-        yield operation, already_started(Message.parse(operation.data).target)
+        assert operation.refusal is not None
+        found = outcome_of(operation.refusal)
+        assert isinstance(found, Failure)
+        yield operation, outcomes.error_of(found)

@@ -40,6 +40,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("<ns>:<shard>:timers", "sorted set", "due time in ms → counter, invocation and entry to wake; state that expires"),
     ("<ns>:<shard>:done", "stream", "finished invocations and outcomes; bounded by count and `retention`"),
     ("<ns>:<shard>:outcomes", "hash", "outcomes kept beyond `done`, of workflows and with an idempotency key"),
+    (
+        "<ns>:<shard>:digests",
+        "hash",
+        "invocation with an idempotency key → digest of its request; goes with its outcome",
+    ),
     ("<ns>:<shard>:forget", "sorted set", "until when each of `outcomes` is kept"),
     ("<ns>:<shard>:head", "string", "epoch, incarnation, number and answer of the owner's last commit"),
     ("<ns>:<shard>:lease", "string", "incarnation and a counter that its owner changes with each renewal"),

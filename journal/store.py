@@ -66,8 +66,12 @@ class Outgoing:
     caller: str
     data: bytes
     refusal: bytes | None = None
-    """With it, the invocation must be new: if it is known, it is left alone, and the write's answer says so (`known`);
-    a handler that calls is told this outcome instead."""
+    """With it, the invocation must be new, or be of the same request: if it is known and is not, it is left alone, and
+    the write's answer says so (`known`); a handler that calls is told this outcome instead."""
+    digest: str = ""
+    """What tells requests of one invocation apart, kept with its outcome; empty: no two are the same."""
+    is_trusted: bool = False
+    """One that is known, and of which no digest was kept, counts as the same request."""
 
 
 @dataclass(slots=True)
@@ -121,7 +125,7 @@ class Partly:
     unknown: tuple[int, ...] = ()
     """Events whose invocations are not known: they never were, or their retention is over."""
     known: tuple[int, ...] = ()
-    """Messages whose invocations had to be new, and are not."""
+    """Messages whose invocations had to be new, and are known, of another request."""
 
 
 @dataclass(frozen=True, slots=True)

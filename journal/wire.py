@@ -39,12 +39,21 @@ def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach | Bring
             event = f"{operation.kind}:{operation.index}"
             out += ("e", operation.shard, operation.invocation, event, operation.data)
         elif operation.refusal is not None:
-            out += ("n", operation.shard, operation.invocation, operation.caller, operation.data)
+            to_whom = operation.shard, operation.invocation, operation.caller
+            out += ("n", *to_whom, _digest_of(operation), operation.data)
         elif operation.caller == teller:
             out += ("c", operation.shard, operation.invocation, operation.data)
         else:
             out += ("m", operation.shard, operation.invocation, operation.caller, operation.data)
     return out
+
+
+def _digest_of(message: Outgoing) -> str:
+    return message.digest and f"{'?' if message.is_trusted else '='}{message.digest}"
+
+
+def _told_refusal(message: Outgoing, refusal: bytes) -> bytes:
+    return b"n%s\n%s\n%s" % (message.caller.encode(), _digest_of(message).encode(), refusal)
 
 
 def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
@@ -115,7 +124,7 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
             elif isinstance(m, Attach):
                 teller = f"a:{m.caller}"
             else:
-                teller = m.caller if m.refusal is None else b"n%s\n%s" % (m.caller.encode(), m.refusal)
+                teller = m.caller if m.refusal is None else _told_refusal(m, m.refusal)
             out += (m.shard, m.invocation, teller, m.data)
     if progress.notice:
         flags |= 512

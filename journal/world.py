@@ -122,6 +122,7 @@ class ShardData:
         self.state: dict[str, dict[str, bytes]] = {}
         self.timers: dict[str, int] = {}
         self.outcomes: dict[str, bytes] = {}
+        self.digests: dict[str, str] = {}
         self.forget: dict[str, int] = {}
         self.head = Head()
         self.lease = ""
@@ -225,8 +226,13 @@ class World:
         return operation.invocation in shard.ids or len(shard.inbox.entries) < limit
 
     def is_refused(self, message: Outgoing) -> bool:
-        """Whether a message must be of a new invocation, and is not."""
-        return message.refusal is not None and message.invocation in self.shard(message.shard).ids
+        """Whether a message must be of a new invocation, or of the same request, and is not."""
+        shard = self.shard(message.shard)
+        if message.refusal is None or message.invocation not in shard.ids:
+            return False
+        kept = shard.digests.get(message.invocation)
+        is_same = message.is_trusted if kept is None else message.digest == kept
+        return not (message.digest and is_same)
 
     def accept(self, message: Outgoing) -> None:
         """Put a message into its inbox, or attach to what is known."""
@@ -234,6 +240,8 @@ class World:
         if not self.attach(shard, message.invocation, message.caller):
             id_ = shard.inbox.add(self.now, message.data)
             shard.ids[message.invocation] = Place("i", id_, [message.caller] if message.caller else [])
+            if message.digest:
+                shard.digests[message.invocation] = message.digest
 
     # What `commit.lua` does
 
@@ -377,6 +385,7 @@ class World:
         due = sorted((until, invocation) for invocation, until in shard.forget.items() if until <= self.now)
         for _, invocation in due[:most]:
             del shard.outcomes[invocation], shard.ids[invocation], shard.forget[invocation]
+            shard.digests.pop(invocation, None)
         return forgotten + len(due[:most])
 
     # What `move_due.lua` does

@@ -87,9 +87,9 @@ def message(invocation: str, caller: str = "") -> Outgoing:
     return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation))
 
 
-def new(invocation: str, caller: str = "") -> Outgoing:
+def new(invocation: str, caller: str = "", digest: str = "", *, is_trusted: bool = False) -> Outgoing:
     """Return a message of an invocation that must be new."""
-    return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation), REFUSAL)
+    return Outgoing(shard_in(invocation), invocation, caller, data_of(invocation), REFUSAL, digest, is_trusted)
 
 
 def event(invocation: str, data: bytes = b"Vvalue", index: int = 3) -> Bring:

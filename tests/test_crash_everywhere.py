@@ -452,7 +452,8 @@ class Starting(Service):
     async def start(self, ctx: Context, by: str) -> list[str]:
         """Starts twice, and joins whoever was first."""
         out: list[str] = []
-        for ref in (Single["s"].run.remote(by), Single["s"].run.remote("again")):
+        keyed = Single["s"].run.options(idempotency_key=by)
+        for ref in (keyed.remote(by), Single["s"].run.remote("again"), keyed.remote(by), keyed.remote("other")):
             try:
                 out.append(await ref)
             except TerminalError as error:
@@ -991,7 +992,7 @@ async def starts(world: World) -> Any:
 
 def check_starts(world: World, result: Any) -> None:
     winner = "ann!" if result[0][0] == "ann!" else "bob!"
-    assert sorted(result) == sorted([[winner, "409", winner], ["409", "409", winner]])
+    assert sorted(result) == sorted([[winner, "409", winner, "409", winner], ["409"] * 4 + [winner]])
     assert world.state("Single/s") == {"runs": 1}
 
 

@@ -68,6 +68,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "replay",
         "restarts",
         "fields",
+        "fingerprints",
         "outgoing",
         "awaited",
         "answers",

@@ -393,6 +393,44 @@ async def test_a_call_that_must_be_new_is_told_its_refusal_and_a_send_stands_in_
     assert await owner.commit() == Committed("")
 
 
+async def test_who_must_be_new_and_is_the_same_request_joins(store: Store) -> None:
+    """Issues 15.17, 16.7: today, and when it has ended; what was kept of none is another's, or trusted."""
+    driver, other, owner = await Driver.open(store), await Driver.open(store), await Owner.acquire(store)
+    await driver.submit(new(A, "", "one"), new(B, "", "one", is_trusted=True), new(A, "", "one"), new(A, "", "two"))
+    await driver.send(C)
+
+    def asked(*, ended: bool) -> list[Outgoing]:
+        teller = "" if ended else other.teller
+        return [
+            *(new(A, teller, "one"), new(A, teller, "two"), new(A, teller), new(B, teller, "one", is_trusted=True)),
+            *(new(B, teller, "two", is_trusted=True), new(C, teller, "one"), new(C, teller, "one", is_trusted=True)),
+        ]
+
+    assert await other.submit(*asked(ended=False)) == Partly(known=(1, 2, 4, 5))
+    assert await owner.inbox() == [A, B, C]
+    for one in (A, B, C):
+        await owner.finish(one, keep_ms=1_000)
+    assert await other.told() == [(A, b"Vdone"), (B, b"Vdone"), (C, b"Vdone")]
+    assert await other.submit(*asked(ended=True)) == Partly(known=(1, 2, 4, 5))
+
+
+async def test_the_same_request_of_a_handler_joins_and_another_is_told_its_refusal(store: Store) -> None:
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(A)
+    tellers = [teller_of_entry(A, index) for index in range(4)]
+    first, same, another, none = (new(FAR, tellers[at], digest) for at, digest in enumerate(("1", "1", "2", "")))
+    sends = [new(FAR, "", "1"), new(FAR, "", "2")]
+
+    answer = await owner.commit(await owner.progress(A, record=b"r", messages=[first, same, another, none, *sends]))
+
+    assert isinstance(answer, Committed)
+    assert answer.known == (FAR,)
+    assert await owner.events() == [(A, "r", 2, REFUSAL), (A, "r", 3, REFUSAL)]
+    far = await Owner.acquire(store, 1)
+    await far.finish(FAR)
+    assert sorted(await owner.events())[:2] == [(A, "r", 0, b"Vdone"), (A, "r", 1, b"Vdone")]
+
+
 # --------------------------------------------------------------------------------------------------------------- limits
 
 

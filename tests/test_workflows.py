@@ -542,5 +542,3 @@ def test_what_is_no_run_of_a_workflow_cannot_be_joined(session: actors.Session) 
     for call in (Once["a"].look, Starter.sends, Unpromising["a"].promise):
         with pytest.raises(UsageError, match="attach to the id of one"):
             actors.attach(cast("Any", call))
-    with pytest.raises(UsageError, match="needs no idempotency key"):
-        cast("Any", Once["c"]).run.options(idempotency_key="k").remote("x")

@@ -53,9 +53,11 @@ local function send(prefix, invocation, teller, data)
     local whom = string.sub(teller, 3)
     if not attach(prefix, invocation, whom) then tell(whom, invocation, data, 'r') end
     return
-  elseif kind == 110 then -- n<teller>\n<refusal>
-    local caller, refused = string.match(teller, '^n([^\n]*)\n(.*)$')
-    if call('HEXISTS', prefix .. ':ids', invocation) == 1 then
+  elseif kind == 110 then -- n<teller>\n<digest>\n<refusal>
+    local caller, digest, refused = string.match(teller, '^n([^\n]*)\n([^\n]*)\n(.*)$')
+    local is_known, digests = call('HEXISTS', prefix .. ':ids', invocation) == 1, prefix .. ':digests'
+    local is_its = digest ~= '' and is_same(call('HGET', digests, invocation), digest)
+    if is_known and not is_its then
       if caller ~= '' then
         tell(caller, invocation, refused, 'r')
       else
@@ -63,6 +65,7 @@ local function send(prefix, invocation, teller, data)
       end
       return
     end
+    if digest ~= '' and not is_known then call('HSET', digests, invocation, string.sub(digest, 2)) end
     teller = caller
   end
   if not accept(prefix, invocation, teller, data, teller ~= '' and inbox_limit) then

@@ -45,6 +45,7 @@ end
 local function forget_kept(names, most, now)
   local kept = call('ZRANGEBYSCORE', names.forget, '-inf', now, 'LIMIT', 0, most)
   sliced('HDEL', names.outcomes, 1, #kept, kept)
+  sliced('HDEL', names.digests, 1, #kept, kept)
   sliced('HDEL', names.ids, 1, #kept, kept)
   sliced('ZREM', names.forget, 1, #kept, kept)
   return #kept

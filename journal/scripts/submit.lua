@@ -2,7 +2,7 @@
 -- KEYS: none
 -- ARGV: namespace, writer, number, session in ms, last reply read (or ''), inbox limit,
 --       then for each: 'm', shard, invocation, teller, message  |  'c', shard, invocation, message (told: the writer)
---                      'n', shard, invocation, teller, message (must be new)
+--                      'n', shard, invocation, teller, digest, message (must be new, or the same by its digest)
 --                      'a', shard, invocation  |  'e', shard, invocation, `kind:index`, payload
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for those
 --          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known, that of `k5`
@@ -25,18 +25,21 @@ end
 
 -- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
 local limit, me, shards, order, room = tonumber(ARGV[6]), 'w:' .. writer, {}, {}, {}
-local lengths, i, n = {m = 5, n = 5, c = 4, a = 3, e = 5}, 7, #ARGV
+local lengths, i, n = {m = 5, n = 6, c = 4, a = 3, e = 5}, 7, #ARGV
 while i <= n do
   local kind, name = ARGV[i], ARGV[i + 1]
   if kind == 'm' or kind == 'c' or kind == 'n' then
     local shard = shards[name]
     if not shard then
       local prefix = ns .. ':' .. name
-      shard = {ids = prefix .. ':ids', inbox = prefix .. ':inbox', asked = {}}
+      shard = {ids = prefix .. ':ids', inbox = prefix .. ':inbox', digests = prefix .. ':digests', kept = {}, asked = {}}
       shards[name] = shard
       order[#order + 1] = shard
     end
     shard.asked[#shard.asked + 1] = ARGV[i + 2]
+    if kind == 'n' and ARGV[i + 4] ~= '' then
+      shard.kept[ARGV[i + 2]] = call('HGET', shard.digests, ARGV[i + 2])
+    end
   elseif kind == 'e' and not room[name] then
     local prefix = ns .. ':' .. name
     call('HLEN', prefix .. ':ids')
@@ -77,7 +80,7 @@ while i <= n do
     elseif is_open(found) then
       room[name] = room[name] - 1
     end
-  elseif kind == 'n' and shard.known[invocation] then
+  elseif kind == 'n' and shard.known[invocation] and not is_same(shard.kept[invocation], ARGV[i + 4]) then
     missed[#missed + 1] = 'k' .. place
   elseif kind == 'a' or shard.known[invocation] then
     if shard then note(shard) end
@@ -93,6 +96,10 @@ while i <= n do
     added[k + 2] = teller == '' and 'i' .. id or 'i' .. id .. ' ' .. teller
     if k >= 998 then note(shard) end
     shard.known[invocation] = true
+    if kind == 'n' and ARGV[i + 4] ~= '' then
+      shard.kept[invocation] = string.sub(ARGV[i + 4], 2)
+      call('HSET', shard.digests, invocation, shard.kept[invocation])
+    end
     shard.length = shard.length + 1
   end
   i, place = following, place + 1

@@ -56,6 +56,13 @@ local function outcome_of(prefix, place, invocation)
   return found[1] and found[1][2][4]
 end
 
+-- Whether a request is the one of a known invocation: `=<digest>` if that is kept, `?<digest>` also if none is.
+local function is_same(kept, digest)
+  if digest == '' then return false end
+  if not kept then return string.byte(digest) == 63 end -- ?
+  return kept == string.sub(digest, 2)
+end
+
 -- Attaches to a known invocation; false if it is not known.
 local function attach(prefix, invocation, teller)
   local entry = call('HGET', prefix .. ':ids', invocation)
