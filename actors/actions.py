@@ -72,7 +72,7 @@ class Actions:
             box.begins(step_id)
         failed, exhausted, outcome = partial(self._tried, run, execution, step), None, b""
         try:
-            outcome = await self._services.steps.run(step, step_id, self._may_act, failed, before)
+            outcome = await self._services.steps.run(step, step_id, self._may_act, failed, before, run.message.target)
         except LeaseLapsed:
             return  # whoever owns the shard now starts it
         except Exhausted as error:

@@ -77,6 +77,8 @@ class HostStatus:
     shards: tuple[int, ...]
     lag: int
     """Progress that was staged and not durable."""
+    abandoned: tuple[str, ...] = ()
+    """Sync steps that were given up, by a time-out or a cancel, and go on in their threads: whose, and how long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +368,8 @@ def status() -> Status:
         said = orjson.loads(about.partition(b" ")[2])
         # What it says of itself is a second old; its leases are not.
         shards = [shard for shard, lease in enumerate(look.leases) if lease.startswith(f"{incarnation} ")]
-        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"]))
+        abandoned = tuple(said.get("abandoned", ()))
+        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned))
     hosts.sort(key=lambda host: host.id)
     return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases))
 

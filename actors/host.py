@@ -43,6 +43,7 @@ from .policy import Policy, resolve
 from .services import Limits, Services
 from .shard import OwnedShard
 from .steps import StepRunner
+from .threads import Threads
 from .writer import Writer
 
 logger = logging.getLogger("actors")
@@ -210,7 +211,8 @@ class Host:
         shards, lag = self._ownership.about()
         identity = self._identity
         who = {"id": identity.id, "node": identity.node, "pid": identity.pid, "process": identity.process}
-        return orjson.dumps({**who, "shards": shards, "lag": lag})
+        abandoned = self._executor.abandoned if isinstance(self._executor, Threads) else []
+        return orjson.dumps({**who, "shards": shards, "lag": lag, "abandoned": abandoned})
 
     # Reading
 
@@ -464,6 +466,9 @@ class Host:
             idle = 0.0 if count > self._limits.activations_max else self._limits.activation_idle.total_seconds()
             for shard in self._shards.values():
                 shard.collect(self._now() - idle)
+            if isinstance(self._executor, Threads):
+                for shortage in self._executor.look():
+                    logger.warning("host %s: %s", self._identity.id, shortage)
 
     async def _renew(self) -> None:
         patience = Patience("leases")

@@ -7,10 +7,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from functools import partial
-from queue import SimpleQueue
-from typing import Any, Final, ParamSpec, TypeVar
+from concurrent.futures import Future
+from typing import Final
 
 import orjson
 
@@ -25,6 +23,7 @@ from .patience import Patience
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .services import Limits
+from .threads import Threads
 
 logger = logging.getLogger("actors")
 
@@ -33,14 +32,10 @@ SAY_AFTER: Final = 1.0
 END_MAX: Final = 5.0
 """Seconds that a host's thread has to end."""
 CANCEL_AGAIN: Final = 0.5
-P = ParamSpec("P")
-T = TypeVar("T")
 
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at which hosts there are."""
 
-STEP_THREADS: Final = 32
-"""Sync steps that run at once in one host; more wait."""
 BEGIN_AGAIN_AFTER: Final = 1.0
 """Seconds after which a host that failed begins again, as a new incarnation."""
 
@@ -97,46 +92,6 @@ class Neighbours:
             logger.warning("a host has died: freed its leases of %d shards", freed)
 
 
-class Threads(Executor):
-    """A pool of daemon threads: unlike with `ThreadPoolExecutor`, a process can end while a step hangs."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._started, self._is_shut = count, 0, False
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call `fn` in a thread, as soon as one is free."""
-        future: Future[T] = Future()
-        with self._lock:
-            if self._is_shut:
-                raise RuntimeError("the host has ended")
-            self._calls.put((future, partial(fn, *args, **kwargs)))
-            if self._started < self._count and not self._idle.acquire(blocking=False):
-                self._started += 1
-                threading.Thread(target=self._work, name=f"perdure-step-{self._started}", daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and let idle threads end; those that work are not waited for."""
-        with self._lock:
-            self._is_shut = True
-            for _ in range(self._started):
-                self._calls.put(None)
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, work = call
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:  # noqa: BLE001 - it is the caller's
-                    future.set_exception(error)
-            del call, future, work  # else an idle thread keeps them alive
-            self._idle.release()
-
-
 def collect_seldom() -> None:
     """Let the cycle collector of a host's own process look less often, and never at what was imported.
 
@@ -163,7 +118,7 @@ class LocalHost:
         stuck: Callable[[str], None] | None = None,
         box: BlackBox | None = None,
     ) -> None:
-        self._executor = Threads(STEP_THREADS)
+        self._executor = Threads()
         self._connect = connect
         self._loop = new_loop()
         identity = Identity(id=name or f"local-{new_id()}", node=node, pid=os.getpid(), process=this_process())

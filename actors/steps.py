@@ -29,6 +29,7 @@ from .loop import DeterministicLoop, EntryFuture
 from .outgoing import bounded
 from .place import in_step
 from .policy import Retry
+from .threads import Holder, Threads
 from .values import Scope
 
 logger = logging.getLogger("actors")
@@ -138,6 +139,7 @@ class StepRunner:
         may_start: Callable[[], bool],
         failed: Callable[[Exception, float, Tries], Awaitable[None]],
         before: Tries | None,
+        target: str = "",
     ) -> bytes:
         """Return the outcome, encoded, going on after the failed attempts that are known.
 
@@ -161,7 +163,7 @@ class StepRunner:
                 raise LeaseLapsed
             step.acting_since_ms = self._now_ms()
             try:
-                return self._encoded(step, await self._in_time(step, step_id, is_first=is_first))
+                return self._encoded(step, await self._in_time(step, step_id, target, is_first=is_first))
             except (TerminalError, UsageError) as error:
                 found = outcomes.terminal(error)
                 assert found is not None
@@ -177,20 +179,20 @@ class StepRunner:
             await asyncio.sleep(delay_s)
         return b""
 
-    async def _in_time(self, step: Step, step_id: str, *, is_first: bool) -> Any:
+    async def _in_time(self, step: Step, step_id: str, target: str, *, is_first: bool) -> Any:
         """Make an attempt; each has its own time-out. A thread or a Ray task that takes longer goes on, unheard."""
         if step.timeout_s is None:
-            return await self._attempt(step, step_id, is_first=is_first)
+            return await self._attempt(step, step_id, target, is_first=is_first)
         deadline = asyncio.timeout(step.timeout_s)
         try:
             async with deadline:
-                return await self._attempt(step, step_id, is_first=is_first)
+                return await self._attempt(step, step_id, target, is_first=is_first)
         except TimeoutError as error:
             if not deadline.expired():
                 raise  # the action's own
             raise TimeoutError(f"the step {step.name!r} took longer than {step.timeout_s:g} s") from error
 
-    async def _attempt(self, step: Step, step_id: str, *, is_first: bool) -> Any:
+    async def _attempt(self, step: Step, step_id: str, target: str, *, is_first: bool) -> Any:
         fn = step.fn
         is_async = inspect.iscoroutinefunction(fn)
         if is_async and is_first:
@@ -201,12 +203,20 @@ class StepRunner:
         if is_async or self._executor is None:
             value = context.run(call)
         else:
-            value = await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call)
+            value = await asyncio.get_running_loop().run_in_executor(
+                self._pool(step, step_id, target), context.run, call
+            )
         if inspect.isawaitable(value):
             # A coroutine is the task's own: one that is cancelled before it has begun closes it.
             work = value if inspect.iscoroutine(value) else _awaited(value)
             return await asyncio.get_running_loop().create_task(work, context=context)
         return value
+
+    def _pool(self, step: Step, step_id: str, target: str) -> Executor | None:
+        if not isinstance(self._executor, Threads):
+            return self._executor
+        type_, _, key = target.partition("/")
+        return self._executor.of(Holder(type_, target if key else step_id.rpartition(":")[0], target, step.name))
 
     def _encoded(self, step: Step, value: Any) -> bytes:
         try:

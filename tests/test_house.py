@@ -77,6 +77,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "awakeables",
         "signals",
         "promises",
+        "threads",
         "steps",
         "cancel",
         "leftovers",
