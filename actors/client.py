@@ -475,7 +475,8 @@ class Client:
 
     def _ended(self, reply: Reply, told: list[Waiting]) -> bool:
         if reply.payload[:1] not in OUTCOMES:
-            return False
+            is_notice = reply.payload[:1].decode() == ReplyKind.NOTICE
+            return is_notice and slots.handed(self._slots.get(reply.invocation), reply.payload[1:].decode())
         slot = self._slots.pop(reply.invocation, None)
         if slot is not None:
             told += slot.settle(reply.payload, None)

@@ -5,17 +5,23 @@ threads may trade the interpreter's lock. So those who wait are gathered, and ea
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Final
 
+from journal.clock import boot_seconds
 from journal.codec import MISSING
 from journal.entries import EventKind
 from journal.store import Attach, Bring, Outgoing
 
 from . import outcomes
+
+logger = logging.getLogger("actors")
 
 KNOWN_WITHIN: Final = 0.1
 """Seconds after which an id that the store does not know is asked for again, and then never: what this program starts
@@ -193,23 +199,67 @@ def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]
     slot.check_accepted()
 
 
-class Countdown:
-    """Blocks a thread until it was told so many times, all by one thread."""
+def handed(slot: Slot | None, text: str) -> bool:
+    """Let whoever waits for an invocation log what its host has to say of it; return whether there is anybody.
 
-    __slots__ = ("_left", "_over")
+    A notebook shows what is written in a cell's own context, or in the thread that a cell blocks, under that cell; what
+    the client's thread writes it shows under the cell of `init()`. With the client's lock.
+    """
+    for one in () if slot is None else slot.waiting:
+        if isinstance(one, Countdown):
+            one.say(text)
+            return True
+        if not callable(one):
+            with suppress(RuntimeError):  # that loop is closed
+                one.get_loop().call_soon_threadsafe(_say, one, text)
+                return True
+    return False
+
+
+def _say(future: Any, text: str) -> None:
+    waiting: list[tuple[Any, Context]] = future._callbacks or []
+    context = waiting[0][1] if waiting else copy_context()
+    context.run(logger.warning, "%s", text)
+
+
+class Countdown:
+    """Blocks a thread until it was told so many times, all by one thread, which may have something said meanwhile."""
+
+    __slots__ = ("_left", "_said", "_wake")
 
     def __init__(self, count: int) -> None:
-        self._left, self._over = count, threading.Lock()
-        self._over.acquire()
+        self._left, self._wake = count, threading.Lock()
+        self._said: deque[str] | None = None
+        self._wake.acquire()
 
     def __call__(self) -> None:
         self._left -= 1
         if self._left == 0:
-            self._over.release()
+            self._release()
+
+    def say(self, text: str) -> None:
+        """Let the thread that waits log this."""
+        self._said = self._said or deque()
+        self._said.append(text)
+        self._release()
+
+    def _release(self) -> None:
+        if self._wake.locked():  # else it has been released, and not been heard yet
+            self._wake.release()
 
     def wait(self, timeout_s: float | None) -> bool:
         """Return whether it was, within this time."""
-        return self._over.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+        until = None if timeout_s is None else boot_seconds() + timeout_s
+        while self._wake.acquire(timeout=-1 if until is None else max(0.0, until - boot_seconds())):
+            if self._left <= 0:
+                return True
+            self.log()
+        return False
+
+    def log(self) -> None:
+        """Log what there is to say."""
+        while self._said:
+            logger.warning("%s", self._said.popleft())
 
 
 def accepted_within(slot: Slot, lock: threading.Lock, timeout_s: float | None) -> bool:
@@ -239,6 +289,7 @@ def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lo
         countdown.wait(timeout_s)
     finally:
         _leave(countdown, missing, lock)
+        countdown.log()  # from here on nothing is said here
 
 
 def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
