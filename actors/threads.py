@@ -8,7 +8,7 @@ type's steps go on. Of those that wait, types come in turn, and within a type ob
 
 A step whose wait has ended (its time-out, a cancel, the end of its handler) gives its place up: nobody hears of its
 outcome, but Python cannot end its thread, so that the thread is abandoned and another one takes its place. So many at
-most are abandoned at once; of more than these each keeps its place until it ends.
+most are abandoned at once, of a type and of an object fewer; of more than these each keeps its place until it ends.
 
 Invariants:
     1. No more calls work than there are places, and no more are abandoned than `ABANDONED_MAX`.
@@ -34,8 +34,10 @@ OF_AN_OBJECT: Final = 16
 """Of these at most so many of one object, or of one invocation of a service."""
 OF_A_TYPE: Final = 24
 """And at most so many of one type: the rest is for other types."""
-ABANDONED_MAX: Final = 64
+ABANDONED_MAX: Final = 256
 """Threads that may go on at once with what nobody waits for."""
+ABANDONED_OF_A_TYPE: Final = 192
+"""And those of one type; of an object as many as it has places."""
 SAY_AFTER: Final = 5.0
 """Seconds that a step waits for a place before its host says who holds them."""
 NAME_MAX: Final = 200
@@ -206,10 +208,16 @@ class Threads(Executor):
 
     def _abandon(self) -> None:
         """Give the places of calls away that were given up, and their threads for lost, as far as that is bounded."""
-        for call in [call for call in self._working if call.is_given_up][: ABANDONED_MAX - len(self._abandoned)]:
-            self._end(call)
-            self._abandoned[call] = None
+        for call in [call for call in self._working if call.is_given_up and self._may_abandon(call.holder)]:
+            if self._may_abandon(call.holder):
+                self._end(call)
+                self._abandoned[call] = None
         self._fill()
+
+    def _may_abandon(self, holder: Holder) -> bool:
+        of_object = sum(call.holder.object == holder.object for call in self._abandoned)
+        of_type = sum(call.holder.type == holder.type for call in self._abandoned)
+        return of_object < self._of_an_object and of_type < ABANDONED_OF_A_TYPE and len(self._abandoned) < ABANDONED_MAX
 
     def _fill(self) -> None:
         while (call := self._next()) is not None:

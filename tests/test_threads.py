@@ -75,23 +75,31 @@ def test_what_waits_goes_on_in_turn(hanging: Hanging) -> None:
     assert len(hanging.begun) == 150
 
 
-def test_a_call_that_is_given_up_gives_its_place_up(hanging: Hanging) -> None:
+def test_a_call_that_is_given_up_gives_its_place_up(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 15.29: so many at most; of those beyond each keeps its place until an abandoned one ends."""
-    for _ in range(3):
-        for call in hanging.hang("Page/a", 4):
-            assert not call.cancel(), "it goes on"
-    assert len(hanging.pool.abandoned) == 12
+    for call in hanging.hang("Page/a", 4):
+        assert not call.cancel(), "it goes on"
+    assert len(hanging.pool.abandoned) == 4
     assert hanging.pool.abandoned[0].startswith("'fetch' of Page/a, for ")
     assert hanging.answers("Page/a")
+    for call in hanging.hang("Page/a", 8):
+        call.cancel()
+    assert len(hanging.pool.abandoned) == 4, "of an object no more than may work"
+    assert hanging.answers("Page/b")
+    monkeypatch.setattr(threads, "ABANDONED_OF_A_TYPE", 5)
+    for call in [*hanging.hang("Page/b", 2), *hanging.hang("Page/c", 6)]:
+        call.cancel()
+    assert len(hanging.pool.abandoned) == 5
+    assert hanging.answers("Other/a")
 
 
 def test_so_many_threads_are_abandoned_and_no_more(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 15.29."""
     monkeypatch.setattr(threads, "ABANDONED_MAX", 3)
     first = threading.Event()
-    for gate in (first, first, hanging.gate, hanging.gate):
-        hanging.put("Page/a", lambda gate=gate: gate.wait(60)).cancel()
-    for call in hanging.hang("Page/a", 3):
+    for target in ("Page/a", "Page/b", "Page/c"):
+        hanging.put(target, lambda: first.wait(60)).cancel()
+    for call in hanging.hang("Page/a", 4):
         call.cancel()
     assert len(hanging.pool.abandoned) == 3
     assert not hanging.answers("Page/a"), "four keep their places"
