@@ -85,6 +85,8 @@ class MadeAwakeable(Awaited):
     def __bool__(self) -> NoReturn:
         raise UsageError(f"{self.id} is neither true nor false: await it")
 
+    add_done_callback = place.no_future
+
     def __hash__(self) -> int:
         return zlib.crc32(self.id.encode())  # not by address: a replay iterates over a set in the same order
 

@@ -226,6 +226,8 @@ class Invocation(Generic[R_co]):
         """Whether it came here as a pickle: its start may come later."""
         return self._source is None
 
+    add_done_callback = place.no_future
+
     def __eq__(self, other: object) -> bool:
         return self._id == other._id if isinstance(other, Invocation) else NotImplemented
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from types import MethodType
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from journal.store import Bring
 
@@ -149,6 +149,11 @@ def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = cast("Any", fn)
         fn, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
     fn.__self__._check_start(args, kwargs, one_way=fn.__name__.endswith("send"))
+
+
+def no_future(_self: object, *_arguments: object, **_options: object) -> NoReturn:
+    """Stand in for `add_done_callback`: `asyncio.wait` asks it of what it is given, and no other method first."""
+    raise UsageError("asyncio.wait() takes tasks: give it asyncio.ensure_future(...) of what is to be waited for")
 
 
 class _Driver:

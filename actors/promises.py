@@ -182,6 +182,8 @@ class MadePromise:
     def __bool__(self) -> NoReturn:
         raise UsageError(f"the promise {self._name!r} is neither true nor false: await it, or ask for its peek()")
 
+    add_done_callback = place.no_future
+
     def __hash__(self) -> int:
         return zlib.crc32(self._name.encode())  # not by address: a replay iterates over a set in the same order
 

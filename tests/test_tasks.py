@@ -166,6 +166,10 @@ class Maker(VirtualObject):
         return [gate.id for gate in gates]
 
     @handler
+    async def wait_for_no_tasks(self, ctx: Context, what: str) -> None:
+        await asyncio.wait([started(ctx, what)])
+
+    @handler
     async def wrong(self, ctx: Context) -> str:
         try:
             asyncio.create_task(cast("Any", 5))
@@ -263,3 +267,14 @@ async def test_promises_become_tasks(world: Simulation) -> None:
 async def test_what_cannot_be_awaited_is_refused_as_asyncio_does(world: Simulation) -> None:
     """Issue 15.13."""
     assert "a coroutine was expected, got 5" in await Maker["a"].wrong.remote()
+
+
+@simulated
+async def test_what_asyncio_waits_for_is_a_task_and_that_is_said(world: Simulation) -> None:
+    """Issue 15.13: not tried again and again; steps and sleeps are futures, which it takes."""
+    for what in ("call", "awakeable"):
+        error = await failure_of(Maker[what].wait_for_no_tasks.remote(what))
+        assert error.code == 400
+        assert "asyncio.ensure_future" in str(error)
+    for what in ("sleep", "step"):
+        assert await Maker[what].wait_for_no_tasks.remote(what) is None
