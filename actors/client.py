@@ -475,8 +475,7 @@ class Client:
 
     def _ended(self, reply: Reply, told: list[Waiting]) -> bool:
         if reply.payload[:1] not in OUTCOMES:
-            is_notice = reply.payload[:1].decode() == ReplyKind.NOTICE
-            return is_notice and slots.handed(self._slots.get(reply.invocation), reply.payload[1:].decode())
+            return slots.handed(self._slots.get(reply.invocation), reply.payload)
         slot = self._slots.pop(reply.invocation, None)
         if slot is not None:
             told += slot.settle(reply.payload, None)

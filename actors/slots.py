@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from journal.clock import boot_seconds
 from journal.codec import MISSING
-from journal.entries import EventKind
+from journal.entries import EventKind, ReplyKind
 from journal.store import Attach, Bring, Outgoing
 
 from . import outcomes
@@ -199,13 +199,16 @@ def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]
     slot.check_accepted()
 
 
-def handed(slot: Slot | None, text: str) -> bool:
-    """Let whoever waits for an invocation log what its host has to say of it; return whether there is anybody.
+def handed(slot: Slot | None, payload: bytes) -> bool:
+    """Let whoever waits for an invocation log a notice of its host; return whether it is one and somebody waits.
 
     A notebook shows what is written in a cell's own context, or in the thread that a cell blocks, under that cell; what
     the client's thread writes it shows under the cell of `init()`. With the client's lock.
     """
-    for one in () if slot is None else slot.waiting:
+    if slot is None or payload[:1].decode() != ReplyKind.NOTICE:
+        return False
+    text = payload[1:].decode()
+    for one in slot.waiting:
         if isinstance(one, Countdown):
             one.say(text)
             return True
