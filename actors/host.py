@@ -326,7 +326,7 @@ class Host:
             shard.failed(error)
             return
         if not shard.is_lost:
-            shard.refilled(activation, {id_: data for id_, data in zip(ids, found, strict=True) if data is not None})
+            shard.refilled(activation, {id_: data for id_, data in zip(ids, found, strict=False) if data is not None})
 
     async def _fetch_all(self) -> None:
         while True:
@@ -340,15 +340,17 @@ class Host:
                 await self._wake_each(waking)
 
     async def _load_all(self, loading: list[tuple[OwnedShard, Activation]]) -> None:
-        self._loading = len(loading)
-        objects = [(shard.shard, activation.target) for shard, activation in loading]
-        states = await self._each(objects, self._store.load)
-        for number, ((shard, activation), state) in enumerate(zip(loading, states, strict=True)):
-            await self._turn(number)
-            if isinstance(state, DamagedError):
-                self._later(shard, partial(self.load, shard, activation), state)
-            elif not shard.is_lost:
-                shard.loaded(activation, state)
+        while loading:  # as many as one read brings
+            self._loading = len(loading)
+            objects = [(shard.shard, activation.target) for shard, activation in loading]
+            states = await self._each(objects, self._store.load)
+            for number, ((shard, activation), state) in enumerate(zip(loading, states, strict=False)):
+                await self._turn(number)
+                if isinstance(state, DamagedError):
+                    self._later(shard, partial(self.load, shard, activation), state)
+                elif not shard.is_lost:
+                    shard.loaded(activation, state)
+            loading = loading[len(states) :]
         self._loading = 0
 
     async def _each(
@@ -378,6 +380,10 @@ class Host:
     async def _wake_all(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
         names = [(shard.shard, id_) for shard, id_, _ in waking]
         dormants = await self._each(names, self._store.dormant)
+        if len(dormants) < len(waking):  # as many as one read brings, and the others with the next
+            self._to_wake[:0] = waking[len(dormants) :]
+            self._fetch.set()
+            waking = waking[: len(dormants)]
         unread = await self._unread([id_ for (_, id_, _), found in zip(waking, dormants, strict=True) if found is None])
         for number, ((shard, id_, events), dormant) in enumerate(zip(waking, dormants, strict=True)):
             await self._turn(number)
@@ -449,14 +455,14 @@ class Host:
         """Let go of what nobody may ask for any more, also where nothing ends: a full store would stay so."""
         while True:
             await asyncio.sleep(TRIM_EVERY)
-            forgotten, trimmed = 0, Trimmed(1, is_full=False)
+            forgotten, early, trimmed = 0, False, Trimmed(1, is_full=False)
             while trimmed.count:
                 owned = {shard.shard: shard.epoch for shard in self._shards.values()}
                 trimmed = await self._patience.until_answered(
                     lambda owned=owned: self._store.trim(self.incarnation, owned, FORGOTTEN_AT_ONCE), DamagedError
                 )
-                forgotten += trimmed.count
-            if trimmed.is_full and forgotten:
+                forgotten, early = forgotten + trimmed.count, early or trimmed.is_full
+            if early and forgotten:
                 logger.warning("%d outcomes were forgotten: the store is nearly full (its maxmemory)", forgotten)
 
     async def _collect(self) -> None:

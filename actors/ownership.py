@@ -22,7 +22,7 @@ import orjson
 from journal.clock import StoreClock
 from journal.entries import Event, EventKind
 from journal.names import Shard
-from journal.store import Granted, Store, Where
+from journal.store import READ_BYTES, Granted, Store, Where
 
 from .errors import DamagedError, UnavailableError
 from .leases import LEASE_TTL, Leases
@@ -347,6 +347,10 @@ def _acting_since(owned: OwnedShard) -> list[int]:
     return [step.acting_since_ms for step in steps if step.acting_since_ms]
 
 
+def _size_of(entry: Any) -> int:
+    return len(entry.payload if isinstance(entry, Event) else entry[-1])
+
+
 async def pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, list[Any]]]) -> list[Any]:
     """Return all of a stream, read page by page."""
     entries: list[Any] = []
@@ -354,7 +358,8 @@ async def pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, li
     while True:
         page = await patience.until_answered(lambda after=after: read(after))
         entries += page
-        if len(page) < PAGE:
+        # A page may end for its bytes: those of ids and names, which the store counts too, are far less than half.
+        if len(page) < PAGE and sum(map(_size_of, page)) < READ_BYTES // 2:
             return entries
         last = page[-1]
         after = last.id if isinstance(last, Event) else last[0]

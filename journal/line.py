@@ -25,7 +25,10 @@ from redis.backoff import NoBackoff
 from .errors import DamagedError, DurableError, FullError, NotNowError, UnavailableError, UsageError
 
 ANSWER_MAX: Final = 10.0
-"""Seconds after which a command that is not answered counts as lost."""
+"""Seconds without a byte, in either direction, after which a command that is not answered counts as lost."""
+
+SECONDS_FOR_A_BYTE: Final = 1e-6
+"""What a command gets besides for each byte: between here and the server some may lie where nobody sees them go."""
 
 _TAKES_NO_WRITES: Final = (*("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN"),)
 """First words of errors of a server that takes no writes now; it finds them before a script that says its flags
@@ -102,17 +105,23 @@ class _Wire(asyncio.Protocol):
         self._wanted = 0
         self._waiting: asyncio.Future[None] | None = None
         self._deadline = 0.0
+        self._unsent = 0
         self._is_watched = False
+        self.received = 0
+        """Bytes of the last answers."""
         self.is_open = True
 
     async def ask(self, packed: bytes, count: int) -> list[Any]:
         """Send commands and return so many answers, errors among them as they are."""
         loop = asyncio.get_running_loop()
-        self._answers, self._wanted, self._deadline = [], count, loop.time() + ANSWER_MAX
+        self._answers, self._wanted = [], count
+        self._deadline = loop.time() + ANSWER_MAX + len(packed) * SECONDS_FOR_A_BYTE
+        self.received = 0
         waiting = self._waiting = loop.create_future()
         if not self._is_watched:
             self._watch(loop)
         self._transport.write(packed)
+        self._unsent = self._transport.get_write_buffer_size()
         try:
             await waiting
             return self._answers
@@ -128,6 +137,11 @@ class _Wire(asyncio.Protocol):
         if self._waiting is None:
             return
         if loop.time() < self._deadline:
+            loop.call_at(self._deadline, self._watch, loop)
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:  # it is slow, and goes on
+            self._unsent, self._deadline = unsent, loop.time() + ANSWER_MAX
             loop.call_at(self._deadline, self._watch, loop)
             return
         self._is_watched = False
@@ -146,6 +160,7 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take answers."""
+        self.received += len(data)
         try:
             self._reader.feed(data)
             while (answer := self._reader.gets()) is not False:
@@ -155,6 +170,7 @@ class _Wire(asyncio.Protocol):
             self.close()
             return
         if len(self._answers) < self._wanted:
+            self._deadline = asyncio.get_running_loop().time() + ANSWER_MAX
             return
         if self._waiting is None or len(self._answers) > self._wanted:
             self.close()
@@ -241,6 +257,11 @@ class Line:
         transport.set_protocol(wire)
         transport.set_write_buffer_limits(high=0)  # else a write waits for the loop's turn to end
         return wire
+
+    @property
+    def received(self) -> int:
+        """How many bytes the last answers took."""
+        return self._wire.received if self._wire is not None else 0
 
     async def aclose(self) -> None:
         """Close the connection."""

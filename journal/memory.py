@@ -6,12 +6,13 @@ namespace, as several processes share one server; they belong to one event loop.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from .entries import Event, EventKind, order_of, target_of
 from .errors import DamagedError, FullError
 from .names import Epoch, Shard, new_id, shard_in
 from .store import (
+    READ_BYTES,
     SHARDS,
     Answer,
     Arrivals,
@@ -38,6 +39,33 @@ from .world import Head, ShardData, World, WriterData
 T = TypeVar("T")
 
 
+class Room:
+    """What one read still brings."""
+
+    def __init__(self) -> None:
+        self._bytes = READ_BYTES
+
+    def first(self, entries: Sequence[T]) -> list[T]:
+        """Return the entries up to that which takes the last room."""
+        out: list[T] = []
+        for entry in entries:
+            if self._bytes <= 0:
+                break
+            self._bytes -= _weight(entry)
+            out.append(entry)
+        return out
+
+
+def _weight(value: Any) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, Loaded):
+        return sum(map(len, value.fields.values()))
+    if isinstance(value, Dormant):
+        return len(value.message) + _weight(value.records)
+    return sum(map(_weight, cast("Sequence[Any]", value))) if isinstance(value, tuple | list) else 0
+
+
 class MemoryStore:
     """One namespace in memory; see `Store` for what each method promises."""
 
@@ -46,7 +74,7 @@ class MemoryStore:
         self._world = World(clock, limits)
         self._session_ms = int(limits.session.total_seconds() * 1000)
         self._interrupted = False
-        self._beats = 0
+        self._beats = self._reads = 0
 
     def connect(self) -> "MemoryStore":
         """Return another connection to the same data."""
@@ -118,7 +146,8 @@ class MemoryStore:
         def read() -> list[Reply]:
             self._world.tick()
             known = self._world.writer(writer)
-            return [Reply(id_, *entry) for id_, entry in known.replies.after(after, 1000)] if known else []
+            found = Room().first(known.replies.after(after, 1000)) if known else []
+            return [Reply(id_, *entry) for id_, entry in found]
 
         return await self._blocking(read, block_ms)
 
@@ -223,12 +252,15 @@ class MemoryStore:
         control = self._world.control.last if control == "$" else control
 
         def read() -> Arrivals | None:
-            arrivals = Arrivals()
-            for shard, cursor in cursors.items():
+            arrivals, room = Arrivals(), Room()
+            self._reads += 1
+            turn = self._reads % max(len(cursors), 1)
+            for shard, cursor in [*cursors.items()][turn:] + [*cursors.items()][:turn]:
                 source = self._world.shard(shard)
-                arrivals.messages += [(shard, id_, data) for id_, data in source.inbox.after(cursor.inbox, count)]
-                events = source.events.after(cursor.events, count)
+                events = room.first(source.events.after(cursor.events, count))
                 arrivals.events += [(shard, Event(id_, *entry)) for id_, entry in events]
+                messages = room.first(source.inbox.after(cursor.inbox, count))
+                arrivals.messages += [(shard, id_, data) for id_, data in messages]
                 if len(events) >= count:
                     arrivals.unread.add(shard)
             news = self._world.control.after(control, count)
@@ -242,20 +274,21 @@ class MemoryStore:
         self._world.wake()
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
-        return self._world.shard(shard).inbox.after(after, count)
+        return Room().first(self._world.shard(shard).inbox.after(after, count))
 
     async def events(self, shard: Shard, after: str, count: int) -> list[Event]:
-        return [Event(id_, *entry) for id_, entry in self._world.shard(shard).events.after(after, count)]
+        return [Event(id_, *entry) for id_, entry in Room().first(self._world.shard(shard).events.after(after, count))]
 
     async def journal(self, shard: Shard, after: str, count: int) -> list[tuple[str, str, bytes]]:
-        return [(id_, *entry) for id_, entry in self._world.shard(shard).journal.after(after, count)]
+        return [(id_, *entry) for id_, entry in Room().first(self._world.shard(shard).journal.after(after, count))]
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
-        return [self._world.shard(shard).inbox.entries.get(id_) for id_ in ids]
+        return Room().first([self._world.shard(shard).inbox.entries.get(id_) for id_ in ids])
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
         found = [(self._world.shard(shard), target) for shard, target in objects]
-        return [Loaded(dict(shard.state.get(target, {})), shard.held.get(target, "")) for shard, target in found]
+        loaded = [Loaded(dict(shard.state.get(target, {})), shard.held.get(target, "")) for shard, target in found]
+        return Room().first(loaded)
 
     async def where(self, invocations: Sequence[str]) -> list[Where]:
         places = [self._world.shard(shard_in(invocation)).ids.get(invocation) for invocation in invocations]
@@ -263,7 +296,7 @@ class MemoryStore:
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
         found = [self._world.shard(shard).asleep.get(invocation) for shard, invocation in invocations]
-        return [d and Dormant(d.inbox_id, d.message, list(d.records), d.paused) for d in found]
+        return Room().first([d and Dormant(d.inbox_id, d.message, list(d.records), d.paused) for d in found])
 
     # Hosts: writing
 

@@ -13,7 +13,7 @@ Invariants:
 import asyncio
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from .entries import Event, target_of, teller_of_driver
 from .errors import DamagedError, SettingsError, UnavailableError
@@ -22,6 +22,7 @@ from .line import Command, Forbidden, Lines, Refusal, UnknownScript
 from .names import Epoch, Shard, new_id, shard_in
 from .settings import check_version
 from .store import (
+    READ_BYTES,
     Answer,
     Arrivals,
     Attach,
@@ -64,6 +65,14 @@ FORMAT: Final = 1
 BLOCK_MAX_MS: Final = 5_000
 """How long a read blocks at most: well before it counts as lost."""
 
+LONG_AGO: Final = 0.25
+"""Seconds after a read from which much may have come meanwhile."""
+
+Streams = Sequence[tuple[str, str]]
+"""Names of streams that are read together, each with the id after which it is read."""
+Page = tuple[bytes, Any]
+"""A stream, and entries of it."""
+
 _PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",)}
 """What stands before a script: functions that others have too."""
 
@@ -75,7 +84,8 @@ def _script(name: str, *, refused_when_full: bool = False) -> str:
     """Return a script; a store without memory carries it out all the same, but for one that asks for what is new."""
     folder = files("journal") / "scripts"
     texts = [(folder / f"{each}.lua").read_text("utf-8") for each in (*_PRELUDES.get(name, ()), name)]
-    return "\n".join(("#!lua" if refused_when_full else "#!lua flags=allow-oom", *texts))
+    flags = "" if refused_when_full else " flags=no-writes,allow-oom" if name == "read" else " flags=allow-oom"
+    return "\n".join((f"#!lua{flags}", *texts))
 
 
 class RedisStore:
@@ -92,6 +102,9 @@ class RedisStore:
         self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
+        self._is_behind, self._read_at, self._first = False, 0.0, 0
+        self._followed: set[Shard] = set()
+        """Shards whose streams the last read was of."""
         self._streams: dict[Shard, tuple[str, str]] = {}
         self._places: dict[bytes, tuple[Shard, bool]] = {}
         self._shas: dict[tuple[str, bool], str] = {}
@@ -175,7 +188,8 @@ class RedisStore:
         return parse_submitted(await self._run("submit", *head, *arguments, refused_when_full=is_new))
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
-        return parse_replies(await self._blocking(1000, block_ms, (self._keys.replies(writer), after)))
+        groups = (((self._keys.replies(writer), after),),)
+        return parse_replies(await self._read(1000, block_ms, groups, is_new=False))
 
     async def status(self, invocation: str) -> str:
         place = await self._place(invocation)
@@ -257,13 +271,47 @@ class RedisStore:
                 self._reader_id = None  # the next connection has another
                 raise
 
+    async def _read(self, count: int, block_ms: int, groups: Sequence[Streams], *, is_new: bool) -> list[Page]:
+        """Return what is new in streams: without a wait and bounded where there may be much, else as it comes."""
+        time, found = asyncio.get_running_loop().time, list[Page]()
+        if is_new or self._is_behind or time() - self._read_at > LONG_AGO:
+            found = await self._bounded_read(count, groups)
+        if not found:
+            streams = [stream for group in groups for stream in group]
+            found = cast("list[Page]", await self._blocking(count, block_ms, *streams) or [])
+            self._is_behind = self._reader.received >= READ_BYTES // 8 or any(len(page) >= count for _, page in found)
+        self._read_at = time()
+        return found
+
+    async def _bounded_read(self, count: int, groups: Sequence[Streams]) -> list[Page]:
+        # From another group each time, so that none waits for ever behind those that bring much.
+        self._first = (self._first + 1) % len(groups)
+        turned = (*groups[self._first :], *groups[: self._first])
+        streams = [stream for group in turned for stream in group if stream[1] != "$"]
+        is_cut, *pages = await self._asked(*(("XRANGE", name, f"({after}", count) for name, after in streams))
+        self._is_behind = bool(is_cut) or any(len(page) >= count for page in pages)
+        found = zip(streams, pages, strict=False)
+        return [(name.encode("utf-8", "surrogatepass"), page) for (name, _), page in found if page]
+
+    async def _bounded(self, *commands: Command) -> list[Any]:
+        """Return the answers to the first of these, as many as one read brings."""
+        return (await self._asked(*commands))[1:]
+
+    async def _asked(self, *commands: Command) -> list[Any]:
+        words = [word for command in commands for word in (len(command), *command)]
+        return await self._run("read", READ_BYTES, *words) if commands else [0]
+
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
         arrivals, places = Arrivals(), self._places
-        streams = [(self._keys.control, control)]
+        groups: list[Streams] = [((self._keys.control, control),)]
         for shard, cursor in cursors.items():
             inbox, events = self._streams.get(shard) or self._name_streams(shard)
-            streams += ((inbox, cursor.inbox), (events, cursor.events))
-        for stream, entries in await self._blocking(count, block_ms, *streams) or ():
+            groups.append(((events, cursor.events), (inbox, cursor.inbox)))  # so that no message is ahead of events
+        is_new = not cursors.keys() <= self._followed
+        found = await self._read(count, block_ms, groups, is_new=is_new)
+        if is_new or len(cursors) < len(self._followed):
+            self._followed = set(cursors)
+        for stream, entries in found:
             if stream not in places:
                 arrivals.control = entries[-1][0].decode()
                 continue
@@ -287,7 +335,7 @@ class RedisStore:
             self._interrupted = True
 
     async def _page(self, key: str, after: str, count: int) -> list[Any]:
-        return await self._do("XRANGE", key, f"({after}" if after else "-", "+", "COUNT", count)
+        return (await self._bounded(("XRANGE", key, f"({after}" if after else "-", count)))[0]
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
         return [(id_.decode(), fields[1]) for id_, fields in await self._page(self._keys.inbox(shard), after, count)]
@@ -301,20 +349,22 @@ class RedisStore:
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
         key = self._keys.inbox(shard)
-        found = await self._lines.ask_all(*(("XRANGE", key, id_, id_) for id_ in ids))
-        return [entries[0][1][1] if entries else None for entries in found]
+        found = await self._bounded(*(("XRANGE", key, id_, 1) for id_ in ids))
+        return [
+            page[0][1][1] if page and page[0][0].decode() == id_ else None
+            for page, id_ in zip(found, ids, strict=False)
+        ]
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
         commands: list[Command] = []
         for shard, target in objects:
-            commands += (
-                ("HGETALL", self._keys.state(shard, target)),
-                ("HGET", self._keys.held(shard), target),
-            )
-        found = await self._lines.ask_all(*commands)
+            commands += ("HGET", self._keys.held(shard), target), ("HGETALL", self._keys.state(shard, target))
+        # One is asked for as it is: nothing of it could be left for the next time.
+        found = await (self._lines.ask_all(*commands) if len(objects) == 1 else self._bounded(*commands))
+        found = found[: len(found) // 2 * 2]
         return [
             Loaded({text_of(name): value for name, value in pairs_in(fields)}, text_of(held))
-            for fields, held in pairs_in(found)
+            for held, fields in pairs_in(found)
         ]
 
     async def where(self, invocations: Sequence[str]) -> list[Where]:
@@ -324,7 +374,7 @@ class RedisStore:
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
         keys = (self._keys.asleep(shard, invocation) for shard, invocation in invocations)
-        found = await self._lines.ask_all(*(("HGETALL", key) for key in keys))
+        found = await self._bounded(*(("HGETALL", key) for key in keys))
         return [parse_dormant(dict(pairs_in(fields))) for fields in found]
 
     # Hosts: writing

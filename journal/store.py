@@ -23,6 +23,9 @@ from .names import Epoch, Shard
 SHARDS = 16
 """How many shards a new namespace gets."""
 
+READ_BYTES = 4_000_000
+"""What one read brings, about: it ends with the entry, or object, that exceeds it."""
+
 INBOX_FULL = failure(
     Failure(503, "the inbox of the called object's shard is full: its hosts do not keep up", {}, "OverloadedError")
 )
@@ -379,7 +382,7 @@ class Store(Protocol):
         ...
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
-        """Return the replies after an id, waiting for the first one up to `block_ms`."""
+        """Return the replies after an id, bounded as `arrivals`, waiting for the first one up to `block_ms`."""
         ...
 
     async def status(self, invocation: str) -> str:
@@ -427,7 +430,10 @@ class Store(Protocol):
     # Hosts: reading
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
-        """Return what is new after the cursors, at most `count` of each stream, waiting up to `block_ms`."""
+        """Return what is new after the cursors, waiting up to `block_ms`.
+
+        At most `count` of each stream, and no more after `READ_BYTES` but for what one write of another has brought.
+        """
         ...
 
     async def interrupt(self) -> None:
@@ -435,23 +441,23 @@ class Store(Protocol):
         ...
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
-        """Return a page of a shard's messages."""
+        """Return a page of a shard's messages: at most `count`, and no more after `READ_BYTES`."""
         ...
 
     async def events(self, shard: Shard, after: str, count: int) -> list[Event]:
-        """Return a page of a shard's events."""
+        """Return a page of a shard's events, bounded as one of the inbox."""
         ...
 
     async def journal(self, shard: Shard, after: str, count: int) -> list[tuple[str, str, bytes]]:
-        """Return a page of a shard's journal: stream id, invocation, record."""
+        """Return a page of a shard's journal, bounded as one of the inbox: stream id, invocation, record."""
         ...
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
-        """Return messages by inbox id; None for one that is gone."""
+        """Return messages by inbox id, the first ones up to `READ_BYTES`; None for one that is gone."""
         ...
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
-        """Return the state of objects, in one round trip."""
+        """Return the state of objects, of the first ones up to `READ_BYTES`, in one round trip."""
         ...
 
     async def where(self, invocations: Sequence[str]) -> list[Where]:
@@ -459,7 +465,7 @@ class Store(Protocol):
         ...
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
-        """Return invocations that have left memory once; None for one that has not."""
+        """Return invocations that have left memory once, None for one that has not; the first up to `READ_BYTES`."""
         ...
 
     # Hosts: writing

@@ -51,7 +51,7 @@ def test_a_store_full_of_outcomes_recovers_by_itself(
     """Nobody waits for them; meanwhile a cancel gets through, of a program that comes now as well."""
     url, port = full
     kept_ms = 3_600_000
-    monkeypatch.setattr(Limits, "retention_ms", lambda _, is_full=False: kept_ms)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(Limits, "retention_ms", lambda _, is_full=False: kept_ms if is_full else 3_600_000)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with actors.init(redis=url, hosts="local", namespace="full"):
         waiting = [Filler[f"held{number}"].wait.remote() for number in range(2)]
         assert all(each.accepted().result() is None for each in waiting)

@@ -4,8 +4,9 @@ What a sentence here says holds for each of them; numbers of promises are those 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -29,6 +30,7 @@ from journal.errors import DamagedError
 from journal.names import Epoch, Shard
 from journal.store import (
     INBOX_FULL,
+    READ_BYTES,
     Attach,
     Committed,
     Cursor,
@@ -945,6 +947,90 @@ async def test_who_holds_the_key_of_one_in_the_inbox_is_known_while_it_is_asleep
     after = [await store.holder(id_) for id_ in ids]
 
     assert (before, asleep, after) == (["", "", ""], ["", A, ""], ["", "", ""])
+
+
+# ---------------------------------------------------------------------------------------------------- bounded by bytes
+
+
+BIG, MANY = 1_100_000, 7
+
+
+async def test_every_read_is_bounded_by_bytes_as_well(store: Store) -> None:
+    """Issue 16.2, promise 9: it ends with what exceeds `READ_BYTES`, and the next one goes on there."""
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids, targets = [f"i{n}-0" for n in range(MANY)], [f"Ticket/{n}" for n in range(MANY)]
+    for id_ in ids:
+        await driver.submit(Outgoing(Shard(0), id_, "", id_.encode() + b"x" * BIG), event(id_, b"x" * BIG))
+    inbox = await _all(lambda after: store.inbox(Shard(0), after, 100), lambda entry: entry[0], lambda entry: entry[1])
+    events = await _all(lambda after: store.events(Shard(0), after, 100), lambda e: e.id, lambda e: e.payload)
+    for (inbox_id, data), target in zip(inbox, targets, strict=True):
+        id_ = data.rstrip(b"x").decode()
+        await owner.commit(Progress(id_, target, inbox_id, record=b"x" * BIG, writes={"a": b"x" * BIG}))
+    journal = await _all(lambda after: store.journal(Shard(0), after, 100), lambda e: e[0], lambda e: e[2])
+    loaded = await store.load([(Shard(0), target) for target in targets])
+    messages = await store.messages(Shard(0), [id_ for id_, _ in inbox])
+    for (inbox_id, data), target in zip(inbox, targets, strict=True):
+        await owner.commit(Progress(data.rstrip(b"x").decode(), target, inbox_id, end=Sleep(holds=True)))
+    dormant = await store.dormant([(Shard(0), id_) for id_ in ids])
+
+    assert [data[:4] for _, data in inbox] == [id_.encode() for id_ in ids]
+    assert [found.invocation for found in events] == ids
+    assert [invocation for _, invocation, _ in journal] == ids
+    assert [(len(found.fields["a"]), found.held_by) for found in loaded] == [(BIG, "")] * 4
+    assert messages == [data for _, data in inbox][:4]
+    assert [found is not None and len(found.message) for found in dormant] == [BIG + 4] * 4
+
+
+async def _all(read: Callable[[str], Any], id_of: Callable[[Any], str], data_of: Callable[[Any], bytes]) -> list[Any]:
+    out: list[Any] = []
+    while page := await read(id_of(out[-1]) if out else ""):
+        assert sum(len(data_of(entry)) for entry in page[:-1]) < READ_BYTES
+        assert len(page) <= 4
+        out += page
+    return out
+
+
+@pytest.mark.parametrize("where", [0, 1])
+async def test_a_backlog_is_read_bit_by_bit_and_nobody_waits_behind_it(store: Store, where: int) -> None:
+    """Issue 16.2: of each shard something is read in turn, and no message before the events that came before it."""
+    driver = await Driver.open(store)
+    for number in range(MANY):
+        await driver.submit(
+            Outgoing(Shard(where), f"i{number}-{where}", "", b"x" * BIG), event(f"i{number}-{where}", b"x" * BIG)
+        )
+    await driver.send(f"a-{1 - where}")
+    cursors = {Shard(0): Cursor("0-0", "0-0"), Shard(1): Cursor("0-0", "0-0")}
+    messages: dict[int, list[str]] = {0: [], 1: []}
+    events: list[str] = []
+    reads = 0
+    while len(messages[where]) < MANY:
+        found = await store.arrivals(cursors, "0-0", 1_000, 500)
+        reads += 1
+        size = sum(len(data) for _, _, data in found.messages) + sum(len(e.payload) for _, e in found.events)
+        assert 0 < size < READ_BYTES + 2 * BIG
+        for shard, each in found.events:
+            events.append(each.invocation)
+            cursors[shard].events = each.id
+        for shard, id_, _ in found.messages:
+            messages[shard].append(id_)
+            cursors[shard].inbox = id_
+        assert len(events) == MANY or not messages[where]
+        assert messages[1 - where] or reads <= 3
+    assert events == [f"i{number}-{where}" for number in range(MANY)]
+    assert len(messages[1 - where]) == 1
+
+
+async def test_the_replies_of_a_driver_are_read_bit_by_bit(store: Store) -> None:
+    """Issue 16.2."""
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(MANY)]
+    await driver.call(*ids)
+    for id_ in ids:
+        await owner.finish(id_, b"V" + b"x" * BIG)
+    pages = [await driver.told() for _ in range(3)]
+
+    assert [id_ for page in pages for id_, _ in page] == ids
+    assert pages[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- trimming

@@ -13,7 +13,9 @@ import pytest_asyncio
 from redis.asyncio.connection import Connection
 from servers import DURABLE, Server, redis_binary, valkey_binary
 from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, redis_engine
+from wire import Wire
 
+from journal import line
 from journal.entries import EventKind
 from journal.errors import DamagedError, FullError, SettingsError, UnavailableError
 from journal.keys import TABLE, Keys
@@ -238,6 +240,26 @@ async def test_a_store_without_memory_refuses_drivers_whole_and_lets_hosts_make_
     assert await store.submit(driver.writer, 2, [message(FAR)], "") is Settled.APPLIED
     assert await store.status(FAR) == "open"
     assert await driver.told() == [(A, b"Vdone")]
+
+
+async def test_a_slow_link_is_waited_for_while_something_passes(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 16.2: a fixed time-out, repeated unchanged, never let a large answer through."""
+    monkeypatch.setattr(line, "ANSWER_MAX", 0.8)
+    wire = Wire(int(valkey_url.rpartition(":")[2].removesuffix("/0")))
+    engine = redis_engine(wire.url)
+    try:
+        store, code = await engine.open(), b"x" * 1_500_000
+        wire.bytes_per_second = 1_000_000
+        await store.put_code("digest", code, [])
+        assert await store.code("digest") == code
+        wire.loses = "answers"
+        with pytest.raises(UnavailableError, match="no answer"):
+            await store.code("digest")
+    finally:
+        await engine.aclose()
+        wire.close()
 
 
 async def test_a_store_that_lacks_replicas_damages_nothing(store: Store) -> None:

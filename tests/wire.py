@@ -12,6 +12,7 @@ from hashlib import sha1
 from typing import Literal, NamedTuple
 
 from journal import guard
+from journal.clock import sleep
 from journal.redis import _script
 
 
@@ -21,6 +22,8 @@ class Wire:
     def __init__(self, port: int) -> None:
         self._far_port = port
         self.loses: Literal["", "requests", "answers"] = ""
+        self.bytes_per_second = 0
+        """How much passes in each direction; 0 is as much as there is."""
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
@@ -49,6 +52,8 @@ class Wire:
     def _pump(self, source: socket.socket, target: socket.socket, what: str) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                if self.bytes_per_second:
+                    sleep(len(data) / self.bytes_per_second)
                 if self.loses != what:
                     target.sendall(data)
         for end in (source, target):
