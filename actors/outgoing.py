@@ -16,7 +16,8 @@ from .place import EMPTY_OPTIONS, Request
 from .values import encode, encode_arguments
 
 KEEP_MS: Final = 86_400_000
-"""How long the outcome of an invocation with an idempotency key is kept, whatever the count: a day."""
+"""How long the outcome of an invocation with an idempotency key is kept, whatever the count, unless its policy says so:
+a day."""
 
 
 def arguments_of(request: Request, address: str, payload_max: int) -> bytes:

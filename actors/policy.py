@@ -149,7 +149,11 @@ class Policy:
     """An execution that waits longer leaves memory; 0 makes every wait suspend and replay."""
 
     retention: Duration | None = None
-    """How long the outcome outlives the invocation."""
+    """How long the outcome outlives the invocation, whatever the count of others (`done_max`).
+
+    Where nobody says it, that holds for a day for a workflow's `run` and with an idempotency key; the outcome of any
+    other invocation is kept as long, if the count allows.
+    """
 
     def __post_init__(self) -> None:
         _checked(self.idle_timeout, self.retention)
@@ -170,6 +174,8 @@ class Settled:
     retry: Retry = Retry()
     idle_timeout: timedelta = timedelta(seconds=60)
     retention: timedelta = timedelta(days=1)
+    keeps: bool = False
+    """Whether somebody has said the retention: then it holds for every invocation."""
 
 
 def resolve(*policies: Policy | None) -> Settled:
@@ -180,6 +186,7 @@ def resolve(*policies: Policy | None) -> Settled:
         retry=next((policy.retry for policy in said if policy.retry is not None), built_in.retry),
         idle_timeout=_first(built_in.idle_timeout, *(policy.idle_timeout for policy in said)),
         retention=_first(built_in.retention, *(policy.retention for policy in said)),
+        keeps=any(policy.retention is not None for policy in said),
     )
 
 

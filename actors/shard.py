@@ -273,6 +273,8 @@ class OwnedShard:
             self._attempts.reject(run, activation, run.unknown())
             return
         run.policy = self._services.policy_of(handler, run.declared.options.policy)
+        if run.policy.keeps or run.message.keep_ms:
+            run.message.keep_ms = int(run.policy.retention.total_seconds() * 1000)
         run.exclusive = handler.exclusive and activation.key is not None
         if not run.exclusive:
             activation.sharing.add(run)

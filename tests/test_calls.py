@@ -5,6 +5,7 @@ One sentence a test: each in memory and with every wait turned into suspend-and-
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ class Slow(VirtualObject):
     async def note(self, ctx: Context, line: str) -> list[str]:
         self.lines.append(line)
         return self.lines
+
+    @handler(policy=Policy(retention="60s"))
+    async def kept(self, ctx: Context) -> None:
+        pass
 
     @handler
     async def fails(self, ctx: Context) -> None:
@@ -250,6 +255,26 @@ async def test_calls_with_one_idempotency_key_share_one_execution(world: Simulat
     assert await asyncio.gather(*refs) == [["0"]] * 10
     assert await start("0") == ["0"], "its outcome is kept"
     assert world.state("Slow/a") == {"lines": ["0"]}
+
+
+@simulated
+async def test_a_retention_that_is_said_holds_with_and_without_an_idempotency_key(world: Simulation) -> None:
+    """Issue 15.26: it held for workflows alone, and a key's was a day whatever the policy."""
+    world.store._world.limits = replace(world.store._world.limits, done_max=1)  # pyright: ignore[reportPrivateUsage]
+    refs = [
+        Slow["a"].kept.remote(),
+        Slow["a"].kept.options(idempotency_key="k").remote(),
+        Slow["a"].note.options(idempotency_key="k").remote("said nothing"),
+        Slow["a"].note.remote("nor this"),
+    ]
+    await asyncio.gather(*refs)
+    for number in range(5):
+        await Slow["a"].note.remote(str(number))
+    assert [await world.status(ref) for ref in refs] == [*["succeeded"] * 3, ""]
+    await asyncio.sleep(50)
+    assert [await world.status(ref) for ref in refs] == [*["succeeded"] * 3, ""]
+    await asyncio.sleep(20)
+    assert [await world.status(ref) for ref in refs] == ["", "", "succeeded", ""]
 
 
 @simulated

@@ -1215,7 +1215,9 @@ def test_a_retry_that_makes_no_sense_is_refused(wrong: Any) -> None:
 def test_a_policy_is_settled_field_by_field() -> None:
     settled = resolve(Policy(retention="1h"), None, Policy(retention=1, idle_timeout=0), Policy(retry=Retry(factor=3)))
 
-    assert settled == Settled(retry=Retry(factor=3), idle_timeout=timedelta(0), retention=timedelta(hours=1))
+    assert settled == Settled(
+        retry=Retry(factor=3), idle_timeout=timedelta(0), retention=timedelta(hours=1), keeps=True
+    )
     assert resolve() == Settled(retry=Retry(), idle_timeout=timedelta(seconds=60), retention=timedelta(days=1))
 
 
