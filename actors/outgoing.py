@@ -20,17 +20,36 @@ KEEP_MS: Final = 86_400_000
 a day."""
 
 
+KEY_MAX: Final = 8_000
+"""Most characters of an object's type and key."""
+HEADERS_MAX: Final = 64_000
+"""Most characters of all headers of a call."""
+
+
 def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     """Return the arguments, encoded.
 
     Raises:
-        UsageError: one of them cannot be stored, or all take more than `payload_max` bytes.
+        UsageError: one of them cannot be stored, all take more than `payload_max` bytes, or the key or the headers are
+            too long.
     """
     if request.one_way and request.options.timeout_s is not None:
         raise UsageError(
             f"{address}.{request.handler}: nobody waits for a send, so it has no timeout; use .remote(), or cancel() "
             "what .send() returns"
         )
+    if len(address) > KEY_MAX:
+        raise UsageError(
+            f"the key of {address[:60]}… has {len(address):,} characters, the limit key_max is {KEY_MAX:,}: name the "
+            "object by a hash, and keep what is long in its state"
+        )
+    if request.options.headers:
+        size = sum(len(name) + len(value) for name, value in request.options.headers.items())
+        if size > HEADERS_MAX:
+            raise UsageError(
+                f"the headers of {address}.{request.handler} have {size:,} characters, the limit headers_max is "
+                f"{HEADERS_MAX:,}: what is long is an argument"
+            )
     if request.options.arguments:
         return request.options.arguments
     try:

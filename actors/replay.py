@@ -12,7 +12,7 @@ Invariants:
 from enum import Enum
 from typing import Final
 
-from .errors import NondeterminismError
+from .errors import NondeterminismError, UsageError
 
 
 class Phase(Enum):
@@ -70,6 +70,10 @@ def advance(phase: Phase, happening: Happening) -> Phase:
         raise RuntimeError(f"{happening.name} is not possible while {phase.name}") from None
 
 
+ENTRY_MAX: Final = 10_000
+"""Most characters of an entry: its kind, and the name of a step or a wait, or whom a call is for."""
+
+
 class Entries:
     """What the handler has asked for so far, in program order, compared with what the journal holds."""
 
@@ -87,8 +91,14 @@ class Entries:
 
         Raises:
             NondeterminismError: the journal holds another one there.
+            UsageError: its name is too long.
         """
         index = len(self.made)
+        if len(entry) > ENTRY_MAX and index >= len(self.recorded):
+            raise UsageError(
+                f"`{entry[:60]}…` has {len(entry):,} characters, the limit name_max is {ENTRY_MAX:,}: names of steps "
+                "and waits say what they are for, data is for arguments"
+            )
         if index < len(self.recorded) and self.recorded[index] != entry:
             error = NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", f"`{entry}`")
             self.divergence = self.divergence or error

@@ -52,6 +52,13 @@ class Slow(VirtualObject):
         self.lines.append(line)
         return self.lines
 
+    @handler
+    async def names(self, ctx: Context, how: str, length: int) -> None:
+        if how == "step":
+            await ctx.run("n" * length, str)
+        else:
+            await ctx.sleep(0, name="n" * length)
+
     @handler(policy=Policy(retention="60s"))
     async def kept(self, ctx: Context) -> None:
         pass
@@ -336,3 +343,17 @@ def test_a_send_has_no_time_out() -> None:
         Slow["a"].note.options(timeout=1).send("x")
     with pytest.raises(UsageError, match="duration"):
         Slow["a"].note.options(timeout="soon")
+
+
+@simulated
+async def test_keys_names_and_headers_are_bounded(world: Simulation) -> None:
+    """Issue 16.2, promise 9: the error names the limit, in the caller."""
+    with pytest.raises(UsageError, match="key_max"):
+        Slow["k" * 8_000].note.remote("x")
+    with pytest.raises(UsageError, match="headers_max"):
+        Slow["a"].note.options(headers={"h": "x" * 64_000}).remote("x")
+    for how in ("step", "sleep"):
+        error = await failure_of(Slow["a"].names.remote(how, 10_000))
+        assert error.code == 400
+        assert "name_max" in str(error)
+        await Slow["a"].names.remote(how, 9_000)

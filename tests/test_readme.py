@@ -12,7 +12,8 @@ import pytest
 
 from actors.client import PENDING_MAX
 from actors.leases import BLOCK_LIMIT, LEASE_TTL
-from actors.replay import TRANSITIONS, Happening, Phase
+from actors.outgoing import HEADERS_MAX, KEY_MAX
+from actors.replay import ENTRY_MAX, TRANSITIONS, Happening, Phase
 from actors.services import Limits
 from journal.keys import TABLE
 from journal.store import SHARDS
@@ -111,6 +112,11 @@ def test_the_two_commands_stand_in_blocks_of_their_own(command: str) -> None:
 def test_every_limit_has_its_default() -> None:
     said = {
         "`payload_max`": (Limits().payload_max, 8_000_000, "8 MB"),
+        "`key_max`, `name_max`, `headers_max`": (
+            (KEY_MAX, ENTRY_MAX, HEADERS_MAX),
+            (8_000, 10_000, 64_000),
+            "8,000, 10,000 and 64,000",
+        ),
         "`pending_max`": (PENDING_MAX, 100_000, "100,000"),
         "`inbox_max`": (Kept().inbox_max, 100_000, "100,000"),
         "`queue_in_memory`": (Limits().queue_in_memory, 100, "100"),
