@@ -394,6 +394,8 @@ class Client:
             if not (isinstance(error, NotFoundError) and self._held.hold(operation, self._loop)):
                 self._refuse(operation, error)
         self._starts.accepted(operations, missed)
+        if missed.later:
+            self._queue.extendleft(operations[at] for at in reversed(missed.later))
 
     async def _refused(self, operations: list[Operation], error: DamagedError) -> None:
         """Find what cannot be had, alone: the store has changed nothing, and the next write takes this number."""

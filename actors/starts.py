@@ -88,7 +88,7 @@ class Starts:
         with self._lock:
             for at, operation in enumerate(operations):
                 slot = self._slots.get(name := slot_of(operation))
-                if slot is None or isinstance(operation, Attach) or at in missed.unknown:
+                if slot is None or isinstance(operation, Attach) or at in (*missed.unknown, *missed.later):
                     continue
                 slot.is_accepted = True
                 told += slot.accepting

@@ -120,8 +120,12 @@ class MemoryStore:
             overloaded: list[int] = []
             unknown: list[int] = []
             not_new: list[int] = []
+            later: list[int] = []
+            world.told = 0
             for place, operation in enumerate(operations):
-                if isinstance(operation, Attach):
+                if world.told >= READ_BYTES and world.asks(operation):
+                    later.append(place)
+                elif isinstance(operation, Attach):
                     self._attach(operation, f"w:{writer}")
                 elif isinstance(operation, Outgoing) and world.is_refused(operation):
                     not_new.append(place)
@@ -133,7 +137,7 @@ class MemoryStore:
                 else:
                     world.accept(operation)
             known.replies.discard([id_ for id_ in known.replies.entries if seen and order_of(id_) < order_of(seen)])
-            missed = Partly(tuple(overloaded), tuple(unknown), tuple(not_new))
+            missed = Partly(tuple(overloaded), tuple(unknown), tuple(not_new), tuple(later))
             known.number, known.answer = number, Settled.APPLIED if missed == Partly() else missed
             world.wake()
         return known.answer

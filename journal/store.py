@@ -129,6 +129,8 @@ class Partly:
     """Events whose invocations are not known: they never were, or their retention is over."""
     known: tuple[int, ...] = ()
     """Messages whose invocations had to be new, and are known, of another request."""
+    later: tuple[int, ...] = ()
+    """Questions for outcomes after others of `READ_BYTES`, to be asked again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
     """Return what became of a driver's write."""
     if not missed:
         return Settled.REFUSED if missed is None else Settled.APPLIED
-    return Partly(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"))
+    return Partly(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"), _places(missed, b"l"))
 
 
 def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:

@@ -160,6 +160,8 @@ class World:
         self.changed = asyncio.Event()
         self.is_full = False
         """Whether there is no memory left, as tests say it."""
+        self.told = 0
+        """Bytes of what drivers were told since a write began."""
         self._known: list[str] = []
         """What sends of the part that is being applied wanted new, and is not."""
 
@@ -192,6 +194,7 @@ class World:
             writer = self.writer(teller[2:])
             if writer is not None:
                 writer.replies.add(self.now, (invocation, payload))
+                self.told += len(payload)
             return
         waiting, _, index = teller[2:].rpartition(":")
         self.bring(Bring(shard_in(waiting), waiting, kind, int(index), payload))
@@ -233,6 +236,13 @@ class World:
         kept = shard.digests.get(message.invocation)
         is_same = message.is_trusted if kept is None else message.digest == kept
         return not (message.digest and is_same)
+
+    def asks(self, operation: Outgoing | Attach | Bring) -> bool:
+        """Whether an operation may ask for an outcome, and nothing else."""
+        if isinstance(operation, Attach):
+            return True
+        is_message = isinstance(operation, Outgoing) and not self.is_refused(operation)
+        return is_message and operation.invocation in self.shard(operation.shard).ids
 
     def accept(self, message: Outgoing) -> None:
         """Put a message into its inbox, or attach to what is known."""

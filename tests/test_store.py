@@ -1020,6 +1020,25 @@ async def test_a_backlog_is_read_bit_by_bit_and_nobody_waits_behind_it(store: St
     assert len(messages[1 - where]) == 1
 
 
+async def test_outcomes_that_are_asked_for_together_are_told_bit_by_bit(store: Store) -> None:
+    """Issue 16.2: what one write asks for after `READ_BYTES` is to be asked again."""
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    ids = [f"i{n}-0" for n in range(MANY)]
+    await driver.send(*ids)
+    for id_ in ids:
+        await owner.finish(id_, b"V" + b"x" * BIG)
+
+    first = await driver.submit(*(Attach(Shard(0), id_) for id_ in ids[:3]), message(ids[3], driver.teller))
+    again = await store.submit(driver.writer, driver.number, [], "")
+    second = await driver.submit(*(Attach(Shard(0), id_) for id_ in ids), message(ids[3], driver.teller), message(B))
+
+    assert first is again is Settled.APPLIED
+    assert second == Partly(later=(4, 5, 6, 7))
+    assert await store.status(B) == "open"
+    told = [id_ for _ in range(4) for id_, _ in await driver.told()]
+    assert told == [*ids[:4], *ids[:4]]
+
+
 async def test_the_replies_of_a_driver_are_read_bit_by_bit(store: Store) -> None:
     """Issue 16.2."""
     driver, owner = await Driver.open(store), await Owner.acquire(store)

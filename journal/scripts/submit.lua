@@ -6,7 +6,7 @@
 --                      'a', shard, invocation  |  'e', shard, invocation, `kind:index`, payload
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for those
 --          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known, that of `k5`
---          is, and had to be new
+--          is, and had to be new, `l6` asks for an outcome after too many bytes of others: to be asked again
 -- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
 local writer, number, session = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local key, replies_key = ns .. ':writer:' .. writer, ns .. ':replies:' .. writer
@@ -63,6 +63,7 @@ local function note(shard)
   shard.added = {}
 end
 
+local TOLD_MAX = 4000000 -- as of a read: outcomes may be large, and many are asked for at once
 local place = 0
 missed, i = {}, 7
 while i <= n do
@@ -82,6 +83,8 @@ while i <= n do
     end
   elseif kind == 'n' and shard.known[invocation] and not is_same(shard.kept[invocation], ARGV[i + 4]) then
     missed[#missed + 1] = 'k' .. place
+  elseif (kind == 'a' or shard.known[invocation]) and told >= TOLD_MAX then
+    missed[#missed + 1] = 'l' .. place
   elseif kind == 'a' or shard.known[invocation] then
     if shard then note(shard) end
     if not attach(ns .. ':' .. ARGV[i + 1], invocation, teller) then

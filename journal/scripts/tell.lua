@@ -14,6 +14,7 @@ for _, command in ipairs({'DEL', 'HDEL', 'HSET', 'MSET', 'PEXPIRE', 'SET', 'XADD
   end
 end
 local replies, part = {}, 0 -- what each driver is told, by teller; the part of a commit that is being applied
+local told = 0 -- bytes of what drivers are told
 
 -- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
 local function place_of(entry)
@@ -43,6 +44,7 @@ local function tell(teller, invocation, payload, kind)
     if list.part ~= part then list.part, list.kept = part, #list end
     list[#list + 1] = invocation
     list[#list + 1] = payload
+    told = told + #payload
     return
   end
   local waiting, index = string.match(teller, '^i:(.+):(%d+)$')
