@@ -1,10 +1,13 @@
 """Batches: which of a driver's operations, in their order, go into its next write."""
 
 from collections import deque
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
-from journal.store import makes_room
+from journal.store import Partly, Settled, makes_room
 
+from .errors import FullError, UnavailableError
+from .patience import Patience
 from .slots import Operation
 
 SUBMIT_MAX: Final = 1_000
@@ -39,3 +42,23 @@ def freeing_batch(queue: deque[Operation]) -> list[Operation]:
     queue.clear()
     queue.extend(left)
     return taken
+
+
+async def until_settled(
+    submit: Callable[[], Coroutine[Any, Any, Settled | Partly]], patience: Patience
+) -> Settled | Partly | FullError:
+    """Send a write, unchanged, until the store answers; that it is full is an answer, unless one was lost before."""
+    is_first = True
+    while True:
+        try:
+            settled = await submit()
+        except FullError as error:
+            if is_first:
+                return error
+            await patience.wait(error)
+        except UnavailableError as error:
+            is_first = False
+            await patience.wait(error)
+        else:
+            patience.renew()
+            return settled

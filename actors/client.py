@@ -25,7 +25,7 @@ from journal.names import address_of, new_id, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
 from . import outcomes, slots
-from .batches import freeing_batch, next_batch
+from .batches import freeing_batch, next_batch, until_settled
 from .code import UNSENT, Bundle, Sender
 from .deadlines import Deadlines
 from .errors import DamagedError, FullError, NotFoundError, OverloadedError, UnavailableError, UsageError
@@ -350,24 +350,6 @@ class Client:
                 self._is_woken = bool(self._queue)
             self._idle.set()
 
-    async def _until_settled(self, operations: list[Operation]) -> Settled | Partly | FullError:
-        """Send a write until the store answers; a full store's refusal is an answer unless one was lost before."""
-        number, is_first = self._number + 1, True
-        while True:
-            try:
-                settled = await self._store.submit(self._writer, number, operations, self._seen)
-            except FullError as error:
-                if is_first:
-                    return error
-                await self._patience.wait(error)
-            except UnavailableError as error:
-                is_first = False
-                await self._patience.wait(error)
-            else:
-                self._patience.renew()
-                self._number = number
-                return settled
-
     async def _put_off(self, operations: list[Operation], error: FullError) -> None:
         """The store is full: send what it takes, and wait with the rest until it has room."""
         with self._lock:
@@ -378,14 +360,18 @@ class Client:
         await self._patience.wait(error)
 
     async def _submit(self, operations: list[Operation]) -> None:
+        number = self._number + 1
         try:
-            settled = await self._until_settled(operations)
+            settled = await until_settled(
+                lambda: self._store.submit(self._writer, number, operations, self._seen), self._patience
+            )
         except DamagedError as error:
             await self._refused(operations, error)
             return
         if isinstance(settled, FullError):
             await self._put_off(operations, settled)
             return
+        self._number = number
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
