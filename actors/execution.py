@@ -40,6 +40,7 @@ from .refusals import Refusal, of_the_outside
 from .replay import UNDER_WAY, Entries, Happening, Phase, advance
 from .restarts import Restarts
 from .sagas import CANCELLED, Sagas
+from .schedule import SCHEDULED_AT
 from .signals import Signals
 from .steps import Steps
 from .timers import Timers
@@ -109,11 +110,15 @@ class Execution:
 
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
-        self.view = StateView(fields, self._declared.fields, self.loop, refusal, self._scope)
+        self.view = StateView(fields, self._declared.fields, self.loop, refusal, self._scope, self._declared.cls)
         try:
             args, kwargs = decode(self._message.arguments, scope=self._scope)
             me = instance(self._declared.cls, self._target.key, self.view)
-            self._root = self.loop.start(self._handler.called(me, Context(self), args, kwargs))
+            message = self._message
+            # Whoever sent it without the class could not look at the types, and a schedule may be such a one's.
+            looked = message.code and not (message.headers and SCHEDULED_AT in message.headers)
+            called = self._handler.called(me, Context(self), args, kwargs, are_checked=bool(looked))
+            self._root = self.loop.start(called)
         except Exception as error:  # noqa: BLE001  # arguments run code of the user as they are decoded
             self._decide(error)
             return

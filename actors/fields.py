@@ -19,7 +19,7 @@ from journal.keys import OWN
 from . import records
 from .errors import UsageError
 from .loop import DeterministicLoop
-from .state import State
+from .state import Addressed, State
 from .values import LIVE, Scope, decode, encode
 
 INNER_WROTE: Final = 0
@@ -37,6 +37,7 @@ class StateView:
         "_cleared",
         "_declared",
         "_loop",
+        "_owner",
         "_reads",
         "_refusal",
         "_scope",
@@ -50,7 +51,9 @@ class StateView:
         loop: DeterministicLoop,
         refusal: str = "",
         scope: Scope = LIVE,
+        owner: type[Addressed] = Addressed,
     ) -> None:
+        self._owner = owner
         self._base, self._declared, self._loop, self._refusal, self._scope = base, declared, loop, refusal, scope
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
@@ -70,6 +73,9 @@ class StateView:
 
     def set(self, field: State[Any], value: Any, /) -> None:
         """Set a declared field."""
+        known = field.known
+        if known is not None and type(value) not in known and self._owner._validates:  # pyright: ignore[reportPrivateUsage]  # as in state
+            field.check(value)
         self._write(field.name, value)
 
     def _write(self, name: str, value: Any) -> None:

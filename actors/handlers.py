@@ -16,10 +16,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    get_origin,
+    overload,
+)
 
 from journal.codec import MISSING
 
+from .annotations import checking
 from .context import Context
 from .errors import UsageError
 from .invocation import Invocation
@@ -127,7 +141,7 @@ class Call(Generic[Remote]):
         handler, owner, target = self._handler, self._owner, self._target
         options = SaidOptions(cron, every, timezone, missed, name)
         kwargs = separated(handler.name, handler.fn, args, kwargs, options, arguments)
-        handler.check(args, kwargs)
+        handler.check(owner, args, kwargs)
         if handler.exclusive and owner._runs_once:
             raise UsageError(f"{self!r} happens once for each key: schedule a handler that starts it with a new key")
         key = None if target is None else target._key
@@ -146,7 +160,7 @@ class Call(Generic[Remote]):
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
         handler, owner, target = self._handler, self._owner, self._target
-        (handler._binder or handler._compiled())(*args, **kwargs)
+        (handler._binder or handler._compiled() if owner._validates else handler.binder_of(owner))(*args, **kwargs)
         key = None if target is None else target._key
         return caller().start(
             Request(owner._options.name, key, handler.name, args, kwargs, one_way, self._options, handler, owner)
@@ -193,6 +207,7 @@ class Handler(Generic[Remote, Plain]):
     """A method that others may invoke."""
 
     __slots__ = (
+        "_bare",
         "_binder",
         "_hints",
         "_is_named",
@@ -218,6 +233,7 @@ class Handler(Generic[Remote, Plain]):
         self.reentrant = reentrant
         """A call of it that comes back to a key whose holder waits for it is let in."""
         self._is_named = False
+        self._bare: Callable[..., None] | None = None
         self._binder: Callable[..., None] | None = None
         self._hints: dict[str, Any] | None = None
 
@@ -263,29 +279,46 @@ class Handler(Generic[Remote, Plain]):
         """The resolved annotation of its result, or MISSING."""
         return self.hints.get("return", MISSING)
 
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> None:
-        """Raise the `TypeError` that Python raises for a call with these arguments, naming this handler."""
-        (self._binder or self._compiled())(*args, **kwargs)
+    def check(self, owner: type[Addressed], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> None:
+        """Raise the `TypeError` of a call with these arguments, naming this handler.
+
+        It is Python's own, or a `UsageError` too where an argument is not what its annotation says.
+        """
+        self.binder_of(owner)(*args, **kwargs)
 
     def called(
-        self, me: object, ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], /
+        self, me: Addressed, ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], /, *, are_checked: bool = True
     ) -> Coroutine[Any, Any, Any]:
         """Return the coroutine of a call: the method's own, as one that awaited it would hide that it resists its end.
 
         Raises:
-            UsageError: the method does not take these arguments.
+            UsageError: the method does not take these arguments, or, if nobody has looked yet, none of these types.
         """
         try:
-            (self._binder or self._compiled())(*args, **kwargs)
+            (self._bare or self._compiled_bare() if are_checked else self.binder_of(type(me)))(*args, **kwargs)
+        except UsageError:
+            raise
         except TypeError as error:
             raise UsageError(str(error)) from None
         if self._is_native:
             return self.fn(me, ctx, *args, **kwargs)
         return awaited(self.fn, me, ctx, args, kwargs, is_async=self.is_async)
 
+    def binder_of(self, owner: type[Addressed], /) -> Callable[..., None]:
+        """Return what checks the arguments of a call: their types too, unless handler or class say no."""
+        said = None if self.policy is None else self.policy.validate
+        if owner._validates if said is None else said:
+            return self._binder or self._compiled()
+        return self._bare or self._compiled_bare()
+
     def _compiled(self) -> Callable[..., None]:
-        self._binder = _binder(self.fn)
+        is_off = self.policy is not None and self.policy.validate is False
+        self._binder = _binder(self.fn, {} if is_off else self.hints)
         return self._binder
+
+    def _compiled_bare(self) -> Callable[..., None]:
+        self._bare = _binder(self.fn, {})
+        return self._bare
 
     @property
     def __isabstractmethod__(self) -> bool:
@@ -312,12 +345,13 @@ def _restored_handler(
     return restored
 
 
-def _binder(fn: Callable[..., Any]) -> Callable[..., None]:
-    """Return a function that takes what `fn` takes after self and ctx, and does nothing: Python checks the call.
+def _binder(fn: Callable[..., Any], hints: Mapping[str, Any]) -> Callable[..., None]:
+    """Return a function that takes what `fn` takes after self and ctx: Python checks the call, it the types.
 
     Compiled once (70 µs); then 0.2 µs for a call, where `inspect.Signature.bind` takes 4.3.
     """
     parts: list[str] = []
+    named: dict[str, tuple[Any, Any]] = {}
     last = None
     for parameter in list(inspect.signature(fn).parameters.values())[2:]:
         kind = parameter.kind
@@ -326,12 +360,14 @@ def _binder(fn: Callable[..., Any]) -> Callable[..., None]:
         if kind is parameter.KEYWORD_ONLY and last not in (kind, parameter.VAR_POSITIONAL):
             parts.append("*")
         star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(kind, "")
-        parts.append(f"{star}{parameter.name}{'' if parameter.default is parameter.empty else '=None'}")
+        parts.append(f"{star}{parameter.name}{'' if parameter.default is parameter.empty else '=_absent'}")
+        if parameter.name in hints:
+            named[star + parameter.name] = hints[parameter.name], parameter.default
         last = kind
     if last is inspect.Parameter.POSITIONAL_ONLY:
         parts.append("/")
-    scope: dict[str, Any] = {}
-    exec(f"def check({', '.join(parts)}): pass", scope)
+    lines, scope = checking(named, _short(fn))
+    exec("\n".join((f"def check({', '.join(parts)}):", *(lines or ["    pass"]))), scope)
     check = scope["check"]
     check.__qualname__ = _short(fn)
     return check
@@ -380,7 +416,22 @@ class _Maker:
 
     def _made(self, fn: Callable[..., Any], policy: Policy | None, *, reentrant: bool) -> Handler[Any, Any]:
         check_method(fn, is_handler=isinstance(fn, Handler))
+        _check_context(fn)
         return Handler(fn, exclusive=self._exclusive, policy=policy, reentrant=reentrant)
+
+
+def _check_context(fn: Callable[..., Any]) -> None:
+    inner = inspect.unwrap(fn)
+    name = list(inspect.signature(fn).parameters)[1]
+    hint = resolved(inner.__annotations__.get(name, MISSING), inner.__globals__, {})
+    found: Any = get_origin(hint) or hint
+    if not isinstance(found, type) or getattr(found, "_is_protocol", False):
+        return
+    if not (issubclass(Context, found) or issubclass(found, Context)):
+        raise UsageError(
+            f"{_short(fn)}: after self comes the context, not {name!r}: "
+            f"def {fn.__name__}(self, ctx: Context, {name}, ...)"
+        )
 
 
 handler: Final = _Maker(exclusive=True)

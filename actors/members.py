@@ -13,7 +13,7 @@ from .state import State, Unkeyed
 
 RUN: Final = "run"
 """The handler of a workflow that happens once for each key."""
-TAKEN: Final = frozenset({"handle", "_fields", "_key", "_options", "_table"})
+TAKEN: Final = frozenset({"handle", "_fields", "_key", "_options", "_table", "_validates"})
 """Names that the bases use themselves."""
 
 

@@ -79,6 +79,16 @@ class Declaration:
         return f"{self.name} has no handler {name!r}{hint} It has: {', '.join(sorted(self.handlers)) or 'none'}"
 
 
+def without(cls: type[Durable], name: str) -> str:
+    """Return the sentence that a class has no handler or field of this name, and which is the nearest."""
+    if name.startswith("_"):  # nobody's typo: something asks what an object can do
+        return f"{cls.__name__!r} object has no attribute {name!r}"
+    handlers, fields = members(cls)
+    near = difflib.get_close_matches(name, (*handlers, *fields), 1)
+    hint = f": did you mean {near[0]!r}?" if near else f". It has: {', '.join(sorted((*handlers, *fields))) or 'none'}"
+    return f"{cls.__name__} has no handler or field {name!r}{hint}"
+
+
 _numbers = itertools.count()
 
 
@@ -173,7 +183,7 @@ def _subclasses(cls: type[Durable]) -> Iterator[type[Durable]]:
         yield from _subclasses(below)
 
 
-def _check_class(cls: type[Durable], name: str, *, is_said: bool) -> None:
+def _check_class(cls: type[Durable], name: str, *, is_said: bool, is_checked: bool) -> None:
     mixins = [base for base in cls.__mro__ if Addressed not in base.__mro__ and base not in (Unkeyed, object)]
     for base in (cls, *mixins):
         if "__init__" in vars(base):
@@ -183,6 +193,9 @@ def _check_class(cls: type[Durable], name: str, *, is_said: bool) -> None:
     # A class that is being unpickled has no handlers of its own yet, and its name may not be the one that counts.
     is_whole = any(isinstance(value, Handler) for value in vars(cls).values())
     _members(cls, is_whole=is_whole)
+    for value in vars(cls).values() if is_checked else ():
+        if isinstance(value, State):
+            cast("State[Any]", value).check_default(cls)
     if is_said or is_whole:
         _check_type_name(name, is_ours=cls.__module__.startswith("actors."))
     if is_whole:
@@ -294,7 +307,7 @@ class ByName:
         found = None
         if owner is not None:
             found = self._declared(owner, handler)
-            found.check(args, kwargs)
+            found.check(owner, args, kwargs)
         return Request(self._type_name, self._key, handler, args, kwargs, one_way, self._options, found, owner)
 
     def _declared(self, owner: type[Durable], handler: str) -> Handler[Any, Any]:
@@ -391,9 +404,10 @@ class Durable(Addressed):
         if ttl is not None and issubclass(cls, Service):
             raise UsageError(f"{cls.__name__}: a service has no state that could expire; ttl= is for a VirtualObject")
         options = Options(name=cls.__name__ if name is None else name, policy=policy, ttl_ms=ttl_ms(ttl, cls.__name__))
-        _check_class(cls, options.name, is_said=name is not None)
+        validates = policy is None or policy.validate is not False
+        _check_class(cls, options.name, is_said=name is not None, is_checked=validates)
         # Last: a class that was refused lives on in its traceback, and must not be found.
-        cls._options, cls._table = options, _Table()
+        cls._options, cls._table, cls._validates = options, _Table(), validates
         _Table.changed = next(_numbers)  # once more: only from here on it is found
 
     if not TYPE_CHECKING:  # a checker knows the fields already, and takes these for leave to do anything
@@ -410,6 +424,9 @@ class Durable(Addressed):
                 object.__setattr__(self, name, value)
             else:
                 raise UsageError(f"{type(self).__name__}.{name} is not declared: declare it, `{name}: T = state(...)`")
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(without(type(self), name), name=name, obj=self)
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Durable) and type(other) is type(self) else NotImplemented
@@ -456,7 +473,16 @@ class Workflow(Durable, metaclass=Keyed):
         super().__init_subclass__(name=name, policy=policy)
 
 
-class Service(Durable, Unkeyed, metaclass=ABCMeta):
+class Unindexed(ABCMeta):
+    """What makes a service its own address, and says so of what it has not."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            raise AttributeError(without(cls, name), name=name, obj=cls)
+
+
+class Service(Durable, Unkeyed, metaclass=Unindexed):
     """The base of classes without key and state: any number of invocations at once.
 
     Keywords of the class: `name` and `policy`, as of `VirtualObject`.

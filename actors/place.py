@@ -159,10 +159,11 @@ def no_future(_self: object, *_arguments: object, **_options: object) -> NoRetur
 class _Driver:
     """The client that `actors.init()` made for this process, if it did."""
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "validates")
 
     def __init__(self) -> None:
         self.client: Caller | None = None
+        self.validates = True
 
 
 _driver = _Driver()
@@ -171,6 +172,16 @@ _driver = _Driver()
 def set_driver(client: Caller | None) -> None:
     """Make this client the one that code outside handlers calls through; None takes it away."""
     _driver.client = client
+
+
+def set_validates(is_said: bool | None) -> None:
+    """Say whether values are checked against annotations in this process; None is the default, which is yes."""
+    _driver.validates = is_said is not False
+
+
+def validates() -> bool:
+    """Whether values are checked against annotations, as far as classes and handlers do not say otherwise."""
+    return _driver.validates
 
 
 def execution() -> Any:

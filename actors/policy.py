@@ -155,10 +155,15 @@ class Policy:
     other invocation is kept as long, if the count allows.
     """
 
+    validate: bool | None = None
+    """Whether arguments and fields are checked against their annotations where they are given; unsaid means yes."""
+
     def __post_init__(self) -> None:
         _checked(self.idle_timeout, self.retention)
         if self.retry is not None and not isinstance(self.retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
             raise UsageError(f"Policy(retry={self.retry!r}): it is a Retry, as in Policy(retry=Retry(max_attempts=3))")
+        if self.validate not in (None, True, False):
+            raise UsageError(f"Policy(validate={self.validate!r}): it is True or False")
 
 
 def check_policy(whose: str, policy: object) -> None:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, overlo
 
 from journal.codec import MISSING
 
+from .annotations import check, exact, fits
 from .errors import UsageError
 from .policy import Duration, Policy
 from .ttl import ttl_ms
@@ -39,7 +40,7 @@ class Fields(Protocol):
 class State(Generic[T]):
     """A durable field."""
 
-    __slots__ = ("_annotation", "_owner", "default", "factory", "name", "ttl_ms")
+    __slots__ = ("_annotation", "_owner", "default", "factory", "known", "name", "ttl_ms")
 
     def __init__(self, default: Any, factory: Callable[[], T] | None, ttl_ms: int = 0) -> None:
         self.name = ""
@@ -48,6 +49,8 @@ class State(Generic[T]):
         self.factory = factory
         self.ttl_ms = ttl_ms
         """How long it outlives its last change; 0 is for ever."""
+        self.known: frozenset[type] | None = frozenset()
+        """Types of values that fit at a glance; None if all do. Empty until it was asked."""
         self._owner: type | None = None
         self._annotation: Any = None
 
@@ -59,13 +62,31 @@ class State(Generic[T]):
     def annotation(self) -> Any:
         """The resolved annotation, or MISSING."""
         if self._owner is not None:
-            annotations = inspect.get_annotations(self._owner)
-            module = sys.modules.get(self._owner.__module__)
-            self._annotation = resolved(
-                annotations.get(self.name, MISSING), vars(module) if module else {}, vars(self._owner)
-            )
+            self._annotation = _annotation_in(self._owner, self.name)
             self._owner = None
         return self._annotation
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that is not of the field's type.
+
+        Raises:
+            WrongTypeError: it says what is wanted.
+        """
+        annotation = self.annotation
+        self.known = exact(annotation)
+        check(f"state {self.name!r}", value, annotation, fits(annotation))
+
+    def check_default(self, owner: type) -> None:
+        """Refuse a default that is not of the type, as far as the annotation resolves when the class is made.
+
+        Raises:
+            WrongTypeError: it says what is wanted.
+        """
+        value = self.factory() if self.factory in (list, dict, set) else self.default
+        if value is not MISSING:
+            found = _annotation_in(owner, self.name)
+            where = f"{owner.__name__}.{self.name}: the default of the field"
+            check(where, value, found, fits(found))
 
     def made(self) -> T:
         """Return the value of a field that was never set; a factory's is made anew."""
@@ -94,6 +115,11 @@ class State(Generic[T]):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restored_state, (self.name, self.default, self.factory, self.annotation, self.ttl_ms)
+
+
+def _annotation_in(owner: type, name: str) -> Any:
+    module = sys.modules.get(owner.__module__)
+    return resolved(inspect.get_annotations(owner).get(name, MISSING), vars(module) if module else {}, vars(owner))
 
 
 def _restored_state(
@@ -125,6 +151,10 @@ def state(
     """
     if (default is MISSING) == (default_factory is None):
         raise UsageError("state() takes a default or a default_factory")
+    if isinstance(default, type) or inspect.isfunction(default):
+        name = getattr(default, "__name__", "...")
+        made = "..." if name == "<lambda>" else name
+        raise UsageError(f"state({made}): the default is a value; what makes one is state(default_factory={made})")
     if type(default).__hash__ is None:
         raise UsageError(f"state({default!r}): every object would share one value; use state(default_factory=...)")
     return State[Any](default, default_factory, ttl_ms(ttl, "state()"))
@@ -157,6 +187,8 @@ class Addressed:
     __slots__ = ("_fields", "_key")
 
     _options: ClassVar[Options]
+    _validates: ClassVar[bool] = True
+    """Arguments and fields are checked against their annotations, unless a handler says otherwise."""
     _runs_once: ClassVar[bool] = False
     """A workflow's exclusive handler happens once for each key."""
     _key: str | None

@@ -54,6 +54,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "patience",
         "loop",
         "place",
+        "annotations",
         "invocation",
         "commands",
         "context",
