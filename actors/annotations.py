@@ -16,6 +16,7 @@ from journal.codec import MISSING
 
 from . import place
 from .errors import UsageError
+from .values import encode
 
 Fits = Callable[[Any], bool]
 
@@ -66,7 +67,7 @@ def check(name: str, value: Any, annotation: Any, accepts: Fits | None) -> None:
         is_fine = accepts(value)
     except Exception:  # noqa: BLE001 - users' metaclasses and validators may raise anything, and refuse nothing by it
         return
-    if not is_fine:
+    if not is_fine and _is_data(value):
         kind = cast("type[object]", type(value))
         wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
         inside = " that holds another type" if wanted is None and _is_outside_fine(annotation, value) else ""
@@ -74,6 +75,15 @@ def check(name: str, value: Any, annotation: Any, accepts: Fits | None) -> None:
             f"{name}: {wanted or str(annotation).replace('typing.', '')} is wanted, not {kind.__qualname__}{inside}; "
             "nothing is converted. Policy(validate=False) lets it pass"
         )
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value can be stored; what cannot is refused where it is encoded, which says more."""
+    try:
+        encode(value)
+    except UsageError:
+        return False
+    return True
 
 
 def _is_outside_fine(annotation: Any, value: Any) -> bool:

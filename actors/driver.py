@@ -280,6 +280,7 @@ def _opened(settings: Settings) -> Session:
                     "actors.init() with other arguments"
                 )
             return session
+        place.set_validates(None if settings.policy is None else settings.policy.validate)
         session = Session(settings)
         session.open()
         _slot.session = session
@@ -287,7 +288,15 @@ def _opened(settings: Settings) -> Session:
         return session
 
 
+def _check_log() -> None:
+    """Refuse a level that the hosts would not know."""
+    level = os.environ.get("PERDURE_LOG", "")
+    if level and level.upper() not in logging.getLevelNamesMapping():
+        raise UsageError(f"PERDURE_LOG={level!r} is no level of logging: say DEBUG, INFO, WARNING, ERROR or CRITICAL")
+
+
 def _hosts(hosts: int | str | None) -> int | Literal["local"] | None:
+    _check_log()
     found = os.environ.get("PERDURE_HOSTS") or None if hosts is None else hosts
     if found is None or found == "local":
         return found

@@ -141,7 +141,7 @@ class Call(Generic[Remote]):
         handler, owner, target = self._handler, self._owner, self._target
         options = SaidOptions(cron, every, timezone, missed, name)
         kwargs = separated(handler.name, handler.fn, args, kwargs, options, arguments)
-        handler.check(owner, args, kwargs)
+        handler.check(args, kwargs, owner)
         if handler.exclusive and owner._runs_once:
             raise UsageError(f"{self!r} happens once for each key: schedule a handler that starts it with a new key")
         key = None if target is None else target._key
@@ -279,7 +279,7 @@ class Handler(Generic[Remote, Plain]):
         """The resolved annotation of its result, or MISSING."""
         return self.hints.get("return", MISSING)
 
-    def check(self, owner: type[Addressed], args: tuple[Any, ...], kwargs: dict[str, Any], /) -> None:
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any], owner: type[Addressed] = Addressed, /) -> None:
         """Raise the `TypeError` of a call with these arguments, naming this handler.
 
         It is Python's own, or a `UsageError` too where an argument is not what its annotation says.

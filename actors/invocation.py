@@ -6,10 +6,11 @@ decoded anew, since one exception raised in two places would mix their traceback
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
 
 from journal.entries import EventKind, pack
 from journal.names import shard_in
@@ -31,6 +32,23 @@ NAMED_MAX = 5
 
 
 _ENTRY_MAX = 999_999_999
+
+
+_AS_TASK: Final = "await it, or make a task of it, asyncio.ensure_future(ref)"
+_ADVICE: Final = {"asyncio": f": {_AS_TASK}", "ray": ": give Ray ref.to_object_ref()"}
+_OF_FUTURES: Final = frozenset({"add_done_callback", "done", "cancelled", "exception", "remove_done_callback"})
+
+
+class NoFutureError(UsageError, AttributeError):
+    """An invocation was used as a future of asyncio's."""
+
+
+class _Named(type):
+    """Ray names what it does not take by its class."""
+
+    def __repr__(cls) -> str:
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
+        return super().__repr__() + _ADVICE.get(str(asked_by).partition(".")[0], "")
 
 
 class Waiter(Protocol):
@@ -77,7 +95,7 @@ class Source(Waiter, Protocol):
         ...
 
 
-class Invocation(Generic[R_co]):
+class Invocation(Generic[R_co], metaclass=_Named):
     """One durable request to run one handler; `await` it, or ask for its `result()`.
 
     It may be awaited any number of times, from any loop; ending a wait does not end the invocation. It is equal to
@@ -236,7 +254,16 @@ class Invocation(Generic[R_co]):
         return zlib.crc32(self._id.encode())
 
     def __repr__(self) -> str:
-        return f"<Invocation {self._id}>"
+        # asyncio and Ray name what they do not take by its repr, and nothing else of ours is asked before.
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
+        return f"<Invocation {self._id}{_ADVICE.get(str(asked_by).partition('.')[0], '')}>"
+
+    if not TYPE_CHECKING:  # a checker says it of itself
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OF_FUTURES:
+                raise NoFutureError(f"an Invocation has no {name}(): {_AS_TASK}")
+            raise AttributeError(f"an Invocation has no attribute {name!r}", name=name, obj=self)
 
     def __reduce__(self) -> tuple[type[Invocation[Any]], tuple[str]]:
         return Invocation, (self._id,)

@@ -81,12 +81,13 @@ class Declaration:
 
 def without(cls: type[Durable], name: str) -> str:
     """Return the sentence that a class has no handler or field of this name, and which is the nearest."""
+    said = f"{cls.__name__!r} object has no attribute {name!r}"
     if name.startswith("_"):  # nobody's typo: something asks what an object can do
-        return f"{cls.__name__!r} object has no attribute {name!r}"
+        return said
     handlers, fields = members(cls)
     near = difflib.get_close_matches(name, (*handlers, *fields), 1)
-    hint = f": did you mean {near[0]!r}?" if near else f". It has: {', '.join(sorted((*handlers, *fields))) or 'none'}"
-    return f"{cls.__name__} has no handler or field {name!r}{hint}"
+    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted((*handlers, *fields))) or 'none'}"
+    return f"{said}: {hint}"
 
 
 _numbers = itertools.count()
@@ -307,7 +308,7 @@ class ByName:
         found = None
         if owner is not None:
             found = self._declared(owner, handler)
-            found.check(owner, args, kwargs)
+            found.check(args, kwargs, owner)
         return Request(self._type_name, self._key, handler, args, kwargs, one_way, self._options, found, owner)
 
     def _declared(self, owner: type[Durable], handler: str) -> Handler[Any, Any]:

@@ -33,6 +33,7 @@ from .client import Client
 from .code import portable
 from .errors import DamagedError, UnavailableError
 from .local import LocalHost, bury_ended, collect_seldom
+from .place import set_validates
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .values import Name, living, note_sent
@@ -102,9 +103,13 @@ def on_node(node: str) -> dict[str, Any]:
 
 
 def _log_here() -> None:
+    level = os.environ.get("PERDURE_LOG", "WARNING").upper()
+    is_known = level in logging.getLevelNamesMapping()  # init() refuses another, but a node may have been given its own
     logging.basicConfig(
-        level=os.environ.get("PERDURE_LOG", "WARNING"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level if is_known else "WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if not is_known:
+        logger.warning("PERDURE_LOG=%r is no level of logging: WARNING is taken", os.environ["PERDURE_LOG"])
 
 
 class HostProcess:
@@ -116,6 +121,7 @@ class HostProcess:
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
         collect_seldom()
+        set_validates(None if policy is None else policy.validate)
         self._box = BlackBox()
         self._box.look()  # what ended another host may be handed over to this one
         self._host = LocalHost(

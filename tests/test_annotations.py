@@ -1,5 +1,6 @@
 """Values are of the types that annotations say, or are refused where they are put; they pass as they are."""
 
+import asyncio
 import collections
 import dataclasses
 import datetime as dt
@@ -26,8 +27,9 @@ import pydantic
 import pytest
 from test_semantics import Simulation, failure_of, mode, simulated
 
-from actors import Context, Policy, Service, UsageError, VirtualObject, handler, state
+from actors import Context, Invocation, Policy, Service, UsageError, VirtualObject, handler, state
 from actors.annotations import WrongTypeError, check, exact, fits
+from actors.driver import init
 from actors.handlers import Handler
 from actors.objects import Declaration, declaration, object_handle
 from actors.place import EMPTY_OPTIONS, CallOptions, Request, caller
@@ -145,7 +147,7 @@ def test_a_class_that_was_defined_again_is_the_same_by_name() -> None:
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
-class Stock(VirtualObject):
+class CheckedStock(VirtualObject):
     count: int = state(0)
     rate: float = state(1)
     names: list[str] | None = state(None)
@@ -166,14 +168,14 @@ class Stock(VirtualObject):
 
     @handler
     async def forward(self, ctx: Context, count: Any) -> int:
-        return await Stock["other"].add.remote(count)
+        return await CheckedStock["other"].add.remote(count)
 
     @handler
-    async def exotic(self, ctx: Context, a: "Nowhere", b: Odd, c: "list[Nowhere] | None" = None) -> int:  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    async def exotic(self, ctx: Context, a: "Nowhere", b: Odd, c: "Any | Nowhere" = None) -> int:  # type: ignore[name-defined]  # noqa: F821
         return 1
 
 
-class Free(VirtualObject, policy=Policy(validate=False)):
+class UncheckedStock(VirtualObject, policy=Policy(validate=False)):
     count: int = state(cast("Any", "a"))
 
     @handler
@@ -194,7 +196,7 @@ def binder(cls: type[VirtualObject], name: str) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("name", "args", "kwargs", "text"),
     [
-        ("add", ("3",), {}, r"argument 'count' of Stock.add: int is wanted, not str"),
+        ("add", ("3",), {}, r"argument 'count' of CheckedStock.add: int is wanted, not str"),
         ("add", (3.0,), {}, "'count'.*not float"),
         ("add", (1, 2, "3"), {}, "'more'"),
         ("add", (1,), {"note": 5}, r"'note'.*str \| None is wanted, not int"),
@@ -205,30 +207,30 @@ def binder(cls: type[VirtualObject], name: str) -> Callable[..., None]:
 )
 def test_a_wrong_type_is_refused_in_the_caller(name: str, args: Any, kwargs: Any, text: str) -> None:
     """Issue 15.4: also by name, where the class is known; nothing is connected here, so nothing was sent."""
-    for call in (lambda: getattr(Stock["a"], name).remote(*args, **kwargs),):
+    for call in (lambda: getattr(CheckedStock["a"], name).remote(*args, **kwargs),):
         with pytest.raises(UsageError, match=text) as caught:
             call()
         assert isinstance(caught.value, TypeError)
     with pytest.raises(UsageError, match=text):
-        Stock["a"].handle.send(name, *args, **kwargs)
+        CheckedStock["a"].handle.send(name, *args, **kwargs)
     with pytest.raises(UsageError, match=text):
-        object_handle("Stock", "a").remote(name, *args, **kwargs)
+        object_handle("CheckedStock", "a").remote(name, *args, **kwargs)
 
 
 def test_what_fits_or_says_nothing_passes() -> None:
-    binder(Stock, "add")(1, 2, 3, note=None, x=1, y=1.5)
-    binder(Stock, "add")(True)
-    binder(Stock, "order")(Order(sku="a"))
-    binder(Stock, "exotic")(1, 2)
-    binder(Free, "add")("3")
+    binder(CheckedStock, "add")(1, 2, 3, note=None, x=1, y=1.5)
+    binder(CheckedStock, "add")(True)
+    binder(CheckedStock, "order")(Order(sku="a"))
+    binder(CheckedStock, "exotic")(1, 2)
+    binder(UncheckedStock, "add")("3")
     with pytest.raises(UsageError):
-        binder(Free, "strict")("3")
-    with pytest.raises(TypeError, match=r"Stock.add\(\) missing 1 required"):
-        binder(Stock, "add")()
+        binder(UncheckedStock, "strict")("3")
+    with pytest.raises(TypeError, match=r"CheckedStock.add\(\) missing 1 required"):
+        binder(CheckedStock, "add")()
 
 
 def test_a_check_of_simple_types_costs_less_than_a_microsecond() -> None:
-    found: Handler[Any, Any] = declaration(Stock).handlers["add"]
+    found: Handler[Any, Any] = declaration(CheckedStock).handlers["add"]
     bare, checked = found._compiled_bare(), found._compiled()  # pyright: ignore[reportPrivateUsage]
 
     def cost(call: Callable[..., None]) -> float:
@@ -239,7 +241,7 @@ def test_a_check_of_simple_types_costs_less_than_a_microsecond() -> None:
 
 def unknown(handler: str, *args: Any, options: CallOptions = EMPTY_OPTIONS) -> Any:
     """Start an invocation as a program that has not the class."""
-    return caller().start(Request("Stock", "a", handler, args, {}, False, options, None, None))
+    return caller().start(Request("CheckedStock", "a", handler, args, {}, False, options, None, None))
 
 
 @simulated
@@ -248,7 +250,7 @@ async def test_what_comes_without_the_class_is_refused_on_the_host(world: Simula
     error = await failure_of(unknown("add", "3"))
 
     assert error.code == 400
-    assert "argument 'count' of Stock.add: int is wanted, not str" in str(error)
+    assert "argument 'count' of CheckedStock.add: int is wanted, not str" in str(error)
     assert await unknown("add", 3) == 3
     assert await unknown("order", Order(sku="a")) == "a"
     assert (await failure_of(unknown("order", {"sku": "a"}))).code == 400
@@ -258,24 +260,24 @@ async def test_what_comes_without_the_class_is_refused_on_the_host(world: Simula
 @simulated
 async def test_a_wrong_type_that_a_handler_passes_on_ends_it(world: Simulation) -> None:
     """Issue 15.4."""
-    assert (await failure_of(Stock["a"].forward.remote("3"))).code == 400
-    assert await Stock["a"].forward.remote(3) == 3
+    assert (await failure_of(CheckedStock["a"].forward.remote("3"))).code == 400
+    assert await CheckedStock["a"].forward.remote(3) == 3
 
 
 @simulated
 async def test_a_field_takes_its_type_alone(world: Simulation) -> None:
     """Issue 15.4: a float in a field of type int is refused where it is written."""
     for name, value in (("count", 1.5), ("count", "1"), ("rate", "1"), ("names", [1]), ("count", None)):
-        error = await failure_of(Stock["a"].set.remote(name, value))
+        error = await failure_of(CheckedStock["a"].set.remote(name, value))
         assert error.code == 400
         assert f"state {name!r}" in str(error)
     for name, value in (("count", 2), ("rate", 2), ("rate", 2.5), ("names", ["a"]), ("names", None)):
-        back = await Stock["a"].set.remote(name, value)
+        back = await CheckedStock["a"].set.remote(name, value)
         assert (back, type(back)) == (value, type(value))
-    assert await cast("Any", Free["a"]).add.remote("3") == "3"
+    assert await cast("Any", UncheckedStock["a"]).add.remote("3") == "3"
 
 
-class Returns(VirtualObject):
+class MakerOfValues(VirtualObject):
     kept: Any = state(None)
 
     @handler
@@ -295,10 +297,10 @@ class Returns(VirtualObject):
 async def test_a_result_is_read_by_whoever_has_its_id(world: Simulation) -> None:
     """Issue 15.8: a ref as an argument; attach, peek and pickles read with no annotation either."""
     for kind, value in (("tuple", (1, (2,))), ("model", Order(sku="a")), ("item", Item("a")), ("point", Point(3))):
-        started = Returns["a"].make.remote(kind)
-        assert await Returns["b"].look.remote(started) == value
-        assert type(await Returns["b"].look.remote(started)) is type(value)
-    assert await Returns["b"].look.remote(Returns["a"].make_item.remote()) == Item("typed")
+        started = MakerOfValues["a"].make.remote(kind)
+        assert await MakerOfValues["b"].look.remote(started) == value
+        assert type(await MakerOfValues["b"].look.remote(started)) is type(value)
+    assert await MakerOfValues["b"].look.remote(MakerOfValues["a"].make_item.remote()) == Item("typed")
 
 
 # ----------------------------------------------------------------------------------------------- what the class is told
@@ -340,7 +342,7 @@ def test_what_makes_a_default_is_no_default(default: Any) -> None:
         state(default)
 
 
-class Desk(Service):
+class CheckedDesk(Service):
     @handler
     async def answer(self, ctx: Context) -> int:
         return 1
@@ -348,10 +350,36 @@ class Desk(Service):
 
 def test_a_handler_that_is_not_there_is_told_with_the_nearest() -> None:
     """Issue 15.44."""
-    with pytest.raises(AttributeError, match="Stock has no handler or field 'ad': did you mean 'add'"):
-        _ = cast("Any", Stock["a"]).ad
-    with pytest.raises(AttributeError, match=r"Stock has no handler or field 'zzz'\. It has: add, count"):
-        _ = cast("Any", Stock["a"]).zzz
-    with pytest.raises(AttributeError, match="Desk has no handler or field 'anser': did you mean 'answer'"):
-        _ = cast("Any", Desk).anser
-    assert not hasattr(Stock["a"], "__len__")
+    with pytest.raises(AttributeError, match="'CheckedStock' object has no attribute 'ad': did you mean 'add'"):
+        _ = cast("Any", CheckedStock["a"]).ad
+    with pytest.raises(AttributeError, match=r"'CheckedStock' object has no attribute 'zzz': it has: add, count"):
+        _ = cast("Any", CheckedStock["a"]).zzz
+    with pytest.raises(AttributeError, match="'CheckedDesk' object has no attribute 'anser': did you mean 'answer'"):
+        _ = cast("Any", CheckedDesk).anser
+    assert not hasattr(CheckedStock["a"], "__len__")
+
+
+def test_what_is_no_future_says_what_to_do() -> None:
+    """Issue 15.44: asyncio's tasks and waits; what Ray is told is in its errors, by the names of value and class."""
+    ref = Invocation[int]("abc-1")
+
+    async def misuse() -> None:
+        for use in (asyncio.create_task, asyncio.get_running_loop().create_task):
+            with pytest.raises(TypeError, match=r"await it, or make a task of it, asyncio.ensure_future\(ref\)"):
+                cast("Any", use)(ref)
+        with pytest.raises(UsageError, match="make a task of it") as caught:
+            await asyncio.wait(cast("Any", [ref]))
+        assert isinstance(caught.value, AttributeError)
+
+    asyncio.run(misuse())
+    assert repr(ref) == "<Invocation abc-1>"
+    assert not hasattr(ref, "anything")
+    as_ray = {"__name__": "ray._private.worker", "ref": ref}
+    assert eval("repr(ref), repr(type(ref))", as_ray)[1].endswith(": give Ray ref.to_object_ref()")
+
+
+def test_a_level_of_the_log_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.44."""
+    monkeypatch.setenv("PERDURE_LOG", "LOUD")
+    with pytest.raises(UsageError, match="PERDURE_LOG='LOUD' is no level of logging: say DEBUG, INFO"):
+        init(hosts="local")
