@@ -61,7 +61,7 @@ def check(name: str, value: Any, annotation: Any, accepts: Fits | None) -> None:
     Raises:
         WrongTypeError: it says what is wanted; never the value, which may be a secret.
     """
-    if accepts is None or not place.validates():
+    if accepts is None or value is ABSENT or not place.validates():
         return
     try:
         is_fine = accepts(value)
@@ -221,7 +221,7 @@ def _limited(annotation: Any, inner: Fits | None) -> Fits | None:
 
 
 ABSENT: Final = object()
-"""Stands for an argument that was not given."""
+"""Stands for an argument that was not given, or is not known yet."""
 
 
 def checking(names: Mapping[str, tuple[Any, Any]], of: str) -> tuple[list[str], dict[str, Any]]:

@@ -23,6 +23,7 @@ from journal.codec import MISSING
 from journal.keys import OWN
 
 from . import place
+from .annotations import ABSENT
 from .commands import Awakeable, Commands, Promise
 from .errors import UsageError
 from .policy import Duration, Retry, seconds
@@ -203,7 +204,7 @@ class Context:
         _check_step(name, fn, retry)
         if undo is not None:
             _check_step(f"undo {name}", undo, verb="defer")
-            _check_call(f"undo {name}", undo, (name,), {}, "the result of its step")
+            _check_call(f"undo {name}", undo, (ABSENT,), {}, "the result of its step")
         step = commands.steps.run(name, fn, args, kwargs, retry, None if timeout is None else seconds(timeout))
         if undo is not None:
             commands.sagas.defer_undo(name, undo, step)

@@ -155,7 +155,7 @@ class Call(Generic[Remote]):
         return self._start(args, kwargs, one_way=True)
 
     def _check_start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> None:
-        self._handler.check(args, kwargs)
+        self._handler.check(args, kwargs, self._owner)
         self._options.check(one_way=one_way)
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
