@@ -37,6 +37,10 @@ class Listener(Protocol):
         """An outcome was added to `run.outcomes`."""
         ...
 
+    def step_failed(self, run: InFlight, /) -> None:
+        """An attempt of a step has failed, and another one follows."""
+        ...
+
     def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
         """The invocation is to be paused."""
         ...
@@ -99,7 +103,9 @@ class Actions:
         text = f"step {step.name!r}: attempt {tries.attempts} failed, the next follows in {delay_s:g} s"
         told = f"{named(run)}: {text}\n{outcomes.traced(error)}"
         self._services.failures.note(run, error, tries.attempts, told, step.name)
-        await self._staging.until_durable(self._staging.tried(run, tries, error, told))
+        number = self._staging.tried(run, tries, error, told)
+        self._listener.step_failed(run)
+        await self._staging.until_durable(number)
 
     def _may_act(self) -> bool:
         return self._leased() and not self._listener.is_draining

@@ -11,6 +11,7 @@ Invariants:
 """
 
 from collections import deque
+from enum import Enum
 from typing import Any, Final
 
 from journal.entries import Delivered, Event, EventKind, Message, Record, Tries, time_of, timer_of
@@ -27,6 +28,14 @@ from .steps import Step
 
 FORGOTTEN_AFTER_MS: Final = 60_000
 """How much longer than its state the outcome of a workflow is kept."""
+
+
+class Renewal(Enum):
+    """Why an invocation does not simply go on with the code that it has."""
+
+    NEWER = "its last attempt failed, and its journal holds no entry"
+    RESUMED = "it was resumed: its attempts are counted anew, too"
+    MISSING = "its class, or its handler, is nowhere: it waits for a program that has it"
 
 
 class InFlight:
@@ -58,7 +67,9 @@ class InFlight:
         "policy",
         "reads",
         "records",
+        "renewal",
         "replays",
+        "resume",
         "running",
         "settling",
         "shard",
@@ -113,6 +124,10 @@ class InFlight:
         """Who has let it in, if it has been (`reentry`)."""
         self.began_again = False
         """The next attempt has begun, and no record says so yet."""
+        self.resume: Event | None = None
+        """Asked to go on with the newest code, which it does when the attempt of its step that is under way fails."""
+        self.renewal: Renewal | None = None
+        """What is to become of its code before its next attempt."""
         self.unsettled = 0
         """Commits of it that are not acknowledged."""
         self.leave_after = 0
@@ -153,6 +168,12 @@ class InFlight:
     def restarts(self) -> Restarts:
         """Where it began again."""
         return [record.restart for _, record in self.records if record.restart[1]]
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its handler waits for a step that has failed before."""
+        steps = self.execution.steps if self.execution is not None else None
+        return steps is not None and any(steps.holds(index) for index in self.tries)
 
     @property
     def type_name(self) -> str:
@@ -200,6 +221,8 @@ class InFlight:
             self.attempt = record.attempt or self.attempt
             if record.code is not None:
                 self.message.code, self.attempt, self.began_ms = record.code, 1, time_of(id_)
+            if record.newer:
+                self.message.code = record.newer
             self.olds.update(record.olds)
             self.reads.update(record.reads)
             self.backing_off = bool(record.attempt)

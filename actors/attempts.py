@@ -21,7 +21,7 @@ from journal.store import Bring
 
 from . import outcomes
 from .actions import Actions
-from .activation import Activation, InFlight
+from .activation import Activation, InFlight, Renewal
 from .board import Board, waits_of
 from .cancel import after_failure, brought, ending_in
 from .deadlock import Deadlocks
@@ -46,6 +46,7 @@ HOLD_LOOK: Final = 0.25
 """Seconds between two looks whether one that is held back may begin."""
 UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE)
 """Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
+END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
 
 
 class Attempts:
@@ -147,13 +148,18 @@ class Attempts:
         """If an event is there that ends the back-off, the next attempt may begin."""
         if not run.backing_off:
             return
-        found = next((event for event in run.pending if event.kind in (EventKind.ATTEMPT, EventKind.CANCEL)), None)
+        found = next((event for event in run.pending if event.kind in END_OF_BACK_OFF), None)
         if found is None:
             return
-        if found.kind is EventKind.ATTEMPT:
+        if found.kind is not EventKind.CANCEL:
             run.pending.remove(found)
             run.spent.append(found.id)
+        if found.kind is EventKind.ATTEMPT:
             run.timers.pop(BACK_OFF, None)
+        if found.kind is EventKind.RESUME:
+            run.renewal = Renewal.RESUMED
+        elif run.renewal is None and not run.recorded:
+            run.renewal = Renewal.NEWER
         run.backing_off, run.began_again = False, True
 
     def try_again(self, run: InFlight) -> None:
@@ -166,6 +172,8 @@ class Attempts:
             return  # too early, or it has not had its turn yet and begins with it
         if run.handler is None:
             self._turns.load_again(run, activation)
+        elif run.renewal is not None:
+            self._turns.renew(run, activation)
         else:
             self.begin(run, activation)
 
@@ -189,6 +197,9 @@ class Attempts:
                 probes = [*probes, event]
                 continue
             if event.kind in UNHEARD:
+                if event.kind is EventKind.RESUME and run.resume is None and run.is_failing:
+                    run.resume = event
+                    run.spent.pop()
                 continue
             delivered = Delivered(event.kind, event.index, event.time_ms, event.payload)
             if execution.restarts:
@@ -206,9 +217,33 @@ class Attempts:
             box.rests()
         if execution.has_ended:
             self._end(run, execution)
+        elif run.resume is not None and self._resumes(run, run.resume):
+            return
         elif not run.settling:
             self.deadlocks.waits(run, execution, probes)
             self._let_out(run, execution)
+
+    def _resumes(self, run: InFlight, event: Event) -> bool:
+        """Whether an attempt whose step fails was ended, to go on with the newest code; not while an action runs.
+
+        The event stays in the store until the next attempt has begun: whoever owns the shard then does the same.
+        """
+        if run.is_failing and (run.settling or run.is_acting):
+            return False  # asked again when the action has ended
+        if not run.is_failing:
+            run.spent.append(event.id)
+            run.resume = None
+            return False
+        assert run.execution is not None
+        run.execution.drop()
+        self._staging.interrupted(run)
+        self._end_attempt(run, self._turns.activation_of(run), "it was resumed", sleeps=False)
+        return True
+
+    def step_failed(self, run: InFlight, /) -> None:
+        """Go on with the newest code, if that was asked for while the action was under way."""
+        if run.resume is not None and not run.ended:
+            Context().run(self.deliver, run)
 
     def acknowledged(self, items: list[Staged]) -> None:
         """Go on with what waited for these commits."""
@@ -424,6 +459,9 @@ class Attempts:
 
     def _end_attempt(self, run: InFlight, activation: Activation, text: str, *, sleeps: bool) -> None:
         logger.info("attempt ended: %s", text)
+        if run.resume is not None:
+            run.pending.appendleft(run.resume)
+            run.resume = None
         self._actions.cancel(run)
         self._actions.blocked.discard(run)
         if run.execution is not None:

@@ -26,7 +26,7 @@ from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settle
 
 from . import outcomes, slots
 from .batches import freeing_batch, next_batch, until_settled
-from .code import UNSENT, Bundle, Sender
+from .code import UNSENT, LivingSender, Sender
 from .deadlines import Deadlines
 from .errors import DamagedError, FullError, NotFoundError, OverloadedError, UnavailableError, UsageError
 from .heartbeat import Heartbeat
@@ -39,6 +39,7 @@ from .place import Request
 from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
 from .standing import Watch, described
 from .starts import Start, Starts, refusals
+from .uploads import Uploads
 
 logger = logging.getLogger("actors")
 
@@ -59,6 +60,7 @@ class Client:
         *,
         sends_code: bool,
         payload_max: int,
+        live: bool = False,
         object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
     ) -> None:
         self._sends_code, self._payload_max, self._object_ref = sends_code, payload_max, object_ref
@@ -69,7 +71,8 @@ class Client:
         self._lock = threading.Lock()
         self._slots: dict[str, Slot] = {}
         self._queue: deque[Operation] = deque()
-        self._code = Sender(lambda found: self._call(self._put_code(found)))
+        self._uploads = Uploads(Patience("code"))
+        self._code = LivingSender(self._uploads.put) if live else Sender(self._uploads.put)
         self._failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count, self._clock = new_id(), 0, StoreClock()
@@ -123,9 +126,6 @@ class Client:
 
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    async def _put_code(self, code: Bundle) -> None:
-        await Patience("code").for_a_while(lambda: self._store.put_code(code.digest, code.data, code.types))
 
     def call(self, work: Callable[[Store], Coroutine[Any, Any, Any]]) -> Any:
         """Run a read of the store on the client's loop, and wait for it."""
@@ -345,6 +345,7 @@ class Client:
                 with self._lock:
                     taken = next_batch(self._queue)
                     self._is_woken = bool(self._queue)
+                await self._uploads.store(self._store)
                 await self._submit(self._held.without(taken) if self._held else taken)
             with self._lock:
                 self._is_woken = bool(self._queue)
@@ -406,6 +407,7 @@ class Client:
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
         await self._patience.until_answered(self._open_writer, DamagedError)
         self._is_astray = False
+        self._uploads.again()
         until = self._unknown_until(is_foreign=False)
         with self._lock:
             waiting = [id_ for id_, slot in self._slots.items() if slot.is_told and not slot.has_ended]

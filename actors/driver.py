@@ -121,7 +121,9 @@ class Session:
             self.url = self._server.url
         is_local = settings.hosts == "local"
         payload_max, object_ref = Limits().payload_max, None if is_local else self.object_ref
-        self.client = Client(self.connect, sends_code=not is_local, payload_max=payload_max, object_ref=object_ref)
+        self.client = Client(
+            self.connect, sends_code=True, live=is_local, payload_max=payload_max, object_ref=object_ref
+        )
         self.client.open()
         self.client.call(bury_ended)
         if settings.hosts == "local":

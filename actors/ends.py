@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 
 from journal.entries import Event, EventKind
 
-from .activation import Activation, InFlight
+from .activation import Activation, InFlight, Renewal
 from .attempts import Attempts
-from .cancel import killed, never_begun
+from .cancel import killed, never_begun, while_paused
 from .errors import Cancelled
 from .unhandled import serving
 
@@ -49,6 +49,10 @@ class Ends:
         activation = self._activations[run.message.target]
         if kind is EventKind.KILL:
             self.doom(run.id, kind, killed())
+            self.end([run.id])
+            return True
+        if run.renewal is Renewal.MISSING:
+            self.doom(run.id, kind, while_paused(kind, "no program has its code"))
             self.end([run.id])
             return True
         if activation.mailbox and run in activation.mailbox and activation.precedes(run):

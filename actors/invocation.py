@@ -199,8 +199,9 @@ class Invocation(Generic[R_co], metaclass=_Named):
     def resume(self) -> Accepted:
         """Let a paused invocation go on, by replay of its journal, with the current code and a new count of attempts.
 
-        What came to it meanwhile is delivered first, in order. One that is not paused is left as it is. It leaves, is
-        awaited and fails as a signal does.
+        What came to it meanwhile is delivered first, in order. One that fails again and again, itself or in a step,
+        does the same without the rest of its back-off; an action that is under way ends first. Any other is left as it
+        is. It leaves, is awaited and fails as a signal does.
         """
         return self._bring(EventKind.RESUME, f"resume {self._id}")
 

@@ -37,6 +37,7 @@ from .schedule import INTERNAL, SaidOptions, Schedule, declared, separated
 from .state import Addressed, Fields, Options, State, Unkeyed
 from .ticks import Missed
 from .ttl import Lifetimes, ttl_ms
+from .values import LIVE, scope_of
 
 T = TypeVar("T")
 
@@ -157,13 +158,15 @@ def _lifetimes(cls: type[Durable], fields: Mapping[str, State[Any]]) -> Lifetime
 def find_type(name: str) -> type[Durable] | None:
     """Return the class of this type in this process, the latest definition of it, or None.
 
-    A walk over the subclasses: it finds a class that was never used, and keeps none alive.
+    What was loaded as code of another process counts only where no class of this one has the name. A walk over the
+    subclasses: it finds a class that was never used, and keeps none alive.
 
     Raises:
         UsageError: two modules define it.
     """
     found: type[Durable] | None = None
-    for cls in _types(name):
+    types = _types(name)
+    for cls in [cls for cls in types if scope_of(cls) is LIVE] or types:
         _check_place(found, cls)
         found = cls
     return found
@@ -201,7 +204,8 @@ def _check_class(cls: type[Durable], name: str, *, is_said: bool, is_checked: bo
         _check_type_name(name, is_ours=cls.__module__.startswith("actors."))
     if is_whole:
         for other in _types(name):
-            _check_place(other, cls)
+            if scope_of(other) is LIVE:
+                _check_place(other, cls)
 
 
 def _check_type_name(name: object, *, is_ours: bool = False) -> None:

@@ -19,8 +19,8 @@ from ray.exceptions import RayError
 
 from journal.names import new_id
 
+from .bundles import portable
 from .client import Client
-from .code import portable
 from .errors import DurableError, UnavailableError, UsageError
 from .policy import Policy
 from .ray_hosts import (

@@ -29,8 +29,8 @@ from journal.store import Store
 
 from . import outcomes
 from .black_box import BlackBox
+from .bundles import portable
 from .client import Client
-from .code import portable
 from .errors import DamagedError, UnavailableError
 from .local import LocalHost, bury_ended, collect_seldom
 from .place import set_validates

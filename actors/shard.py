@@ -68,7 +68,7 @@ class OwnedShard:
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._paused: dict[str, list[str]] = {}
         """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
-        self._classes = Classes(services, self.staging, self._attempts, self._sort)
+        self._classes = Classes(services, self.staging, self._attempts, self._sort, self.load_again)
         self._expiries: Expiries | None = None
         """Made with the first one."""
         self._runnable: deque[Activation] = deque()
@@ -227,8 +227,10 @@ class OwnedShard:
                 self.ends.doom(id_, ending, killed())
             run.spent += self._paused.pop(id_, ())
             run.adopt(self._recovered_of(id_))
-            run.spent += [event.id for event in events if event.kind in COMMANDS]
-            run.pending.extend(event for event in events if event.kind not in COMMANDS)
+            # Of one that was paused it is answered already, and wakes it here.
+            unheard = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
+            run.spent += [event.id for event in events if event.kind in unheard]
+            run.pending.extend(event for event in events if event.kind not in unheard)
             self._attempts.end_back_off(run)
             self._admit(run, first=True)
 
@@ -254,7 +256,7 @@ class OwnedShard:
             self.ends.end(run.id for run in list(activation.arrivals or ()))
         while activation.arrivals and not activation.loading:
             run = activation.arrivals[0]
-            found = self._services.code.find(run.type_name, run.message.code)
+            found = self._classes.of(run, activation)
             if found is None:
                 activation.loading = True
                 self._services.spawn(self._classes.fetch(run, activation), Context())
@@ -361,6 +363,13 @@ class OwnedShard:
         """Look for the invocation's class once more."""
         activation.sharing.discard(run)
         self._admit(run)
+
+    def renew(self, run: InFlight, activation: Activation, /) -> None:
+        """Begin the next attempt, with the newest code of its class."""
+        if self._classes.renew(run, activation):
+            self._attempts.begin(run, activation)
+        else:
+            self._services.spawn(self._classes.fetch_newest(run, activation), Context())
 
     # What the writer asks
 

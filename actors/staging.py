@@ -20,7 +20,7 @@ from journal.entries import Delivered, Event, Message, Record, Tries, order_of, 
 from journal.names import Epoch, Shard
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
 
-from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight
+from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight, Renewal
 from .execution import Execution
 from .outgoing import bounded
 from .promises import Posted
@@ -134,6 +134,8 @@ class Staging:
     ) -> int:
         """Stage the end of an invocation; with `commands` what its execution asked for last leaves with it."""
         run.spent += [event.id for event in run.pending]
+        if run.resume is not None:
+            run.spent.append(run.resume.id)
         progress = _progress_of(run, changes)
         if commands and run.execution is not None:
             self._take_commands(run, run.execution, progress, None)
@@ -202,6 +204,21 @@ class Staging:
         number = self._add(progress, run, record)
         self._staged[-1].is_joined = is_joined
         return number
+
+    def renewed(self, run: InFlight, code: str) -> int:
+        """Stage that the next attempt begins on this code; of one that was resumed all counts begin anew."""
+        is_resumed = run.renewal is Renewal.RESUMED
+        if is_resumed:
+            run.attempt, run.began_ms = 1, self._now_ms()
+        record = Record(code=code) if is_resumed else Record(newer=code)
+        run.message.code, run.began_again = code, False
+        progress = _progress_of(run, {})
+        progress.record = record.encoded()
+        return self._add(progress, run, record)
+
+    def interrupted(self, run: InFlight) -> None:
+        """Stage the end of an attempt that another one follows at once; nothing of what it had not committed."""
+        self._end_attempt(run, _progress_of(run, {}), Record(events=run.delivered), "")
 
     def answered(self, message: Message, inbox_id: str, record: Record, end: Sleep, events: list[str]) -> None:
         """Stage what a command has made of a paused invocation."""

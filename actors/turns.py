@@ -32,6 +32,10 @@ class Turns(Protocol):
         """Whether nothing new begins."""
         ...
 
+    def renew(self, run: InFlight, activation: Activation, /) -> None:
+        """Begin the next attempt, with the newest code of its class."""
+        ...
+
     def load_again(self, run: InFlight, activation: Activation, /) -> None:
         """Look for the invocation's class once more."""
         ...

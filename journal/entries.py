@@ -222,7 +222,10 @@ class Record:
     tries: list[Tries] = field(default_factory=list[Tries])
     """Failed attempts of steps; of each step the last ones hold."""
     code: str | None = None
-    """Where a paused invocation goes on: the hash of the code that it has from here on, empty as in `Message`."""
+    """Where a paused or failing invocation was resumed: the hash of the code that it has from here on, empty as in
+    `Message`; its attempts are counted anew."""
+    newer: str = ""
+    """Where an attempt begins on newer code, as its journal held no entry: the hash of that code."""
     timers: dict[str, str] = field(default_factory=dict[str, str])
     """Timers set in the same commit: what is due, as in `timer_of`, and the counter in the timer's name."""
     restart: tuple[int, int] = (0, 0)
@@ -261,6 +264,8 @@ class Record:
             header["timers"] = self.timers
         if self.code is not None:
             header["code"] = self.code
+        if self.newer:
+            header["newer"] = self.newer
         if self.restart[1]:
             header["restart"] = self.restart
         return pack(header, values)
@@ -285,6 +290,7 @@ class Record:
             tries=[Tries(*tries) for tries in header.get("tries", ())],
             timers=header.get("timers", {}),
             code=header.get("code"),
+            newer=header.get("newer", ""),
             restart=tuple(header.get("restart", (0, 0))),
         )
 

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 import threading
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import pytest
 
 from actors import Context, TerminalError, UsageError, VirtualObject, handler, state, values
-from actors.code import CURRENT_FOR, UNSENT, CodeBook, MissingCodeError, bundle_of
+from actors.bundles import bundle_of, digest_of
+from actors.code import CURRENT_FOR, OFTEN, UNSENT, CodeBook, MissingCodeError, Sender
+from actors.code_hash import CodeHash
 from actors.scheduling import Clockwork
 from actors.values import Scope, name_of
 from journal.memory import MemoryStore
@@ -71,7 +74,7 @@ SEND = """
 import sys, json
 from pathlib import Path
 from actors import values
-from actors.code import bundle_of
+from actors.bundles import bundle_of
 import shop, prices
 bundle = bundle_of(shop.Cart)
 Path("bundle").write_bytes(bundle.data)
@@ -120,9 +123,9 @@ except AttributeError:
 """
 
 
-def run(program: str, folder: Path, *paths: Path) -> str:
+def run(program: str, folder: Path, *paths: Path, **variables: str) -> str:
     """Run a program in a folder that it cannot import from, unless a path says so."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in (ROOT, *paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in (ROOT, *paths)), **variables}
     ended = subprocess.run(
         [sys.executable, "-P", "-c", program],
         cwd=folder,
@@ -163,12 +166,170 @@ def test_the_hash_is_that_of_the_sources_of_all_modules_that_are_reached(shop: P
     assert run(SEND, tmp_path, shop) == first
 
 
+SETTINGS = """
+import datetime, enum, logging, os, re, threading, functools
+from dataclasses import dataclass, field
+from decimal import Decimal
+from actors import Context, VirtualObject, handler, state
+
+LIMIT = int(os.environ.get("LIMIT", "1"))
+Colour = enum.Enum("Colour", ["RED", "BLUE"])
+
+@dataclass
+class Rates:
+    base: object
+    since: datetime.date = datetime.date(2024, 1, 1)
+    tags: set = field(default_factory=lambda: {"a", "b", "c"})
+
+def where(place):
+    return {PLACE}
+
+def closed(limit):
+    def inner():
+        return limit
+    return inner
+
+def by_default(limit=LIMIT if "default" == os.environ.get("PLACE") else 0):
+    return limit
+
+NAMES = {"x", "y", "z", "w"}
+LOCK, LOG = threading.local(), logging.getLogger("shop")
+RATES = Rates(where("base"))
+PATTERN = re.compile(where("pattern") + "x")
+TABLE = {"deep": [({"k": Decimal(where("table"))},)]}
+CLOSED = closed(where("closure"))
+PARTIAL = functools.partial(max, where("partial"))
+ME = [NAMES]
+ME.append(ME)
+
+class Shop(VirtualObject):
+    per_class = where("class")
+    count: int = state(int(where("state")))
+
+    @handler
+    async def ask(self, ctx: Context) -> list:
+        return [NAMES, LOG, RATES.base, PATTERN, TABLE, CLOSED(), PARTIAL(0), by_default(), Colour.RED, ME, Shop]
+"""
+
+PLACES = ("base", "pattern", "table", "closure", "partial", "class", "state", "default")
+ASK_SHOP = """
+import importlib, json, os, sys
+from actors.bundles import bundle_of, digest_of
+found = {}
+for place in sys.argv[1:]:
+    for limit in "1", "2":
+        os.environ.update(PLACE=place, LIMIT=limit)
+        sys.modules.pop("settings", None)
+        settings = importlib.import_module("settings")
+        found[place + limit] = bundle_of(settings.Shop).digest, digest_of(settings.Shop)
+print(json.dumps(found))
+"""
+
+
+def test_the_hash_covers_the_values_that_travel(tmp_path: Path) -> None:
+    """Issue 15.24: a host had the value that the environment of another program gave a constant.
+
+    In each place in turn a value comes from the environment.
+    """
+    source = SETTINGS.replace("{PLACE}", 'str(LIMIT) if place == os.environ["PLACE"] else "7"')
+    (tmp_path / "settings.py").write_text(source)
+
+    program = ASK_SHOP.replace("sys.argv[1:]", repr(PLACES))
+    first, again = (json.loads(run(program, tmp_path, tmp_path, PYTHONHASHSEED=seed)) for seed in ("1", "2"))
+
+    assert first == again
+    assert [place for place in PLACES if first[f"{place}1"][0] == first[f"{place}2"][0]] == []
+    assert len({code for _, code in first.values()}) == 1  # of a class that lives where it runs only the code counts
+
+
+PROMPT = """
+import asyncio
+from actors import Context, VirtualObject, handler
+from actors.code import Sender
+
+def price():
+    return 1
+
+LIMIT = 1
+
+class Shop(VirtualObject):
+    @handler
+    async def ask(self, ctx: Context) -> int:
+        return price() + LIMIT
+
+sent = []
+sender = Sender(sent.append)
+digests = [sender.digest_of(Shop), sender.digest_of(Shop)]
+def price():
+    return 2
+digests += [sender.digest_of(Shop), sender.digest_of(Shop)]
+LIMIT = 2
+digests += [sender.digest_of(Shop)]
+def price():
+    return 1
+LIMIT = 1
+digests += [sender.digest_of(Shop)]
+print([digests.index(each) for each in digests], len(sent))
+"""
+
+
+def test_a_helper_that_was_defined_anew_at_a_prompt_is_sent_anew(tmp_path: Path) -> None:
+    """Issue 15.24."""
+    assert run(PROMPT, tmp_path) == "[0, 0, 2, 2, 4, 0] 4\n"
+
+
+def test_a_program_that_sends_its_code_again_and_again_is_warned_once(caplog: pytest.LogCaptureFixture) -> None:
+    sender, before = Sender(lambda bundle: None), globals()["RATE"]
+    digests: set[str] = set()
+    for rate in range(OFTEN + 5):
+        globals()["RATE"] = 1000 + rate
+        digests.add(sender.digest_of(CodeRated))
+    globals()["RATE"] = before
+
+    assert len(digests) == OFTEN + 5
+    assert caplog.text.count("CodeRated was sent to hosts 10 times") == 1
+
+
+class Hostile:
+    """Raises at whatever is asked of it but its class."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+HOSTILE = Hostile()
+DEEP: list[Any] = reduce(lambda inner, _: [inner], range(2_000), cast("list[Any]", []))
+
+
+class CodeHostile(VirtualObject):
+    @handler
+    async def ask(self, ctx: Context) -> list[Any]:
+        return [HOSTILE, DEEP]
+
+
+def test_a_hash_comes_to_an_end_whatever_a_class_holds() -> None:
+    assert digest_of(CodeHostile) == digest_of(CodeHostile)
+    walks = [CodeHash(lambda name: True, values=True) for _ in range(2)]
+    for walk in walks:
+        walk.add(CodeHostile)
+    assert walks[0].digest == walks[1].digest
+
+
 def test_a_traceback_names_the_file_of_code_that_travelled(shop: Path, tmp_path: Path) -> None:
     run(SEND, tmp_path, shop)
     said = run(TRACE, tmp_path)
 
     assert f'File "{shop / "shop.py"}", line ' in said
     assert "dynamic-code" not in said
+
+
+RATE = 1
+
+
+class CodeRated(VirtualObject):
+    @handler
+    async def rate(self, ctx: Context) -> int:
+        return RATE
 
 
 CLIENT = threading.Lock()

@@ -326,6 +326,27 @@ class Patient(VirtualObject):
         return self.notes
 
 
+HOURS = Retry(initial=3_600, max_interval=3_600)
+
+
+class Stubborn(VirtualObject, policy=Policy(retry=HOURS)):
+    notes: list[str] = state(default_factory=list)
+
+    @handler
+    async def in_a_step(self, ctx: Context) -> list[str]:
+        self.notes.append(str(await Scroll["stubborn"].append.remote("before")))
+        self.notes.append(await ctx.run("sick", partial(sick, ctx), retry=HOURS))
+        return self.notes
+
+    @handler
+    async def at_its_end(self, ctx: Context) -> list[str]:
+        self.notes.append(str(await Scroll["other"].append.remote("before")))
+        if effects.is_sick:
+            effects.done.append((ctx.id, "sick failed"))
+            raise ConnectionError("at its end")
+        return self.notes
+
+
 class Till(VirtualObject):
     total: int = state(0)
 
@@ -947,6 +968,28 @@ async def operated(world: World, kind: EventKind, index: int) -> Any:
     return await world.driver.result(id_)
 
 
+async def hastened(world: World) -> Any:
+    """Is resumed in the back-off of a step, and in that of a handler; hours would pass otherwise."""
+    began, results = world.loop.time(), list[Any]()
+    for key, name in (("s", "in_a_step"), ("t", "at_its_end")):
+        effects.is_sick = True
+        id_ = await world.driver.start(f"Stubborn/{key}", name)
+        failed = len(effects.done)
+        while "sick failed" not in [what for _, what in effects.done[failed:]]:  # noqa: ASYNC110  # steps say nothing
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        effects.is_sick = False
+        for _ in range(2):
+            await world.driver.bring(Bring(shard_in(id_), id_, EventKind.RESUME, 0, b""))
+        results.append(await world.driver.result(id_))
+    return results, world.loop.time() - began
+
+
+def check_hastened(world: World, result: Any) -> None:
+    assert result[0] == [["1", "sick!"], ["1"]]
+    assert result[1] < 600
+
+
 def check_resumed(world: World, result: Any) -> None:
     assert result == ["a", "1", "two!", "sick!", "b", "c", "2"]
     assert world.state("Patient/p") == {"notes": result}
@@ -1220,6 +1263,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "taken_along": (taken_along, check_taken_along),
     "resumed": (resumed, check_resumed),
     "restarted": (restarted, check_resumed),
+    "hastened": (hastened, check_hastened),
     "starts": (starts, check_starts),
 }
 

@@ -92,6 +92,26 @@ import program
 with actors.init(hosts="local"):
     print(actors.get([actors.attach(id) for id in sys.argv[1:]], timeout=20))
 """
+NAMESAKE = """
+import actors
+from actors import Context, VirtualObject, handler
+
+def name():
+    return NAME
+
+class Namesake(VirtualObject):
+    @handler
+    async def whose(self, ctx: Context) -> str:
+        return name()
+
+if __name__ == "__main__":
+    with actors.init(hosts="local"):
+        print("connected", flush=True)
+        input()
+        refs = [Namesake[f"{name()}-{number}"].whose.remote() for number in range(40)]
+        print(sorted(set(actors.get(refs, timeout=30))), flush=True)
+        input()
+"""
 
 
 class Program:
@@ -431,6 +451,10 @@ def test_a_program_that_ends_leaves_no_process_and_its_next_life_waits_for_nothi
 
 
 def test_a_program_without_the_class_ends_nothing_of_the_one_that_has_it(program: Program) -> None:
+    """Its handlers refer to what no pickle can hold, so that its class lives in its own processes alone."""
+    unsendable = PROGRAM.replace("class Waiter", "LOCK = threading.Lock()\n\nclass Waiter")
+    unsendable = unsendable.replace("self.n += 1", "with LOCK:\n            self.n += 1")
+    (program.directory / "program.py").write_text(unsendable)
     ids = program.ran(BEGINS).split()
 
     told = program.ran(HAS_NO_CLASS, *ids)
@@ -439,6 +463,43 @@ def test_a_program_without_the_class_ends_nothing_of_the_one_that_has_it(program
     assert f"Waiter/c.gate ({ids[0]}) waits: its class lives in a program that has not sent it" in told
 
     assert program.ran(GOES_ON, *ids, fired) == "['sesame', 1, 1]\n"
+
+
+def test_a_program_without_the_class_goes_on_with_the_code_of_the_one_that_has_it(program: Program) -> None:
+    ids = program.ran(BEGINS).split()
+
+    assert program.ran(HAS_NO_CLASS, *ids).split()[0] == "0"
+
+
+def test_two_programs_with_one_class_name_get_the_answers_of_their_own_code(program: Program) -> None:
+    """Issue 16.7: 19 of 40 keys were answered by the other program's class."""
+    for name in ("one", "two"):
+        (program.directory / f"{name}.py").write_text(NAMESAKE.replace("NAME", repr(name)))
+    started = [
+        subprocess.Popen(
+            [sys.executable, f"{name}.py"],
+            cwd=program.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    with started[0] as one, started[1] as two:
+        for each in (one, two):
+            assert each.stdout is not None
+            assert each.stdout.readline() == "connected\n"
+        for each in (one, two):
+            assert each.stdin is not None
+            each.stdin.write("go\n")
+            each.stdin.flush()
+        for each, name in ((one, "one"), (two, "two")):
+            assert each.stdout is not None
+            assert each.stdout.readline() == f"{[name]}\n"
+        for each in (one, two):
+            each.communicate("end\n", timeout=WITHIN_S)
+    assert [one.returncode, two.returncode] == [0, 0]
 
 
 def test_ctrl_c_ends_a_waiting_program_with_one_traceback_and_leaves_no_process(program: Program) -> None:

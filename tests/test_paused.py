@@ -27,7 +27,7 @@ from actors import (
     state,
 )
 from actors.activation import InFlight
-from actors.code import bundle_of
+from actors.bundles import bundle_of
 from actors.host import Host, Identity
 from actors.restarts import GENERATION, at_its_entry, kept, mark_of
 from journal.entries import Delivered, EventKind, Message, Record, Tries

@@ -41,6 +41,7 @@ from actors import (
     shared,
     state,
 )
+from actors.code import UNSENT
 from actors.host import Host, Identity
 from actors.invocation import Accepted
 from actors.outgoing import arguments_of, fingerprint_of, message_of, outgoing_of, started_id
@@ -92,7 +93,8 @@ class Program:
         id_ = started_id(request, address, f"{self._writer}{self._count:x}", self._shards)
         caller = "" if request.one_way else teller_of_driver(self._writer)
         arguments = arguments_of(request, address, Limits().payload_max)
-        message = message_of(request, id_, address, arguments, caller, "", self._now_ms())
+        code = "" if request.owner is None else UNSENT
+        message = message_of(request, id_, address, arguments, caller, code, self._now_ms())
         self._returns[id_] = request.declared.returns if request.declared is not None else MISSING
         if not request.one_way:
             self._expect(id_)

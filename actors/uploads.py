@@ -1,0 +1,44 @@
+"""Uploads: the code that a program has sent, and what of it the store has not taken yet.
+
+Code is stored before what is started with it: a host that reads a message finds the class that it names.
+"""
+
+from collections import deque
+
+from journal.store import Store
+
+from .bundles import Bundle
+from .errors import FullError, UnavailableError
+from .patience import Patience
+
+
+class Uploads:
+    """The bundles of one client; `put` from any thread, the rest on the client's loop."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._waiting: deque[Bundle] = deque()
+        self._stored: list[Bundle] = []
+
+    def put(self, bundle: Bundle) -> None:
+        """Let this be stored before the next write."""
+        self._waiting.append(bundle)
+
+    def again(self) -> None:
+        """Let all be stored once more: a store that was emptied has lost them."""
+        self._waiting.extendleft(self._stored)
+        self._stored = []
+
+    async def store(self, store: Store) -> None:
+        """Store what waits. A full store takes neither that nor what is started with it, but what frees memory."""
+        while self._waiting:
+            found = self._waiting[0]
+            try:
+                await store.put_code(found.digest, found.data, found.types)
+            except FullError:
+                return
+            except UnavailableError as error:
+                await self._patience.wait(error)
+            else:
+                self._patience.renew()
+                self._stored.append(self._waiting.popleft())
