@@ -126,8 +126,8 @@ class Classes:
         if run.message.code == UNSENT:
             return (
                 f'its class lives in a program that has not sent it (hosts="local"), and the process '
-                f"{os.getpid()} ({sys.argv[0] or 'python'}), which has the shard, is another: end this one, or start the "
-                "one with the class"
+                f"{os.getpid()} ({sys.argv[0] or 'python'}), which has the shard, is another: end this one, or start "
+                "the one with the class"
             )
         return f"no class {run.type_name!r} with its code is known: start a program that has it, and use it there once"
 

@@ -141,7 +141,7 @@ TYPE_ONLY = {("actors/invocation.py", "ray", "ObjectRef")}
 
 FORBIDDEN_FILES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "types", "core", "misc"}
 
-LINES_OF_A_FILE = 520  # a file is split by noun; beyond this nobody has looked for the noun
+LINES_OF_A_FILE = 560  # a file is split by noun, never by length; beyond this nobody has looked for the noun
 LINES_OF_A_FUNCTION = 60
 
 FORBIDDEN_WORDS = {"grain", "silo", "zombie", "dedup", "rehydrate", "actor_ref", "side_effect", "routing_table"}
