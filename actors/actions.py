@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from journal.entries import Tries
+from journal.texts import said
 
 from . import outcomes
 from .activation import InFlight
@@ -82,7 +83,7 @@ class Actions:
         except Exhausted as error:
             exhausted = error
         except UsageError as error:
-            outcome = outcomes.encoded_error(TerminalError(str(error), 400))
+            outcome = outcomes.encoded_error(TerminalError(said(error), 400))
         finally:
             self._tasks.pop((run.id, step.index), None)
             if box is not None:
@@ -96,7 +97,7 @@ class Actions:
             self._listener.step_ended(run)
 
     async def _tried(
-        self, run: InFlight, execution: Execution, step: Step, error: Exception, delay_s: float, tries: Tries
+        self, run: InFlight, execution: Execution, step: Step, error: BaseException, delay_s: float, tries: Tries
     ) -> None:
         if run.execution is not execution or run.ended:
             return
@@ -118,7 +119,7 @@ class Actions:
     def stop(self, run: InFlight, indices: list[int]) -> None:
         """Cancel some that are under way."""
         for index in indices:
-            del run.running[index]
+            run.running.pop(index).is_stopped = True
             task = self._tasks.pop((run.id, index), None)
             if task is not None:
                 task.cancel()

@@ -18,6 +18,7 @@ from typing import Final
 
 from journal.entries import Delivered, Event, EventKind, Record, time_of
 from journal.store import Bring
+from journal.texts import said, told
 
 from . import outcomes
 from .actions import Actions
@@ -75,6 +76,9 @@ class Attempts:
                 self._hold(run)
                 return
             box.runs(run.id)
+        if self._services.suspects.set_aside and run.id in self._services.suspects.set_aside:
+            self._set_aside(run, activation, self._services.suspects.pass_on(run.id))
+            return
         assert run.declared is not None
         assert activation.fields is not None
         run.leave_after = activation.staged
@@ -131,6 +135,12 @@ class Attempts:
             return
         run.backing_off = False
         self.try_again(run)
+
+    def _set_aside(self, run: InFlight, activation: Activation, reason: str) -> None:
+        """Pause an invocation on which this host has failed, without a look at what it holds."""
+        text = f"{named(run)}: {reason}; it is paused until it is resumed"
+        activation.staged = self._staging.paused(run, reason, text)
+        self._end_attempt(run, activation, text, sleeps=True)
 
     def queued(self, run: InFlight, activation: Activation) -> None:
         """Take a call that waits for its turn, and may be of those that its holder waits for."""
@@ -274,7 +284,7 @@ class Attempts:
             changes = changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
             execution.drop()
-            self._finish(run, activation, outcomes.encoded_error(TerminalError(str(error), 400)), {}, commands=False)
+            self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
             return
         results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
         run.outcomes = []
@@ -347,15 +357,18 @@ class Attempts:
             assert error is not None
             self.fail(run, activation, error)
         else:
-            self._staging.paused(run, str(error), f"paused: {error}")
-            self._end_attempt(run, activation, f"paused: {error}", sleeps=True)
+            assert error is not None
+            reason = said(error)
+            text = f"paused: {reason}" if error.__cause__ is None else f"paused: {reason}\n{outcomes.traced(error)}"
+            self._staging.paused(run, reason, text)
+            self._end_attempt(run, activation, text, sleeps=True)
 
     def _complete(self, run: InFlight, activation: Activation, execution: Execution) -> None:
         outcome = execution.outcome
         try:
             changes = changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
-            outcome, changes = outcomes.encoded_error(TerminalError(str(error), 400)), {}
+            outcome, changes = outcomes.encoded_error(TerminalError(said(error), 400)), {}
         self._finish(run, activation, outcome, changes, commands=True)
 
     def reject(self, run: InFlight, activation: Activation, error: TerminalError) -> None:
@@ -447,7 +460,7 @@ class Attempts:
             results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
             self._commit(run, activation, {}, results, sleeps=False)
         tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
-        reason = f"{what}: {tries} failed: {type(error).__name__}: {error}"
+        reason = f"{what}: {tries} failed: {told(error, outcomes.ERROR_MAX)}"
         text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"
         self._services.failures.note(run, error, attempts, text, "paused")
         activation.staged = self._staging.paused(run, reason, text)

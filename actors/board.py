@@ -9,6 +9,7 @@ from typing import Final
 
 from journal.entries import EventKind
 from journal.store import Bring, Leaving
+from journal.texts import said
 
 from . import outcomes
 from .activation import Activation, InFlight
@@ -57,7 +58,7 @@ class Board:
         try:
             self._changes = changes_of(self._run, self._activation, self._field_max)
         except UsageError as error:
-            return outcomes.encoded_error(TerminalError(str(error), 400))
+            return outcomes.encoded_error(TerminalError(said(error), 400))
         return None
 
     def complete(self, name: str, outcome: bytes, /) -> None:

@@ -37,11 +37,13 @@ from typing import Final, cast
 from journal.entries import Event, EventKind, time_of
 from journal.names import shard_in
 from journal.store import Bring
+from journal.texts import shown
 
 from .errors import Cancelled
 from .loop import DeterministicLoop, Task
 from .steps import Steps
 from .timers import Timers
+from .tracebacks import caused
 
 ENDING: Final = (EventKind.CANCEL, EventKind.KILL)
 """What ends a paused, a delayed or a queued invocation at once."""
@@ -146,6 +148,6 @@ def after_failure(error: BaseException, kind: EventKind) -> Cancelled:
     """Return the outcome of one whose attempt failed before it could be told."""
     if kind is EventKind.KILL:
         return killed()
-    found = Cancelled(f"cancelled after a failed attempt, with no further one: {error!r}")
-    found.__cause__ = error
+    found = Cancelled(f"cancelled after a failed attempt, with no further one: {shown(error)}")
+    caused(found, error)
     return found

@@ -36,7 +36,7 @@ from .members import RUN
 from .outgoing import arguments_of, bounded, fingerprint_of, happens_once, message_of, outgoing_of, started_id
 from .patience import Patience, end
 from .place import Request
-from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell
+from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell, told_to
 from .standing import Watch, described
 from .starts import Start, Starts, refusals
 from .uploads import Uploads
@@ -73,7 +73,7 @@ class Client:
         self._queue: deque[Operation] = deque()
         self._uploads = Uploads(Patience("code"))
         self._code = LivingSender(self._uploads.put) if live else Sender(self._uploads.put)
-        self._failure = ""  # why nothing can be started any more
+        self.failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._unique, self._count, self._clock = new_id(), 0, StoreClock()
         self.shards = SHARDS
@@ -150,18 +150,18 @@ class Client:
             return
         logger.error("the client failed: a defect of Perdure, please report it", exc_info=error)
         with self._lock:
-            self._failure = f"the client failed ({error!r}): call actors.shutdown() and actors.init()"
+            self.failure = f"the client failed ({error!r}): call actors.shutdown() and actors.init()"
             ended = list(self._slots.values())
             self._slots.clear()
         for slot in ended:
-            self._settle(slot, UnavailableError(f"{self._failure}; the outcome is not known here"))
+            self._settle(slot, UnavailableError(f"{self.failure}; the outcome is not known here"))
 
     async def _open_writer(self) -> None:
         self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
         self._teller = teller_of_driver(self._writer)
 
     async def _drained(self, patience_s: float) -> bool:
-        self._failure = self._failure or "this client was shut down: call actors.init() again"
+        self.failure = self.failure or "this client was shut down: call actors.init() again"
         try:
             async with asyncio.timeout(patience_s):
                 while self._queue or self._held or not self._idle.is_set():
@@ -204,7 +204,7 @@ class Client:
             else:
                 slot = self._slots.get(id_)
                 slot = self._slots[id_] = Slot(request.declared) if slot is None else slot
-                slot.is_own = True
+                slot.is_own, slot.address, slot.handler = True, address, request.handler
                 slot.is_attached = slot.is_attached or not request.one_way
                 self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
             if request.options.timeout_s is not None:
@@ -225,8 +225,8 @@ class Client:
         return self._loop.time() + (slots.COMES_WITHIN if is_foreign else slots.KNOWN_WITHIN)
 
     def _next(self) -> int:
-        if self._failure:
-            raise UnavailableError(self._failure)
+        if self.failure:
+            raise UnavailableError(self.failure)
         if len(self._slots) >= PENDING_MAX:
             raise OverloadedError(
                 f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before you "
@@ -253,8 +253,8 @@ class Client:
         with self._lock:
             found = None if isinstance(kept, Start) else self._slots.get(id_)
             slot = invocation.kept = found or kept or Slot(is_accepted=True)
-            if told and self._failure and not slot.has_ended:
-                slot.settle(None, UnavailableError(f"{self._failure}; the outcome is not known here"))
+            if told and self.failure and not slot.has_ended:
+                slot.settle(None, UnavailableError(f"{self.failure}; the outcome is not known here"))
             if told and isinstance(slot, Start):
                 self._starts.expect(slot, id_)
             elif told and not slot.is_attached and not slot.has_ended:
@@ -474,7 +474,7 @@ class Client:
     def _take_other(self, reply: Reply) -> None:
         id_, slot = reply.invocation, self._slots.get(reply.invocation)
         if reply.payload[:1].decode() == ReplyKind.NOTICE:
-            logger.warning("%s", reply.payload[1:].decode())
+            logger.warning("%s", told_to(slot, reply.payload))
         elif slot is not None and slot.is_own:
             why = "the store had forgotten this program, and does not know it: its outcome is unknown"
             self._forget(slot, id_, UnavailableError(f"{id_}: {why}"))

@@ -37,7 +37,7 @@ class Deadlines:
     def _over(self, slot: Slot, id_: str, name: str, timeout_s: float) -> None:
         if slot.has_ended:
             return
-        self._forget(slot, id_, late(name, timeout_s))
+        self._forget(slot, id_, late(name, timeout_s, slot.failure))
         try:
             self._bring(Bring(shard_in(id_), id_, EventKind.CANCEL, 0, b""), f"cancel {id_}")
         except UnavailableError as error:

@@ -38,6 +38,7 @@ from .policy import Policy
 from .services import Limits
 from .slots import Slot
 from .startup import handlers_put_back, is_entered
+from .suspects import Fault
 
 if TYPE_CHECKING:
     from journal.server import EmbeddedServer
@@ -79,6 +80,8 @@ class HostStatus:
     """Progress that was staged and not durable."""
     abandoned: tuple[str, ...] = ()
     """Sync steps that were given up, by a time-out or a cancel, and go on in their threads: whose, and how long."""
+    faults: tuple[Fault, ...] = ()
+    """What it failed on itself, the last few: defects of Perdure, with the invocations that they came with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class Status:
     """Where the store is, without its password."""
     namespace: str
     shards: int
+    failure: str = ""
+    """Why this program can start nothing any more: its client has failed, or was shut down."""
 
 
 class Session:
@@ -380,9 +385,10 @@ def status() -> Status:
         # What it says of itself is a second old; its leases are not.
         shards = [shard for shard, lease in enumerate(look.leases) if lease.startswith(f"{incarnation} ")]
         abandoned = tuple(said.get("abandoned", ()))
-        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned))
+        faults = tuple(Fault(*fault) for fault in said.get("faults", ()))
+        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned, faults))
     hosts.sort(key=lambda host: host.id)
-    return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases))
+    return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases), client.failure)
 
 
 async def _listed(store: Store, incarnations: set[str]) -> None:

@@ -26,7 +26,7 @@ class Ends:
         attempts: Attempts,
         in_flight: dict[str, InFlight],
         activations: dict[str, Activation],
-        failed: Callable[[Exception], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._attempts, self._in_flight, self._activations = attempts, in_flight, activations
         self.failed = failed

@@ -32,6 +32,7 @@ from journal.errors import (
     UnavailableError,
     UsageError,
 )
+from journal.texts import told
 
 __all__ = [
     "CallTimeout",
@@ -54,7 +55,10 @@ __all__ = [
 class TerminalError(DurableError):
     """End the invocation: this failure is its outcome and reaches the caller as itself.
 
-    Where the caller does not know a subclass, it gets a `TerminalError` with the same message, code and metadata.
+    A subclass arrives with its arguments and attributes, without a call of its `__init__`. Where the caller does not
+    know the class, it gets a `TerminalError` whose message begins with its name, with the same code and metadata, and
+    with `module:name` as the entry `error`. Code and metadata are kept as far as JSON holds them, and as text where it
+    does not; what is very large (`recorded`) is cut, or described.
     """
 
     def __init__(self, message: str, code: int = 500, metadata: Mapping[str, str] | None = None) -> None:
@@ -102,6 +106,11 @@ class NondeterminismError(DurableError):
         self.index = index
         self.recorded = recorded
         self.attempted = attempted
+
+    def explain(self, raised: BaseException) -> None:
+        """Say what the handler has raised, which is the likelier fault: its way from there on is another one."""
+        self.args = (f"{self.args[0]} It raised {told(raised, 1_000)}",)
+        self.__cause__ = raised
 
     def __reduce__(self) -> tuple[type[NondeterminismError], tuple[str, int, str, str]]:
         # Exceptions are rebuilt from `args`, which holds the one finished sentence.

@@ -119,7 +119,7 @@ class Execution:
             looked = message.code and not (message.headers and SCHEDULED_AT in message.headers)
             called = self._handler.called(me, Context(self), args, kwargs, are_checked=bool(looked))
             self._root = self.loop.start(called)
-        except Exception as error:  # noqa: BLE001  # arguments run code of the user as they are decoded
+        except BaseException as error:  # noqa: BLE001  # arguments run code of the user as they are decoded
             self._decide(error)
             return
         self._drain()
@@ -227,7 +227,7 @@ class Execution:
     def _drain(self) -> None:
         self.loop.drain()
         if self._entries.divergence is not None:
-            self._diverge(self._entries.divergence)
+            self._diverge(self._entries.divergence, self._raised())
         elif self.loop.escaped is not None:
             self._fail(self.loop.escaped)
         elif self._root is not None and self._root.done():
@@ -248,6 +248,11 @@ class Execution:
             self.loop.drop()
             self._decide(error)
 
+    def _raised(self) -> BaseException | None:
+        """Return what the handler has ended with, if that is an error."""
+        root = self._root
+        return None if root is None or not root.done() or root.cancelled() else root.exception()
+
     def _end(self, root: "asyncio.Task[Any]") -> None:
         error = root.exception() if not root.cancelled() else self._root_is_cancelled or asyncio.CancelledError()
         sagas = self._sagas
@@ -260,7 +265,7 @@ class Execution:
                 return
         self.loop.finish()
         if self._entries.divergence is not None:
-            self._diverge(self._entries.divergence)
+            self._diverge(self._entries.divergence, error)
         elif error is not None:
             self._decide(error)
         elif (short := self._entries.missing("nothing: it ended")) is not None:
@@ -304,7 +309,7 @@ class Execution:
         if found is None:
             self._fail(error)
         elif (short := self._entries.missing("nothing: it failed")) is not None:
-            self._diverge(short)
+            self._diverge(short, error)
         else:
             self._warn_of_leftovers()
             self.outcome = self._sagas.encoded(found) if self._sagas is not None else outcomes.encoded_error(found)
@@ -326,8 +331,12 @@ class Execution:
         self.phase = advance(self.phase, Happening.RAISED)
         self.loop.drop()
 
-    def _diverge(self, error: NondeterminismError) -> None:
+    def _diverge(self, error: NondeterminismError, raised: BaseException | None = None) -> None:
+        """End as what differs from its journal; what the handler had raised is the likely reason, and is said."""
         if self.phase is not Phase.DIVERGED:
+            reason = raised if raised is not None and raised is not error else error.__context__
+            if reason is not None:
+                error.explain(reason)
             self.error = error
             self.phase = advance(self.phase, Happening.DIFFERED)
             self.loop.drop()
@@ -366,7 +375,8 @@ class Execution:
         """Log what asyncio or the end of the handler has to say, unless it was said before."""
         if not self.is_replaying:
             where = f"{self._message.target}.{self._message.handler}"
-            logger.warning("%s (%s): %s", where, self.id, message, exc_info=exception)
+            trace = "" if exception is None else f"\n{outcomes.traced(exception)}"
+            logger.warning("%s (%s): %s%s", where, self.id, message, trace)
 
     def _say(self, message: str) -> None:
         if not self.repeats:

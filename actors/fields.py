@@ -15,6 +15,7 @@ from typing import Any, Final
 from journal.codec import MISSING
 from journal.entries import pack, unpack
 from journal.keys import OWN
+from journal.texts import said
 
 from . import records
 from .errors import UsageError
@@ -167,7 +168,7 @@ class StateView:
         try:
             return encode(value)
         except UsageError as error:
-            raise UsageError(f"state {name!r}: {error}") from error
+            raise UsageError(f"state {name!r}: {said(error)}") from error
 
     def _decoded(self, name: str, data: bytes) -> Any:
         field = self._declared.get(name)

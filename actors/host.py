@@ -43,6 +43,7 @@ from .policy import Policy, resolve
 from .services import Limits, Services
 from .shard import OwnedShard
 from .steps import StepRunner
+from .suspects import Suspects
 from .threads import Threads
 from .writer import Writer
 
@@ -104,7 +105,9 @@ class Host:
         own_thread: bool = True,
         stuck: Callable[[str], None] | None = None,
         box: BlackBox | None = None,
+        suspects: Suspects | None = None,
     ) -> None:
+        self._suspects = suspects or Suspects()
         self._connect, self._identity, self._policy, self._executor = connect, identity, policy, executor
         self._limits, self._now = limits or Limits(), now
         self._own_thread, self._stuck = own_thread, stuck or _log_stuck
@@ -113,7 +116,9 @@ class Host:
         self._leases = Leases(self.incarnation, now, self._about, lambda: self._ownership.acknowledged())
         self._timers = asyncio.Event()
         self._clock = StoreClock(now)
-        self._ownership = Ownership(self._store, identity.id, self._leases, self._clock, now, self._timers.set)
+        self._ownership = Ownership(
+            self._store, identity.id, self._leases, self._clock, now, self._timers.set, self._suspects
+        )
         self._shards, self._box = self._ownership.shards, box
         if box is not None:
             box.has_company, self._ownership.taken_over = lambda: self._ownership.has_company, box.look
@@ -126,6 +131,7 @@ class Host:
         self._loading = 0
         self._to_wake: list[tuple[OwnedShard, str, list[Event]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops: list[asyncio.Task[Any]] = []
         self._renewal: RenewalThread | None = None
 
     # Life
@@ -181,6 +187,7 @@ class Host:
             failed=self._ownership.failed,
             failures=Failures(self._now),
             box=self._box,
+            suspects=self._suspects,
         )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None]":
@@ -191,8 +198,9 @@ class Host:
 
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("host %s: a task failed", self._identity.id, exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and task not in self._loops:  # one of those ends the host
+            self._ownership.broken(error)
 
     async def leave(self, patience_s: float = 30.0) -> None:
         """Hand all shards over: let steps end and be recorded for so long, then release the leases."""
@@ -212,7 +220,8 @@ class Host:
         identity = self._identity
         who = {"id": identity.id, "node": identity.node, "pid": identity.pid, "process": identity.process}
         abandoned = self._executor.abandoned if isinstance(self._executor, Threads) else []
-        return orjson.dumps({**who, "shards": shards, "lag": lag, "abandoned": abandoned})
+        faults = [tuple(fault) for fault in self._suspects.faults]
+        return orjson.dumps({**who, "shards": shards, "lag": lag, "abandoned": abandoned, "faults": faults})
 
     # Reading
 
@@ -392,7 +401,10 @@ class Host:
                 continue
             code = ""
             if dormant is not None and dormant.paused and command_in(events) is not None:
-                code = await self._reread(shard, id_, events, dormant)
+                try:
+                    code = await self._reread(shard, id_, events, dormant)
+                except Exception as error:  # noqa: BLE001  # bytes that this version cannot read, for one
+                    self._ownership.failed(shard, error)
             if not shard.is_lost:
                 shard.woken(id_, events, dormant, is_unread=id_ in unread, code=code)
 

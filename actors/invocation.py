@@ -367,8 +367,16 @@ def _refuse_in_a_handler(what: str) -> None:
         raise UsageError(f"{what} is not replayed, so it has no place in a handler: await the invocation instead")
 
 
+def _described(ref: Invocation[Any]) -> tuple[str, str]:
+    """Return what people call an invocation, and its last failure, as far as its source knows them."""
+    described = getattr(ref.kept, "described", None)
+    return (ref.id, "") if described is None else described(ref.id)
+
+
 def _too_late(invocations: Sequence[Invocation[Any]], timeout: Duration) -> TimeoutError:
-    named = ", ".join(ref.id for ref in invocations[:NAMED_MAX])
+    described = [_described(ref) for ref in invocations[:NAMED_MAX]]
+    named = ", ".join(name for name, _ in described)
+    last = "".join(f". The last that is known: {failure}" for _, failure in described if failure)
     rest = f" and {len(invocations) - NAMED_MAX} more" if len(invocations) > NAMED_MAX else ""
     verb = "have" if len(invocations) > 1 else "has"
-    return TimeoutError(f"{named}{rest} {verb} not ended within {timeout}; waiting ended, the work goes on")
+    return TimeoutError(f"{named}{rest} {verb} not ended within {timeout}; waiting ended, the work goes on{last}")

@@ -12,17 +12,19 @@ from typing import Final
 
 import orjson
 
+from journal.clock import wall_ms
 from journal.names import new_id
 from journal.store import SHARDS, Look, Store
 
 from .black_box import BlackBox
 from .errors import DamagedError
 from .host import Host, Identity
-from .loops import close, new_loop
+from .loops import close, new_loop, run_on
 from .patience import Patience
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
 from .services import Limits
+from .suspects import WHOLE_HOST, Suspects
 from .threads import Threads
 
 logger = logging.getLogger("actors")
@@ -123,9 +125,19 @@ class LocalHost:
         self._loop = new_loop()
         identity = Identity(id=name or f"local-{new_id()}", node=node, pid=os.getpid(), process=this_process())
         self._host: Host | None = None
+        suspects = Suspects()
         self._make = lambda: Host(
-            connect, identity, live=live, policy=policy, limits=limits, executor=self._executor, stuck=stuck, box=box
+            connect,
+            identity,
+            live=live,
+            policy=policy,
+            limits=limits,
+            executor=self._executor,
+            stuck=stuck,
+            box=box,
+            suspects=suspects,
         )
+        self._suspects = suspects
         self._task: asyncio.Task[None] | None = None
         self._made = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="perdure-host", daemon=True)
@@ -138,7 +150,7 @@ class LocalHost:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._run())
+            run_on(self._loop, self._loop.create_task(self._run()))
         finally:
             self._made.set()
             close(self._loop)
@@ -160,8 +172,8 @@ class LocalHost:
                 await self._host.run()
             except asyncio.CancelledError:
                 return
-            except Exception:
-                logger.exception("the host failed; it begins again")
+            except BaseException as error:  # noqa: BLE001  # whatever it is, others of its invocations go on
+                self._suspects.note(WHOLE_HOST, error, wall_ms())
             await asyncio.sleep(BEGIN_AGAIN_AFTER)
 
     @property

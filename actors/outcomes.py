@@ -5,41 +5,48 @@ a replay could only raise again is terminal: all time in a handler is durable, s
 the API is.
 """
 
+import asyncio
 import sys
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import thread
-from pathlib import Path
 from typing import Any, Final, cast
 
-from journal import errors
 from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
+from journal.texts import class_name, cut, full_name, said, shown, told
 
 from .errors import OverloadedError, TerminalError, UsageError
+from .recorded import DESCRIBED_MAX, carried, code_and_metadata
 from .refusals import Refusal
-from .values import LIVE, Scope, decode, encode, pickled, unpickled
+from .revived import attributes_of
+from .tracebacks import caused, leaves, led_to, traced
+from .values import LIVE, Scope, decode, encode, unpickled
 
-_UNSAID: Final = (str(Path(__file__).parent), str(Path(errors.__file__).parent), thread.__file__)
-"""Where frames lie that say nothing to a reader of his own error: both packages, and the threads of steps."""
-MESSAGE_MAX: Final = 65_536
-"""Most characters of an error's message that are kept."""
+__all__ = ["traced"]
+
+NOT_UNDONE: Final = "compensation_failed"
+"""Metadata of an outcome: names of compensations that failed for good."""
+ERROR_MAX: Final = 1_000
+"""Most characters of an error that a journal keeps of a failed attempt, or as the reason of a pause."""
+NOTICE_MAX: Final = 20_000
+"""Most characters of what those who wait are told of a failed attempt."""
+
+_OF_PYTHON: Final = (
+    StopIteration,
+    StopAsyncIteration,
+    asyncio.CancelledError,
+    GeneratorExit,
+    SystemExit,
+    KeyboardInterrupt,
+)
+"""What Python and asyncio take for something else where it is raised, also if it is a terminal error as well."""
 
 
 def terminal(error: BaseException) -> TerminalError | None:
     """Return the terminal error that ends the invocation, or None if another attempt follows."""
-    match error:
-        case TerminalError():
-            return error
-        case BaseExceptionGroup():
-            return _terminal_leaf(error)
-        case TimeoutError():
-            return _caused(TerminalError(str(error) or "timed out", 408, _kind(error)), error)
-        case UsageError():
-            return _caused(TerminalError(str(error), 400, _kind(error)), error)
-        case _:
-            refusal = _refusal_behind(error)
-            return None if refusal is None else _caused(TerminalError(str(refusal), 400, _kind(refusal)), error)
+    # By its type: `isinstance`, and so `match`, asks the object's own `__class__` as well.
+    kind = type(error)
+    if issubclass(kind, BaseExceptionGroup) and not issubclass(kind, TerminalError):
+        return _terminal_leaf(error)
+    return _by_nature(error)
 
 
 def _refusal_behind(error: BaseException) -> Refusal | None:
@@ -47,66 +54,62 @@ def _refusal_behind(error: BaseException) -> Refusal | None:
 
     One that a handler has caught and left behind is not behind what it raises later.
     """
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        if isinstance(found, Refusal):
-            return found
-        seen.add(id(found))
-        found = found.__cause__ or found.__context__
-    return None
+    found = next((one for one in led_to(error) if issubclass(type(one), Refusal)), None)
+    return cast("Refusal | None", found)
 
 
-def _terminal_leaf(group: BaseExceptionGroup[Any]) -> TerminalError | None:
+def terminal_of_step(error: BaseException) -> TerminalError | None:
+    """Return the terminal error that ends a step, or None if another attempt follows: also after a time-out."""
+    found = next((leaf for leaf in leaves(error) if issubclass(type(leaf), TerminalError | UsageError)), None)
+    return None if found is None else _by_nature(found)
+
+
+def _by_nature(error: BaseException) -> Any:
+    kind = type(error)
+    if issubclass(kind, TerminalError):
+        return error
+    if issubclass(kind, TimeoutError):
+        return _caused(TerminalError(_timed_out(error), 408, _kind(error)), error)
+    if issubclass(kind, UsageError):
+        return _caused(TerminalError(said(error), 400, _kind(error)), error)
+    refusal = _refusal_behind(error)
+    return None if refusal is None else _caused(TerminalError(said(refusal), 400, _kind(refusal)), error)
+
+
+def _terminal_leaf(group: BaseException) -> TerminalError | None:
     # What the user calls terminal comes before what is so by its nature.
-    for leaf in sorted(_leaves(group), key=lambda leaf: not isinstance(leaf, TerminalError)):
-        found = terminal(leaf)
-        if found is not None:
-            return _caused(found, group)
-    return None
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(cast("BaseExceptionGroup[Any]", error))
-        else:
-            yield error
+    found: TerminalError | None = None
+    for leaf in leaves(group):
+        if issubclass(type(leaf), TerminalError):
+            found = _by_nature(leaf)
+            break
+        found = found or _by_nature(leaf)
+    return None if found is None else _caused(found, group)
 
 
 def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
-    error.__cause__ = cause
+    caused(error, cause)
     return error
 
 
+def _timed_out(error: BaseException) -> str:
+    text = told(error)
+    return f"{text}: timed out" if text == class_name(type(error)) else text
+
+
 def _kind(error: BaseException) -> dict[str, str]:
-    return {"error": name_of(UsageError if isinstance(error, Refusal) else type(error))}
+    return {"error": name_of(UsageError if issubclass(type(error), Refusal) else type(error))}
 
 
 def name_of(cls: type) -> str:
     """Return `module:qualname`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def traced(error: BaseException) -> str:
-    """Return the traceback of an error, of those that it groups and of its causes, without the frames of Perdure."""
-    found = traceback.TracebackException.from_exception(error)
-    _strip(found)
-    return "".join(found.format()).rstrip()
-
-
-def _strip(found: traceback.TracebackException) -> None:
-    kept = [frame for frame in found.stack if not frame.filename.startswith(_UNSAID)]
-    found.stack = traceback.StackSummary.from_list(kept or list(found.stack))
-    for other in (found.__cause__, found.__context__, *(found.exceptions or ())):
-        if other is not None:
-            _strip(other)
+    return ":".join(full_name(cls))
 
 
 def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
     """Return the terminal error of something whose retries are used up; it says what its last failure said."""
     metadata = {**_kind(error), "attempts": str(attempts), "step": what}
-    return _caused(TerminalError(str(error) or type(error).__name__, 500, metadata), error)
+    return _caused(TerminalError(told(error), 500, metadata), error)
 
 
 def encoded_value(value: Any) -> bytes:
@@ -118,19 +121,17 @@ def encoded_value(value: Any) -> bytes:
     return success(encode(value))
 
 
-def encoded_error(error: TerminalError) -> bytes:
-    """Return the outcome of a terminal error; one of a user's class is pickled as well."""
-    kind = type(error)
-    carried = b""
-    if not kind.__module__.startswith("actors."):
-        try:
-            carried = pickled(error)
-        except Exception:  # noqa: BLE001  # whatever a user's class does to pickle: code, message and metadata remain
-            carried = b""
-    message = str(error)
-    if len(message) > MESSAGE_MAX:
-        message, carried = f"{message[:MESSAGE_MAX]}… ({len(message):,} characters)", b""
-    return failure(Failure(error.code, message, error.metadata, name_of(kind), carried))
+def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
+    """Return the outcome of a terminal error, with names of what was not undone; of a user's class it is pickled too.
+
+    Whatever object it is: what cannot be recorded of it is said in its place.
+    """
+    module, name = full_name(type(error))
+    code, metadata = code_and_metadata(error)
+    if not_undone:
+        metadata[NOT_UNDONE] = cut(not_undone, ERROR_MAX)
+    pickled = b"" if module.startswith("actors.") else carried(error)
+    return failure(Failure(code, said(error), metadata, f"{module}:{name}", pickled))
 
 
 def encoded_rejection(message: str) -> bytes:
@@ -140,7 +141,7 @@ def encoded_rejection(message: str) -> bytes:
         UsageError: it is no text.
     """
     if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
-        raise UsageError(f"what is rejected has a message, a str, not {message!r}")
+        raise UsageError(f"what is rejected has a message, a str, not {shown(message)}")
     return encoded_error(TerminalError(message))
 
 
@@ -169,18 +170,38 @@ def needs_annotation(outcome: bytes) -> bool:
 
 
 def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
-    """Return the error that a failure stands for."""
+    """Return the error that a failure stands for; where its class is not here, a `TerminalError` with its name."""
     if found.type == "OverloadedError":
         return OverloadedError(found.message)
-    if found.pickled:
-        try:
-            error = unpickled(found.pickled, scope)
-        except Exception:  # noqa: BLE001  # its class is not here, or not as it was: documented to come as TerminalError then
-            error = None
-        if isinstance(error, TerminalError):
-            return error
     module, _, name = found.type.partition(":")
-    kind = getattr(sys.modules.get(module), name, None) if module.startswith("actors.") else None
-    if not (isinstance(kind, type) and issubclass(kind, TerminalError)):
-        kind = TerminalError
-    return kind(found.message, found.code, dict(found.metadata))
+    if found.pickled:
+        error = _read(found, scope)
+        if error is not None:
+            return error
+    elif module.startswith("actors."):
+        kind = getattr(sys.modules.get(module), name, TerminalError)
+        if isinstance(kind, type) and issubclass(kind, TerminalError):
+            return kind(found.message, found.code, dict(found.metadata))
+    error = TerminalError(
+        cut(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code
+    )
+    error.metadata = {"error": found.type, **found.metadata}
+    return error
+
+
+def _read(found: Failure, scope: Scope) -> TerminalError | None:
+    """Return the error of a user's class; None where that is not here, or not as it was."""
+    try:
+        error = unpickled(found.pickled, scope)
+        if not issubclass(type(error), TerminalError) or issubclass(type(error), _OF_PYTHON):
+            return None
+        attributes = attributes_of(error)
+        attributes.setdefault("code", found.code)  # of one that has never called the `__init__` of TerminalError
+        metadata = attributes.setdefault("metadata", dict(found.metadata))
+        if NOT_UNDONE in found.metadata and type(metadata) is dict:
+            metadata[NOT_UNDONE] = found.metadata[NOT_UNDONE]
+    except KeyboardInterrupt:
+        raise  # Ctrl-C in a program that waits
+    except BaseException:  # noqa: BLE001  # code of a user's class
+        return None
+    return error

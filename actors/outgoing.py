@@ -5,6 +5,7 @@ from typing import Any, Final
 from journal.entries import Message
 from journal.names import ObjectId, address_of, derived_id, invocation_id, shard_in
 from journal.store import Outgoing
+from journal.texts import said
 
 from . import outcomes
 from .errors import CallTimeout, TerminalError, UsageError
@@ -70,7 +71,7 @@ def _unsendable(request: Request, error: UsageError) -> UsageError:
         except UsageError as found:
             which, error = f"argument {name!r} of {request.type_name}.{request.handler}", found
             break
-    return UsageError(f"{which} cannot be sent: {error}")
+    return UsageError(f"{which} cannot be sent: {said(error)}")
 
 
 def bounded(data: bytes, what: str, payload_max: int) -> bytes:
@@ -90,7 +91,7 @@ def outcome_of_result(result: Any, message: Message, payload_max: int) -> tuple[
         return bounded(outcomes.encoded_value(result), "result", payload_max), None
     except UsageError as error:
         where = f"{message.target}.{message.handler}"
-        refused = TerminalError(f"{where} returned what cannot be sent: {error}", 400)
+        refused = TerminalError(f"{where} returned what cannot be sent: {said(error)}", 400)
         return outcomes.encoded_error(refused), refused
 
 
@@ -101,9 +102,10 @@ def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
     )
 
 
-def late(name: str, timeout_s: float) -> CallTimeout:
-    """Return what a call that took too long raises."""
-    return CallTimeout(f"{name} took longer than {timeout_s:g} s; it is cancelled")
+def late(name: str, timeout_s: float, failure: str = "") -> CallTimeout:
+    """Return what a call that took too long raises; it says the last failure that is known."""
+    last = f". The last that is known: {failure}" if failure else ""
+    return CallTimeout(f"{name} took longer than {timeout_s:g} s; it is cancelled{last}")
 
 
 def started_id(request: Request, address: str, unique: str, shards: int) -> str:

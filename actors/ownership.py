@@ -23,13 +23,16 @@ from journal.clock import StoreClock
 from journal.entries import Event, EventKind
 from journal.names import Shard
 from journal.store import READ_BYTES, Granted, Store, Where
+from journal.texts import told
 
 from .errors import DamagedError, UnavailableError
 from .leases import LEASE_TTL, Leases
+from .outcomes import ERROR_MAX
 from .patience import Patience
 from .placement import placed
 from .services import Services
 from .shard import OwnedShard
+from .suspects import Suspects, shard_in_frames
 
 logger = logging.getLogger("actors")
 
@@ -61,7 +64,9 @@ class Ownership:
         clock: StoreClock,
         now: Callable[[], float],
         wake_timers: Callable[[], None],
+        suspects: Suspects,
     ) -> None:
+        self._suspects = suspects
         self._store, self._host, self._leases, self._clock = store, host, leases, clock
         self._now, self._wake_timers = now, wake_timers
         self.shards: dict[Shard, OwnedShard] = {}
@@ -211,8 +216,8 @@ class Ownership:
         for id_, invocation, data in await pages(patience, lambda after: self._store.journal(shard, after, PAGE)):
             owned.recovered.setdefault(invocation, []).append((id_, data))
         events = await pages(patience, lambda after: self._store.events(shard, after, PAGE))
-        of_objects = EventKind.EXPIRE
-        known = list({*owned.recovered, *(event.invocation for event in events if event.kind is not of_objects)})
+        of_objects = (EventKind.EXPIRE, EventKind.UNREADABLE)
+        known = list({*owned.recovered, *(event.invocation for event in events if event.kind not in of_objects)})
         places = await patience.until_answered(lambda: self._store.where(known))
         if self._is_leaving:
             return  # its lease is released, or about to be
@@ -249,15 +254,20 @@ class Ownership:
         self._leases.remove(owned.shard)
         self._again.set()
 
-    def failed(self, owned: OwnedShard, error: Exception) -> None:
+    def failed(self, owned: OwnedShard, error: BaseException) -> None:
         """Step down from a shard that this host failed on, for no reason that is one invocation's."""
         if owned.is_lost:
             return
-        logger.error(
-            "shard %d: host %s failed on it, and serves it again in %g s", owned.shard, self._host, REST, exc_info=error
-        )
-        self._resting[owned.shard] = self._now() + REST
-        self.lose(owned, f"{type(error).__name__}: {error}")
+        rest = 0.0 if self._suspects.note(owned.shard, error, self._clock.now_ms()) else REST
+        logger.error("shard %d: host %s failed on it, and serves it again in %g s", owned.shard, self._host, rest)
+        self._resting[owned.shard] = self._now() + rest
+        self.lose(owned, told(error, ERROR_MAX))
+
+    def broken(self, error: BaseException) -> None:
+        """Step down from what a task that has failed was to serve; from all, where nothing says which shard it was."""
+        found = self.shards.get(shard_in_frames(error))
+        for owned in list(self.shards.values()) if found is None else [found]:
+            self.failed(owned, error)
 
     async def _give_up(self, extra: list[OwnedShard], services: Services) -> None:
         """Hand over what another one is to have, as soon as no long step keeps it."""

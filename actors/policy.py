@@ -10,9 +10,10 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from .errors import UsageError
+from .tracebacks import leaves
 
 Duration = timedelta | float | str
 """A `timedelta`, a number of seconds, or text such as "10ms", "1.5s", "15m", "2h", "1d"."""
@@ -75,13 +76,16 @@ class RetryAfter(Exception):
 
 
 def _asked_s(error: BaseException) -> float | None:
-    """Return how long an error asks to wait; of a group's the longest."""
-    if isinstance(error, RetryAfter):
-        return error.delay_s
-    if isinstance(error, BaseExceptionGroup):
-        found = [_asked_s(each) for each in cast("BaseExceptionGroup[Any]", error).exceptions]
-        return max((asked for asked in found if asked is not None), default=None)
-    return None
+    """Return how long an error asks to wait; of a group's the longest; None if none says so in a way that counts."""
+    asked = (_asked_by(leaf) for leaf in leaves(error) if issubclass(type(leaf), RetryAfter))
+    return max((delay_s for delay_s in asked if delay_s is not None), default=None)
+
+
+def _asked_by(error: Any) -> float | None:
+    try:
+        return seconds(error.delay_s)
+    except BaseException:  # noqa: BLE001 - of a subclass that never called our `__init__`, or has a property of that name
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

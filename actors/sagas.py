@@ -28,15 +28,14 @@ Invariants:
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Final, cast
 
 from journal.entries import Message
 
 from . import outcomes
-from .errors import TerminalError
+from .errors import DecodeError, TerminalError
 from .invocation import Invocation
 from .place import address_in, refused_in_step
 
@@ -46,8 +45,6 @@ GIVE_UP: Final = "give up"
 """The entry of an attempt that failed, had something to undo, and was the last."""
 CANCELLED: Final = "give up cancelled"
 """The entry of one that failed before it could be told that it was cancelled."""
-FAILED: Final = "compensation_failed"
-"""Metadata of the outcome: names of compensations that failed for good."""
 
 
 class AsHandler(TerminalError):
@@ -100,6 +97,8 @@ class Sagas:
             context, name, fn, args, kwargs = self._deferred.pop()
             try:
                 await self._undo(context, name, fn, args, kwargs)
+            except DecodeError:
+                pass  # it is done; what it returned nobody reads
             except Exception as error:  # of code that runs as the handler does: anything
                 if outcomes.terminal(error) is None and not self._is_last(error):
                     raise
@@ -125,14 +124,7 @@ class Sagas:
 
     def encoded(self, error: TerminalError) -> bytes:
         """Return the outcome of an error; it says which compensations failed."""
-        if not self._failed:
-            return outcomes.encoded_error(error)
-        metadata = error.metadata
-        error.metadata = {**metadata, FAILED: ", ".join(self._failed)}
-        try:
-            return outcomes.encoded_error(error)
-        finally:
-            error.metadata = metadata  # it may be one that the program raises again, elsewhere
+        return outcomes.encoded_error(error, ", ".join(self._failed))
 
 
 def _noting(fn: Any) -> Any:
@@ -160,16 +152,14 @@ async def _awaited(value: Awaitable[Any]) -> Any:
         return await value
 
 
-@contextmanager
-def _noted() -> Generator[None]:
-    refused: list[str] = []
-    token = refused_in_step.set(refused)
-    try:
-        yield
-    except Exception:
-        if not refused:
-            raise
-    finally:
-        refused_in_step.reset(token)
-    if refused:
-        raise AsHandler(refused[0])
+class _noted:  # noqa: N801  # as a function of contextlib's would be, which sets attributes of a user's error
+    """Notes what is refused within, and raises `AsHandler` for it."""
+
+    def __enter__(self) -> None:
+        self._refused: list[str] = []
+        self._token = refused_in_step.set(self._refused)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        refused_in_step.reset(self._token)
+        if self._refused and (kind is None or issubclass(kind, Exception)):
+            raise AsHandler(self._refused[0])

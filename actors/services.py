@@ -17,6 +17,7 @@ from .failures import Failures
 from .idle import Idle
 from .policy import Policy, Settled, resolve
 from .steps import StepRunner
+from .suspects import Suspects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +73,14 @@ class Services:
     spawn: Callable[[Coroutine[Any, Any, None], Context], "asyncio.Task[None]"]
     wake_writer: Callable[[], None]
     wake_timers: Callable[[], None]
-    failed: Callable[[Any, Exception], None]
+    failed: Callable[[Any, BaseException], None]
     """Told of a shard that this host failed on."""
     failures: Failures
     box: BlackBox | None = None
     unfound: set[str] = field(default_factory=set[str])
     """Types whose classes live in another program, where that was said."""
+    suspects: Suspects
+    """What it failed on."""
     policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])
 
     def policy_of(self, handler: Any, of_class: Policy | None) -> Settled:

@@ -46,7 +46,7 @@ class OwnedShard:
         self._attempts = Attempts(services, self.staging, self, leased)
         self.in_flight: dict[str, InFlight] = {}
         self.activations: dict[str, Activation] = {}
-        self.failed: Callable[[Exception], None] = partial(services.failed, self)
+        self.failed: Callable[[BaseException], None] = partial(services.failed, self)
         """Step down: this host is half way through something of it, and nothing says for which invocation."""
         self.ends = Ends(self._attempts, self.in_flight, self.activations, self.failed)
         self.recovered: dict[str, list[tuple[str, bytes]]] = {}
@@ -153,6 +153,9 @@ class OwnedShard:
         id_ = event.invocation
         if event.kind is EventKind.NOTICE:
             self.staging.notice(id_, event.payload, [event.id])
+            return
+        if event.kind is EventKind.UNREADABLE:
+            logger.error("shard %d: event %s cannot be read, and stays there", self.shard, event.id)
             return
         if event.kind is EventKind.EXPIRE:
             self._expiries = self._expiries or Expiries(self.staging, partial(self._services.fetcher.load, self))

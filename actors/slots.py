@@ -18,6 +18,7 @@ from journal.clock import boot_seconds
 from journal.codec import MISSING
 from journal.entries import EventKind, ReplyKind
 from journal.store import Attach, Bring, Outgoing
+from journal.texts import cut
 
 from . import outcomes
 
@@ -28,6 +29,9 @@ KNOWN_WITHIN: Final = 0.1
 is there before what it asks of it."""
 COMES_WITHIN: Final = 10.0
 """The same for an invocation that came here from another program: it may have come before its start has."""
+
+FAILURE_MAX: Final = 1_000
+"""Most characters of a failed attempt in a time-out."""
 
 UNKNOWN: Final = "is not known: it never was, or its retention is over"
 
@@ -112,6 +116,11 @@ class Slot:
     is_attached: bool = False
     unknown_until: float = 0.0
     """So long the store need not know it."""
+    address: str = ""
+    handler: str = ""
+    """What it is of, where this client has started it."""
+    last: str = ""
+    """The last that this client was told of a failed attempt."""
     waiting: tuple[Waiting, ...] = ()
     accepting: tuple[Waiting, ...] = ()
     """Tuples: most have one that waits, or none, and an empty one costs nothing."""
@@ -140,6 +149,17 @@ class Slot:
         """The annotation of the result."""
         return MISSING if self.declared is None else self.declared.returns
 
+    def described(self, id_: str) -> tuple[str, str]:
+        """Return what people call it, and its last failure, empty where none is known."""
+        return f"{self.address}.{self.handler} ({id_})" if self.address else id_, self.failure
+
+    @property
+    def failure(self) -> str:
+        """What the last failed attempt that is known ended with, empty if none is."""
+        lines = [line.strip(" |+-") for line in self.last.splitlines()]
+        said = [line for line in lines[1:] if line]
+        return cut(f"{lines[0]}: {said[-1]}" if said else lines[0], FAILURE_MAX) if lines else ""
+
     def check_accepted(self) -> None:
         """Raise what became of a request that the store has not got, as far as is known."""
         if not self.is_accepted and self.error is not None:
@@ -150,6 +170,14 @@ class Slot:
             raise self.error.with_traceback(None)
         assert self.outcome is not None
         return outcomes.decoded(self.outcome, self.returns)
+
+
+def told_to(slot: Slot | None, notice: bytes) -> str:
+    """Return what a notice says, which whoever waits is told once more when its time is over."""
+    text = notice[1:].decode(errors="replace")
+    if slot is not None:
+        slot.last = text
+    return text
 
 
 def tell(those: Iterable[Waiting]) -> None:

@@ -19,9 +19,12 @@ from typing import Final
 from journal.entries import Delivered, Event, Message, Record, Tries, order_of, timer_of, timer_of_object
 from journal.names import Epoch, Shard
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
+from journal.texts import cut, shown, told
 
 from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight, Renewal
+from .errors import UsageError
 from .execution import Execution
+from .outcomes import ERROR_MAX, NOTICE_MAX
 from .outgoing import bounded
 from .promises import Posted
 from .restarts import mark_of
@@ -33,8 +36,9 @@ COMMANDS_MAX: Final = 2_000
 BYTES_MAX: Final = 4_000_000
 """Most bytes in one commit, but for a single progress that is larger."""
 
-ERROR_MAX: Final = 1_000
-"""Characters that a record keeps of an error."""
+REASON_MAX: Final = 4_000
+"""Most characters of the reason of a pause."""
+
 BACK_OFF: Final = "a"
 """What is due at the end of a back-off."""
 
@@ -149,12 +153,13 @@ class Staging:
             # State and promises go before the outcome does: who may start the key again finds nothing of the first.
             over_ms = self._now_ms() + run.message.keep_ms - FORGOTTEN_AFTER_MS
             progress.timers.append((over_ms, timer_of_object(run.message.target)))
-        progress.end = Finish(outcome, f"{run.message.target}.{run.message.handler}".encode(), run.message.keep_ms)
+        summary = f"{run.message.target}.{run.message.handler}".encode("utf-8", "surrogatepass")
+        progress.end = Finish(outcome, summary, run.message.keep_ms)
         return self._add(progress, run)
 
     def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
         """Stage the end of an attempt and the timer of the next; nothing else of what it had not committed."""
-        record = Record(events=run.delivered, attempt=run.attempt, error=_shown(error), began_ms=run.began_ms)
+        record = Record(events=run.delivered, attempt=run.attempt, error=shown(error, ERROR_MAX), began_ms=run.began_ms)
         progress = _progress_of(run, {})
         member = self._member(run.id, BACK_OFF, record.timers)
         record.next_ms = self._now_ms() + int(delay_s * 1000)
@@ -172,7 +177,7 @@ class Staging:
         assert run.execution is not None
         record = _record_of(run, run.execution, {}, [])
         record.tries.append(tries)
-        record.error, record.next_ms = _shown(error), tries.next_ms
+        record.error, record.next_ms = shown(error, ERROR_MAX), tries.next_ms
         progress = _progress_of(run, {})
         self._take_commands(run, run.execution, progress, record)
         run.began_again = False
@@ -182,6 +187,7 @@ class Staging:
     def paused(self, run: InFlight, reason: str, notice: str) -> int:
         """Stage an invocation that waits for an operator."""
         progress = _progress_of(run, {})
+        reason = cut(reason, REASON_MAX)
         progress.end = Sleep(holds=run.holds, paused=reason)
         return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), notice)
 
@@ -235,7 +241,7 @@ class Staging:
 
     def expire(self, event: Event, messages: list[Leaving]) -> int:
         """Stage the end of an object's state or of a field; the store does it if it was not written since."""
-        end = Expire(event.payload.decode())
+        end = Expire(event.payload.decode("utf-8", "surrogatepass"))
         return self._add(Progress("", event.invocation, "", events=[event.id], messages=messages, end=end))
 
     def notice(self, invocation: str, text: bytes, events: list[str]) -> None:
@@ -359,7 +365,12 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
     if execution is None or execution.view is None or not run.exclusive or execution.has_given_up:
         return {}
     stored, view = activation.fields or {}, execution.view
-    seen = view.changes()
+    try:
+        seen = view.changes()
+    except UsageError:
+        raise
+    except BaseException as error:
+        raise UsageError(f"state cannot be compared with what is stored: {told(error)}") from error
     for name in run.olds:
         seen.setdefault(name, view.found(name))
     if not seen:
@@ -404,13 +415,6 @@ def _record_of(
     return record
 
 
-def _shown(error: BaseException) -> str:
-    try:
-        return repr(error)[:ERROR_MAX]
-    except Exception:  # noqa: BLE001  # its own text fails
-        return type(error).__name__
-
-
 def _is_empty(record: Record) -> bool:
     return not (record.events or record.entries or record.olds or record.reads or record.steps or record.attempt)
 
@@ -425,7 +429,7 @@ def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
 
 
 def _noticed(notice: str) -> bytes:
-    return notice.encode(errors="backslashreplace")
+    return cut(notice, NOTICE_MAX).encode(errors="backslashreplace")
 
 
 def _size(progress: Progress) -> int:

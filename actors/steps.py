@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from journal.entries import Tries
+from journal.texts import full_name, said
 
 from . import outcomes
 from .errors import TerminalError, UsageError
@@ -50,6 +51,7 @@ class Step:
     acting_since_ms: int = 0  # 0: no action is under way, perhaps a back-off
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """The handler's, at the moment in which it asked."""
+    is_stopped: bool = False  # its host has cancelled it
 
 
 class Steps:
@@ -121,9 +123,21 @@ class LeaseLapsed(BaseException):
 class Exhausted(Exception):
     """The attempts of a step are used up, and its policy wants the invocation paused."""
 
-    def __init__(self, error: Exception, attempts: int) -> None:
-        super().__init__(str(error))
+    def __init__(self, error: BaseException, attempts: int) -> None:
+        super().__init__()
         self.error, self.attempts = error, attempts
+
+
+class _Raised(Exception):
+    """Carries what an action raised, as an answer: some errors mean something else to what they would pass through.
+
+    StopIteration cannot go through a future or a coroutine, GeneratorExit closes those that it is thrown into,
+    SystemExit and KeyboardInterrupt end the host's loop.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
 
 
 class StepRunner:
@@ -137,7 +151,7 @@ class StepRunner:
         step: Step,
         step_id: str,
         may_start: Callable[[], bool],
-        failed: Callable[[Exception, float, Tries], Awaitable[None]],
+        failed: Callable[[BaseException, float, Tries], Awaitable[None]],
         before: Tries | None,
         target: str = "",
     ) -> bytes:
@@ -155,6 +169,7 @@ class StepRunner:
             Exhausted: the invocation is to be paused.
         """
         retry, done, first_ms, is_first = step.retry or self._default, 0, self._now_ms(), True
+        task = asyncio.current_task()
         if before is not None:
             done, first_ms = before.attempts, before.first_ms
             await asyncio.sleep((before.next_ms - self._now_ms()) / 1000)
@@ -164,20 +179,41 @@ class StepRunner:
             step.acting_since_ms = self._now_ms()
             try:
                 return self._encoded(step, await self._in_time(step, step_id, target, is_first=is_first))
-            except (TerminalError, UsageError) as error:
-                found = outcomes.terminal(error)
-                assert found is not None
+            except BaseException as raised:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
+                error = await self._of_step(step, raised, may_start, task)
+            if (found := outcomes.terminal_of_step(error)) is not None:
                 return outcomes.encoded_error(found)
-            except Exception as error:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
-                done, is_first = done + 1, False
-                if retry.is_exhausted(done, (self._now_ms() - first_ms) / 1000):
-                    return outcomes.encoded_error(_used_up(error, step, done, retry))
-                delay_s, failure = retry.delay_after(error, done), error
+            done, is_first = done + 1, False
+            if retry.is_exhausted(done, (self._now_ms() - first_ms) / 1000):
+                return outcomes.encoded_error(_used_up(error, step, done, retry))
+            delay_s = retry.delay_after(error, done)
             step.acting_since_ms = 0
             tries = Tries(step.index, done, first_ms, self._now_ms() + int(delay_s * 1000))
-            await failed(failure, delay_s, tries)
+            await failed(error, delay_s, tries)
             await asyncio.sleep(delay_s)
         return b""
+
+    async def _of_step(
+        self, step: Step, raised: BaseException, may_start: Callable[[], bool], task: "asyncio.Task[Any] | None"
+    ) -> BaseException:
+        """Return what an action has raised, or raise what ends this task: its host has cancelled or closed it."""
+        kind = type(raised)
+        if task is None or _this_task() is not task:
+            raise raised  # it is closed, by the collector for one
+        if kind is _Raised:
+            return cast("_Raised", raised).error
+        if issubclass(kind, asyncio.CancelledError) and (step.is_stopped or not may_start()):
+            raise raised
+        if task.cancelling():
+            # The action has cancelled itself. What of that has not come yet comes at once, and here.
+            while task.cancelling():
+                task.uncancel()
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if step.is_stopped or not may_start():
+                    raise
+        return raised
 
     async def _in_time(self, step: Step, step_id: str, target: str, *, is_first: bool) -> Any:
         """Make an attempt; each has its own time-out. A thread or a Ray task that takes longer goes on, unheard."""
@@ -204,12 +240,12 @@ class StepRunner:
             value = context.run(call)
         else:
             value = await asyncio.get_running_loop().run_in_executor(
-                self._pool(step, step_id, target), context.run, call
+                self._pool(step, step_id, target), context.run, functools.partial(_called, call)
             )
         if inspect.isawaitable(value):
-            # A coroutine is the task's own: one that is cancelled before it has begun closes it.
-            work = value if inspect.iscoroutine(value) else _awaited(value)
-            return await asyncio.get_running_loop().create_task(work, context=context)
+            value = await _ended(value, context)
+        if type(value) is _Raised:
+            raise value
         return value
 
     def _pool(self, step: Step, step_id: str, target: str) -> Executor | None:
@@ -222,11 +258,11 @@ class StepRunner:
         try:
             data = outcomes.encoded_value(value)
         except UsageError as error:
-            raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {error}") from error
+            raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {said(error)}") from error
         return bounded(data, f"result of the step {step.name!r}", self._payload_max)
 
 
-def _used_up(error: Exception, step: Step, attempts: int, retry: Retry) -> TerminalError:
+def _used_up(error: BaseException, step: Step, attempts: int, retry: Retry) -> TerminalError:
     """Return the terminal error of a step.
 
     Raises:
@@ -247,10 +283,43 @@ def context_of(step: Step, step_id: str) -> contextvars.Context:
     return context
 
 
-async def _awaited(value: Awaitable[Any]) -> Any:
-    if type(value).__module__.partition(".")[0] == "ray":  # of `f.remote` as the step's function
-        return await _unwrapped(value)
-    return await value
+def _called(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except BaseException as error:  # noqa: BLE001  # whatever a user's step raises
+        return _Raised(error)
+
+
+async def _ended(work: Awaitable[Any], context: contextvars.Context) -> Any:
+    """Return what an awaitable gives, awaited in a task of its own, which nothing that it raises gets out of."""
+    task = asyncio.get_running_loop().create_task(_awaited(work), context=context)
+    try:
+        return await task
+    finally:
+        if task.done() and inspect.iscoroutine(work):
+            work.close()  # it may have been cancelled before it began
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    task = asyncio.current_task()
+    try:
+        if full_name(type(work))[0].partition(".")[0] == "ray":  # of `f.remote` as the step's function
+            return await _unwrapped(work)
+        return await work
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # whatever a user's step raises
+        if _this_task() is not task:
+            raise  # it is closed
+        return _Raised(error)
+
+
+def _this_task() -> "asyncio.Task[Any] | None":
+    """Return the task that runs here; None where a coroutine is closed, by the collector for one."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 async def _unwrapped(reference: Awaitable[Any]) -> Any:

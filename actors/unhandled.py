@@ -19,7 +19,7 @@ R = TypeVar("R")
 class Serving(Protocol):
     """A shard that is served."""
 
-    failed: Callable[[Exception], None]
+    failed: Callable[[BaseException], None]
     """Steps down from it."""
 
 
@@ -33,7 +33,7 @@ def serving(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
     def serve(self: S, *args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is logged there
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is logged there
             self.failed(error)
             return None
 

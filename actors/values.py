@@ -28,6 +28,7 @@ from journal import codec
 from journal.codec import MISSING
 
 from . import records
+from .revived import is_revived, parts_of, revived
 
 Name = tuple[str, str]
 """Module and qualified name."""
@@ -117,9 +118,14 @@ def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
     return codec.decode(data, annotation, loads=partial(unpickled, scope=scope, annotation=annotation))
 
 
-def pickled(value: Any) -> bytes:
-    """Return the pickle of a value, with users' classes by name."""
-    file = io.BytesIO()
+def pickled(value: Any, most: int | None = None) -> bytes:
+    """Return the pickle of a value, with users' classes by name.
+
+    Raises:
+        ValueError: it takes more than `most` bytes; not all of them were made.
+        Exception: whatever the user's code raises as it is pickled.
+    """
+    file = io.BytesIO() if most is None else _Bounded(most)
     cast("Any", _Pickler(file, _PROTOCOL)).dump(value)
     return file.getvalue()
 
@@ -129,14 +135,30 @@ def unpickled(data: bytes, scope: Scope = LIVE, annotation: Any = MISSING) -> An
     return _Unpickler(io.BytesIO(data), scope, annotation).load()
 
 
+class _Bounded(io.BytesIO):
+    """A file that takes so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def write(self, data: Any, /) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError("too large")
+        return super().write(data)
+
+
 class _Pickler(cloudpickle.Pickler):
-    """Writes classes that cannot be imported as calls of `_named`."""
+    """Writes classes that cannot be imported as calls of `_named`, and exceptions with an `__init__` as their parts."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
             reduced = _reduced(obj)
             if reduced is not None:
                 return reduced
+        elif is_revived(type(obj)):  # pyright: ignore[reportUnknownArgumentType]  # of whatever class
+            return revived, parts_of(obj)
         elif type(obj) is FunctionType and obj in records.READERS:
             return NotImplemented  # pickle's own way: cloudpickle's takes five times as long to find the same
         elif (record := records.reduced(obj)) is not None:

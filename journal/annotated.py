@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .errors import DecodeError
+from .texts import said, shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -43,7 +44,7 @@ def rebuilt(text: bytes, annotation: Any) -> Any:
     if adapter is None:
         raise DecodeError(
             "a stored value was written by the annotation of its handler or field, and is read without it "
-            f"(annotation here: {annotation!r}). Read it where the class is defined."
+            f"(annotation here: {shown(annotation)}). Read it where the class is defined."
         )
     try:
         return adapter.validate_json(text)
@@ -52,8 +53,8 @@ def rebuilt(text: bytes, annotation: Any) -> Any:
             return _as_data(adapter, text)
         except Exception:  # noqa: BLE001 - what follows says why it cannot be read
             raise DecodeError(
-                f"a stored value does not fit its annotation {annotation!r}: {exc}. Has the class changed since it was "
-                "written? Give new fields a default, and keep old ones readable."
+                f"a stored value does not fit its annotation {shown(annotation)}: {said(exc, 2_000)}. Has the class "
+                "changed since it was written? Give new fields a default, and keep old ones readable."
             ) from exc
 
 
@@ -61,7 +62,7 @@ def _adapter(annotation: Any) -> "TypeAdapter[Any] | None":
     try:
         # With its spelling: `A | B` equals `B | A`, and pydantic prefers the first.
         return _cached_adapter(annotation, repr(annotation))
-    except TypeError:  # unhashable: Annotated[int, []]
+    except Exception:  # noqa: BLE001 - unhashable: Annotated[int, []]; or a metaclass of the user's
         return _new_adapter(annotation)
 
 

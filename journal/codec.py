@@ -24,6 +24,7 @@ tried, and the walk is faster.
 from collections.abc import Callable
 from enum import Enum
 from math import isfinite
+from threading import current_thread, main_thread
 from typing import Any, Final, cast
 
 import cloudpickle
@@ -31,6 +32,7 @@ import orjson
 
 from .annotated import rebuilt
 from .errors import DecodeError, DurableError, UsageError
+from .texts import full_name, said, told
 
 
 class _Missing(Enum):
@@ -43,6 +45,8 @@ MISSING: Final = _Missing.MISSING
 
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _PICKLE_PROTOCOL: Final = 5  # of all Pythons we run on; what is written must outlive an upgrade
+_TOLD_MAX: Final = 2_000
+"""Most characters of a user's error in one of ours."""
 
 _SAFE: Final = frozenset({str, int, bool, type(None)})
 _FAITHFUL: Final = _SAFE | {float, list, dict}
@@ -89,11 +93,11 @@ def encode_arguments(
     Raises:
         UsageError: one of them cannot be stored.
     """
-    if not kwargs and _SAFE.issuperset(map(type, args)):
-        try:
+    try:
+        if not kwargs and _SAFE.issuperset(map(type, args)):
             return b"J" + _to_json((args, kwargs), None, _OPTIONS)
-        except TypeError:
-            pass  # a wide int, a lone surrogate
+    except Exception:  # noqa: BLE001 - a wide int, a lone surrogate; or a class that cannot be hashed
+        pass
     return encode([list(args), kwargs], dumps=dumps)
 
 
@@ -111,13 +115,14 @@ def decode(data: bytes, annotation: Any = MISSING, *, loads: Callable[[bytes], A
             return loads(data[1:])
     except DurableError:  # of `loads`, which may have to ask a store
         raise
-    except Exception as exc:  # unpickling runs code of users, which may raise anything
+    except BaseException as exc:  # unpickling runs code of users, which may raise anything
+        _let_through(exc)
         raise DecodeError(
-            f"a stored value cannot be read in this process: {type(exc).__name__}: {exc}. Are its module and class "
-            "here, as they were when it was written?"
+            f"a stored value cannot be read in this process: {told(exc, _TOLD_MAX)}. Are its module and class here, as "
+            "they were when it was written?"
         ) from exc
     if mark == b"T":
-        return rebuilt(data[1:], None if annotation in _NO_HINT else annotation)
+        return rebuilt(data[1:], None if _is_no_hint(annotation) else annotation)
     raise DecodeError(f"a stored value begins with {mark!r}: not written by this codec, or by a newer version of it")
 
 
@@ -141,15 +146,26 @@ def _is_faithful(value: Any) -> bool:
     return True
 
 
+def _is_no_hint(annotation: Any) -> bool:
+    return any(annotation is each for each in _NO_HINT)  # `in` would ask a user's metaclass
+
+
+def _let_through(error: BaseException) -> None:
+    """Raise what is no fault of a value: Ctrl-C, which comes to the main thread alone."""
+    if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+        raise error
+
+
 def _pickle(value: Any, dumps: Callable[[Any], bytes]) -> bytes:
     try:
         return dumps(value)
     except DurableError:
         raise
-    except Exception as exc:  # pickling runs code of users, which may raise anything
+    except BaseException as exc:  # pickling runs code of users, which may raise anything
+        _let_through(exc)
         kind = cast("type[object]", type(value))
         raise UsageError(
-            f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored: {exc}. Arguments, results and "
-            "state are plain data: make sockets, locks, files, generators and clients inside a step, and store what "
-            "they give; or tell pickle how to rebuild the class (__reduce__)."
+            f"a value of type {'.'.join(full_name(kind))} cannot be stored: {said(exc, _TOLD_MAX)}. "
+            "Arguments, results and state are plain data: make sockets, locks, files, generators and clients inside a "
+            "step, and store what they give; or tell pickle how to rebuild the class (__reduce__)."
         ) from exc

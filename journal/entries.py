@@ -22,7 +22,8 @@ def pack(header: object, values: Sequence[bytes] = ()) -> bytes:
     try:
         line = orjson.dumps(header)
     except TypeError:  # lone surrogates, as in the name of a file that is no valid UTF-8: orjson refuses them
-        line = json.dumps(header).encode()
+        # As bytes, not as escapes, which JSON would join where two of them stand side by side.
+        line = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return line + b"\n" + b"".join(values)
 
 
@@ -31,8 +32,8 @@ def unpack(data: bytes) -> tuple[Any, bytes]:
     end = data.index(b"\n")
     try:
         header = orjson.loads(data[:end])
-    except orjson.JSONDecodeError:  # lone surrogates, see `pack`
-        header = json.loads(data[:end])
+    except orjson.JSONDecodeError:  # lone surrogates, see `pack`; they have been written as escapes, too
+        header = json.loads(data[:end].decode("utf-8", "surrogatepass"))
     return header, data[end + 1 :]
 
 
@@ -135,6 +136,8 @@ class EventKind(StrEnum):
     """Asks along who waits for whom; carries its path, or with the index 1 why a queued call is refused."""
     NOTICE = "n"
     """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
+    UNREADABLE = "?"
+    """Of a newer version, or damaged: it stays where it lies."""
     EXPIRE = "e"
     """State is over: it names an object instead of an invocation, and carries the field, nothing for all of them."""
 

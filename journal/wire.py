@@ -166,9 +166,13 @@ def parse_replies(found: Any) -> list[Reply]:
 
 
 def parse_event(entry: Any) -> Event:
-    """Return an entry of `events`."""
-    id_, (_, invocation, _, kind, _, index, _, payload) = entry
-    return Event(id_.decode(), text_of(invocation), EventKind(kind.decode()), int(index), payload)
+    """Return an entry of `events`; one that cannot be read is of the kind that says so."""
+    id_, fields = entry
+    try:
+        _, invocation, _, kind, _, index, _, payload = fields
+        return Event(id_.decode(), text_of(invocation), EventKind(kind.decode()), int(index), payload)
+    except ValueError:
+        return Event(id_.decode(), "", EventKind.UNREADABLE, 0, b"")
 
 
 def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:

@@ -413,7 +413,7 @@ class World:
         invocation, _, what = rest.rpartition(":")
         if what in ("e", "f"):
             target, _, field = invocation.rpartition("\0") if what == "f" else (invocation, "", "")
-            shard.events.add(self.now, (target, EventKind.EXPIRE, 0, field.encode()))
+            shard.events.add(self.now, (target, EventKind.EXPIRE, 0, field.encode("utf-8", "surrogatepass")))
             return
         place = shard.ids.get(invocation)
         if place is None or not place.is_open:

@@ -4,15 +4,19 @@ Each in memory and with every wait turned into suspend-and-replay; faults are pl
 """
 
 import asyncio
+import json
 import logging
 from typing import Any
 
 import pytest
 from test_semantics import Simulation, mode, outside, played
 
-from actors import Context, Policy, VirtualObject, handler, state
+from actors import Context, Policy, Retry, VirtualObject, handler, state
+from actors.activation import InFlight
+from actors.execution import Execution
 from actors.ownership import REST
 from actors.shard import OwnedShard
+from actors.staging import Staging
 from actors.unhandled import serving
 from journal.entries import Message
 from journal.names import Shard, shard_of
@@ -30,6 +34,10 @@ class Sturdy(VirtualObject):
         self.lines.append(await ctx.run("step", lambda: outside.act(ctx.step_id, line)))
         return self.lines
 
+    @handler
+    async def fails_once(self, ctx: Context) -> str:
+        return await ctx.run("step", outside.fail, 2, "done", retry=Retry(initial=0.01))
+
     @handler(policy=Policy(idle_timeout=0))
     async def listens(self, ctx: Context) -> list[str]:
         line = await ctx.signal("line", str)
@@ -38,6 +46,16 @@ class Sturdy(VirtualObject):
 
 
 KEYS = {Shard(n): next(k for k in "abcdefgh" if shard_of(f"Sturdy/{k}", SHARDS) == n) for n in range(SHARDS)}
+
+
+class Poison(VirtualObject):
+    @handler
+    async def act(self, ctx: Context) -> str:
+        return await ctx.run("step", lambda: outside.act(ctx.step_id, "poison"))
+
+    @handler
+    async def after(self, ctx: Context) -> str:
+        return "after"
 
 
 async def replaced(world: Simulation, old: str, new: str) -> None:
@@ -105,4 +123,75 @@ def test_a_failure_that_is_no_invocation_s_ends_the_service_of_its_shard_alone(
         assert await stuck == ["stuck"]
         assert await Sturdy[KEYS[broken]].append.remote("after") == ["stuck", "after"]
 
+    played(scenario, mode, ["a"])
+
+
+def hosts_of(world: Simulation) -> list[dict[str, Any]]:
+    """Return what hosts say of themselves, as `actors.status()` has it."""
+    hosts = world.store._world.hosts.values()  # pyright: ignore[reportPrivateUsage]  # looks from outside
+    return [json.loads(about.partition(b" ")[2]) for about in hosts]
+
+
+@pytest.mark.parametrize("how", ["resume", "kill"])
+def test_an_invocation_that_its_host_fails_on_is_set_aside_and_no_shard_rests(
+    mode: Policy | None, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15.1 and 15.5: whatever the fault is, one message never stops a shard, and `status()` shows it."""
+    inner, failures = Execution.begin, list[str]()
+
+    def failing(self: Execution, fields: Any, refusal: str) -> None:
+        inner(self, fields, refusal)
+        if self.id == poisoned and not outside.switch:
+            failures.append(self.id)
+            raise SystemExit("a bug")
+
+    async def scenario(world: Simulation) -> None:
+        nonlocal poisoned
+        ref = Poison["p"].act.remote()
+        poisoned = ref.id
+        behind = Poison["p"].after.remote()
+        for _ in range(5):
+            for key in KEYS.values():
+                await asyncio.wait_for(Sturdy[key].append.remote("others"), 2)
+        assert await world.until_status(ref, "paused") == (
+            "paused: its host failed on it 2 times, a defect of Perdure: SystemExit: a bug"
+        )
+        await asyncio.sleep(2)
+        shard = shard_of("Poison/p", SHARDS)
+        assert [fault[:3] for fault in hosts_of(world)[0]["faults"]] == [[shard, ref.id, "SystemExit: a bug"]] * 2
+        assert failures == [ref.id] * 2
+        outside.switch = True
+        if how == "kill":
+            ref.kill()
+        else:
+            ref.resume()
+            assert await ref == "poison"
+        assert await behind == "after"
+
+    poisoned = ""
+    monkeypatch.setattr(Execution, "begin", failing)
+    played(scenario, mode, ["a"])
+
+
+def test_a_task_that_fails_ends_the_service_of_its_shard_and_the_step_is_made_elsewhere(
+    mode: Policy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15.5: a task of a host that fails leaves a mark, and what it was to serve goes on."""
+    tried = Staging.tried
+    failures = list[str]()
+
+    def failing(self: Staging, run: InFlight, *args: Any) -> int:
+        if not failures:
+            failures.append(run.id)
+            raise RuntimeError("a bug")
+        return tried(self, run, *args)
+
+    async def scenario(world: Simulation) -> None:
+        assert await Sturdy["a"].fails_once.remote() == "done"
+        await asyncio.sleep(2)
+        (fault,) = hosts_of(world)[0]["faults"]
+        assert fault[:3] == [shard_of("Sturdy/a", SHARDS), failures[0], "RuntimeError: a bug"]
+        assert world.elapsed < 10
+
+    monkeypatch.setattr(Staging, "tried", failing)
     played(scenario, mode, ["a"])
