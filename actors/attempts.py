@@ -130,7 +130,7 @@ class Attempts:
     def _hold_is_over(self, run: InFlight) -> None:
         if run.ended or not run.backing_off or self._turns.in_flight.get(run.id) is not run:
             return
-        if self._services.box is not None and self._services.box.holds(run.id):
+        if run.unsettled or (self._services.box is not None and self._services.box.holds(run.id)):
             self._hold(run)
             return
         run.backing_off = False
