@@ -84,7 +84,7 @@ def test_a_directory_that_others_may_write_is_not_believed(tmp_path: Path) -> No
     assert not box.holds("handler-1")
 
 
-class Held(VirtualObject):
+class HeldBack(VirtualObject):
     @handler
     async def act(self, ctx: Context) -> str:
         return await ctx.run("act", lambda: ctx.key)
@@ -105,10 +105,10 @@ def test_one_that_is_held_back_holds_its_key_alone_and_can_be_killed(mode: Polic
         world.members["a"] = member = Member(world, "a")
         member.host._box = box
         for end in ("kill", "let go"):
-            ref = Held["a"].act.remote()
+            ref = HeldBack["a"].act.remote()
             box.suspect = ref.id
-            behind = Held["a"].act.remote()
-            assert await Held["b"].act.remote() == "b"
+            behind = HeldBack["a"].act.remote()
+            assert await HeldBack["b"].act.remote() == "b"
             await asyncio.sleep(20)
             assert await world.status(ref) == await world.status(behind) == "open"
             if end == "kill":

@@ -244,7 +244,7 @@ class Hamper(VirtualObject):
         return 1
 
 
-class Teller(Service):
+class TellerByName(Service):
     @handler
     async def tell(self, ctx: Context, what: str) -> str:
         return what
@@ -264,16 +264,16 @@ def test_a_handle_by_name_has_a_handle_as_a_typed_one(recorder: Recorder) -> Non
 
 def test_an_object_without_a_key_is_a_service(recorder: Recorder) -> None:
     """Issue 15.18: `actors.object("Service")`, known here or not; a key that is None by mistake is none of it."""
-    object_handle("Teller").remote("tell", "x")
-    object_handle("Teller").handle.send("tell", what="x")
+    object_handle("TellerByName").remote("tell", "x")
+    object_handle("TellerByName").handle.send("tell", what="x")
     object_handle("Unknown").remote("tell", "x")
     assert [each.key for each in recorder.requests] == [None, None, None]
     with pytest.raises(TypeError):
-        object_handle("Teller").remote("tell")
+        object_handle("TellerByName").remote("tell")
     with pytest.raises(UsageError, match=r"Hamper.*key.*object\('Hamper', key\)"):
         object_handle("Hamper").remote("add", "x")
     with pytest.raises(UsageError, match="no key"):
-        object_handle("Teller", "a").remote("tell", "x")
+        object_handle("TellerByName", "a").remote("tell", "x")
     for key in (None, "", 3):
         with pytest.raises(UsageError, match="key"):
             object_handle("Hamper", cast("str", key))
@@ -427,4 +427,4 @@ def test_an_address_in_a_variable_has_a_form_that_all_checkers_take() -> None:
     assert Seat["a"].at.remote
     with pytest.raises(UsageError, match="empty"):
         Hamper.at("")
-    assert not hasattr(Teller, "at")
+    assert not hasattr(TellerByName, "at")

@@ -19,7 +19,7 @@ cell: ContextVar[str] = ContextVar("cell", default="none")
 SOON = 10.0
 
 
-class Typo(Service):
+class TypoSaid(Service):
     @handler(policy=Policy(retry=Retry(initial=0.05, max_interval=0.05)))
     async def mistake(self, ctx: Context, attempts: int) -> str:
         if ctx.attempt <= attempts:
@@ -72,13 +72,13 @@ async def in_tasks(refs: list[Invocation[str]]) -> list[str]:
 
 def test_an_error_is_seen_under_the_cell_that_awaits(page: Page) -> None:
     """Issue 15.43: in its context and its thread."""
-    assert awaited(Typo.mistake.remote(2), "cell 7") == "mended"
+    assert awaited(TypoSaid.mistake.remote(2), "cell 7") == "mended"
     assert page.seen == [("cell 7", True)] * 2
 
 
 def test_each_error_is_seen_under_its_own_cell(page: Page) -> None:
     """Issue 15.43: cells that await at once."""
-    refs = [Typo.mistake.remote(1) for _ in range(3)]
+    refs = [TypoSaid.mistake.remote(1) for _ in range(3)]
     assert asyncio.run(in_tasks(refs)) == ["mended"] * 3
     assert sorted(page.seen) == [(f"cell {number}", True) for number in range(3)]
 
@@ -94,14 +94,14 @@ WAYS: dict[str, Callable[[Invocation[str]], str]] = {
 def test_an_error_is_seen_under_the_cell_that_blocks(page: Page, how: str) -> None:
     """Issue 15.43: in its thread."""
     token = cell.set("cell 8")
-    assert WAYS[how](Typo.mistake.remote(3)) == "mended"
+    assert WAYS[how](TypoSaid.mistake.remote(3)) == "mended"
     cell.reset(token)
     assert page.seen == [("cell 8", True)] * 3
 
 
 def test_a_wait_that_is_over_loses_nothing(page: Page) -> None:
     """Issue 15.43: what nobody waits for is said by the client, as before."""
-    ref = Typo.mistake.remote(1_000)
+    ref = TypoSaid.mistake.remote(1_000)
     with pytest.raises(TimeoutError):
         ref.result(timeout=0.3)
     waited = len(page.seen)

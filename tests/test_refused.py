@@ -40,7 +40,7 @@ ERRORS = [
 ]
 
 
-class Tally(VirtualObject):
+class RefusedTally(VirtualObject):
     count: int = state(0)
 
     @handler
@@ -66,7 +66,7 @@ def relay(valkey_url: str) -> Iterator[Refusing]:
 @pytest.fixture
 def session(relay: Refusing) -> Iterator[actors.Session]:
     with actors.init(redis=relay.url, namespace=new_id(), hosts="local") as session:
-        assert Tally["warm"].add.remote().result(SOON) == 1
+        assert RefusedTally["warm"].add.remote().result(SOON) == 1
         yield session
         relay.relent()
 
@@ -86,7 +86,7 @@ def test_whatever_the_server_says_programs_and_hosts_wait_and_go_on(
         caplog.clear()
         relay.refused = 0
         relay.refuse(error, "*")
-        ref = Tally["a"].add.remote()
+        ref = RefusedTally["a"].add.remote()
         wait_for_refusals(relay, 8)
         relay.relent()
 
@@ -104,7 +104,7 @@ def test_one_command_that_is_refused_is_waited_for(session: actors.Session, rela
     """Issue 15.11: each place apart, since each has a reader of its own."""
     relay.refuse("NOPERM this user has no permissions to run it", command, times=6)
 
-    ref = Tally[command].add.remote()
+    ref = RefusedTally[command].add.remote()
 
     assert ref.result(SOON) == 1
 
@@ -113,7 +113,7 @@ def test_a_program_that_connects_waits_for_a_server_that_is_not_ready(relay: Ref
     """Issue 15.11: `init` gave up at the first `-LOADING`."""
     relay.refuse("LOADING Redis is loading the dataset in memory", "*", times=20)
     with actors.init(redis=relay.url, namespace=new_id(), hosts="local"):
-        assert Tally["a"].add.remote().result(SOON) == 1
+        assert RefusedTally["a"].add.remote().result(SOON) == 1
 
 
 def test_what_the_store_refuses_for_good_fails_alone(
@@ -121,13 +121,13 @@ def test_what_the_store_refuses_for_good_fails_alone(
 ) -> None:
     """Issue 15.11: of what travels in one write only what can never be had is an error."""
     namespace, port = session.settings.namespace, port_of(valkey_url)
-    refs = [Tally[f"k{number}"].add.remote() for number in range(64)]
+    refs = [RefusedTally[f"k{number}"].add.remote() for number in range(64)]
     shard = next(ref.id.rpartition("-")[2] for ref in refs)
     assert [ref.result(SOON) for ref in refs] == [1] * 64
     ask(port, "DEL", f"{namespace}:{shard}:ids")
     ask(port, "SET", f"{namespace}:{shard}:ids", "foreign")
 
-    again = [Tally[f"k{number}"].add.remote() for number in range(64)]
+    again = [RefusedTally[f"k{number}"].add.remote() for number in range(64)]
 
     for ref in again:
         if ref.id.rpartition("-")[2] == shard:
@@ -148,7 +148,7 @@ def test_a_writer_that_is_none_any_more_is_replaced(
     ask(port_of(valkey_url), "DEL", name)
     ask(port_of(valkey_url), "SET", name, "foreign")
 
-    ref = Tally["a"].add.remote()
+    ref = RefusedTally["a"].add.remote()
 
     assert ref.result(SOON) == 1
     assert "a defect" not in caplog.text

@@ -102,7 +102,7 @@ def test_what_nobody_can_look_into_has_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_position_and_keyword_are_the_same_where_the_handler_is_known() -> None:
-    fn = Account.add.fn
+    fn = RequestAccount.add.fn
     assert len({fingerprint(fn, (1, 2), {}), fingerprint(fn, (1,), {"pause_s": 2}), fingerprint(None, (1, 2), {})}) == 1
     assert fingerprint(fn, (), {"pause_s": 2, "amount": 1}) == fingerprint(fn, (1, 2), {})
     assert fingerprint(fn, (1,), {}) != fingerprint(fn, (2,), {})
@@ -128,7 +128,7 @@ def test_fingerprints_are_the_same_in_every_process() -> None:
 # ----------------------------------------------------------------------------------------------------------- programs
 
 
-class Account(VirtualObject):
+class RequestAccount(VirtualObject):
     balance: int = state(0)
 
     @handler
@@ -179,11 +179,11 @@ def refused(ref: actors.Invocation[Any]) -> str:
 @pytest.mark.usefixtures("session")
 def test_a_key_with_other_arguments_is_refused_and_with_the_same_joins() -> None:
     """Issue 16.7: while the first is under way, and when it has ended; nobody gets the old outcome for another."""
-    add = Account["a"].add.options(idempotency_key="k")
+    add = RequestAccount["a"].add.options(idempotency_key="k")
     first, second, other = add.remote(1, 0.3), add.remote(amount=1, pause_s=0.3), add.remote(2, 0.3)
     sent, sent_other = add.send(1, 0.3), add.send(3)
     assert "idempotency key 'k'" in refused(other)
-    assert "Account/a.add" in refused(other)
+    assert "RequestAccount/a.add" in refused(other)
     refused(sent_other)
     assert actors.get([first, second], timeout=30) == [1, 1]
     assert sent.result(timeout=30) == 1
@@ -192,8 +192,10 @@ def test_a_key_with_other_arguments_is_refused_and_with_the_same_joins() -> None
     for _ in range(2):
         assert add.remote(1, 0.3).result(timeout=30) == 1
         refused(add.remote(1))
-    assert actors.object("Account", "a").options(idempotency_key="k").remote("add", 1, 0.3).result(timeout=30) == 1
-    assert Account["a"].look.remote().result(timeout=30) == 1
+    assert (
+        actors.object("RequestAccount", "a").options(idempotency_key="k").remote("add", 1, 0.3).result(timeout=30) == 1
+    )
+    assert RequestAccount["a"].look.remote().result(timeout=30) == 1
     tell = Teller.tell.options(idempotency_key="k")
     assert tell.remote("a").result(timeout=30) == tell.remote(what="a").result(timeout=30) == "a"
     assert "RequestedTeller.tell" in refused(tell.remote("b"))
@@ -240,7 +242,7 @@ class Asking(VirtualObject):
     @handler
     async def ask(self, ctx: Context, who: str) -> list[Any]:
         """Asks for the same and for another, each as a call, and for another as a send."""
-        add = Account["h"].add.options(idempotency_key="k")
+        add = RequestAccount["h"].add.options(idempotency_key="k")
         run = Once["h"].run.options(idempotency_key="k")
         refs: list[Any] = [add.remote(1, 1), add.remote(1, 1), add.remote(2, 1), run.remote("x"), run.remote("x")]
         refs += [run.remote("y"), Once["h"].run.options(idempotency_key=who).remote("x"), Once["h"].run.remote("x")]
@@ -257,7 +259,7 @@ class Asking(VirtualObject):
 async def asking(world: Simulation) -> None:
     expected = [1, 1, 409, "x", "x", 409, 409, 409, 1, 409, "x"]
     assert await asyncio.gather(Asking["a"].ask.remote("a"), Asking["b"].ask.remote("b")) == [expected, expected]
-    assert await Account["h"].look.remote() == 1
+    assert await RequestAccount["h"].look.remote() == 1
     assert await Once["h"].count.remote() == 1
 
 
