@@ -3,8 +3,8 @@
 An invocation that ends its process each time would end one host after the other, and all keys would stand. Which one
 it was only the dead process knew, so each host notes what runs in a file that is mapped into its memory: the kernel
 keeps it, whatever ends the process. Whoever takes a shard over that was not handed over reads the files of ended
-processes, and holds back those named there, and nothing else: until another host lives to go on without this one, and
-longer each time.
+processes, and holds back those named there, and nothing else: for a moment where no other host is left to go on
+without this one, and longer each time.
 
 Only a help: where there is no such file (another machine, no directory for it) nothing is held back.
 """
@@ -30,8 +30,8 @@ SLOTS: Final = 128
 """The handler that runs, and steps that are under way; further ones are not noted."""
 FORGOTTEN_AFTER: Final = 600
 """Seconds after which the end of a process counts no more."""
-ALONE_MAX: Final = 15.0
-"""Seconds for which one is held back at most because no other host lives."""
+ALONE_MAX: Final = 2.5
+"""Seconds for which one is held back because no other host is left. Most are innocent: somebody killed the host."""
 HELD_FIRST, HELD_MAX = 2.0, 60.0
 """Seconds for which one is held back that has ended two processes; doubled with each further one, up to the last."""
 
@@ -47,8 +47,8 @@ class BlackBox:
         self._slots: dict[str, int] = {}
         self._free = list(range(SLOTS - 1, 0, -1))
         self._memory = self._opened()
-        self.has_company: Callable[[], bool] = lambda: True
-        """Whether another host lives."""
+        self.is_left_alone: Callable[[], bool] = lambda: False
+        """Whether other hosts have lived beside this one, and none does now."""
 
     def _opened(self) -> mmap.mmap | None:
         process = this_process().encode()
@@ -133,7 +133,7 @@ class BlackBox:
         waited = boot_seconds() - self._since.setdefault((id_, count), boot_seconds())
         if count > 1 and waited < min(HELD_FIRST * 2.0 ** (count - 2), HELD_MAX):
             return True
-        return waited < ALONE_MAX and not self.has_company()
+        return waited < ALONE_MAX and self.is_left_alone()
 
     def close(self) -> None:
         """Remove the file: this process ends as it should."""

@@ -121,7 +121,7 @@ class Host:
         )
         self._shards, self._box = self._ownership.shards, box
         if box is not None:
-            box.has_company, self._ownership.taken_over = lambda: self._ownership.has_company, box.look
+            box.is_left_alone, self._ownership.taken_over = lambda: self._ownership.is_left_alone, box.look
         self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose)
         self._code = CodeBook(self._store, live=live)
         self._patience = Patience(f"host {identity.id}")

@@ -80,8 +80,9 @@ class Ownership:
         self._trust = Patience(f"host {host}, settings")
         self._again = asyncio.Event()
         self._is_leaving = False
-        self.has_company = False
-        """Whether another host was there at the last look."""
+        self._had_company = False
+        self.is_left_alone = False
+        """Whether there was no other host at the last look, though there had been one before."""
         self.taken_over: Callable[[], None] = lambda: None
         """Told of a shard that its last owner has not handed over, before anything of it begins."""
         self._acquiring = 0
@@ -130,7 +131,8 @@ class Ownership:
             self._seen_hosts.clear()
             self._seen_leases.clear()
         hosts = await self._live(look.hosts)
-        self.has_company = len(hosts) > 1
+        self._had_company = self._had_company or len(hosts) > 1
+        self.is_left_alone = self._had_company and len(hosts) <= 1
         self._note(look.leases)
         if self._is_leaving:
             return

@@ -39,16 +39,17 @@ def ended(directory: Path, how: str) -> None:
     subprocess.run([sys.executable, "-c", DIES, str(directory), how], cwd=ROOT, check=False, timeout=60)
 
 
-def test_what_a_process_executed_as_it_ended_is_held_back_until_another_host_lives(tmp_path: Path) -> None:
+def test_what_a_process_executed_as_it_ended_is_held_back_while_no_other_host_is_left(tmp_path: Path) -> None:
     """Issue 15.30: however it ended; what it did not execute any more is not."""
     boxes = tmp_path / "boxes"
     ended(boxes, "kill")
     box = BlackBox(boxes)
-    box.has_company = lambda: False
     box.look()
+    assert not box.holds("handler-1"), "a host that never had company has nobody to wait for"
+    box.is_left_alone = lambda: True
     assert [id_ for id_ in ("handler-1", "step-1", "step-2") if box.holds(id_)] == ["handler-1", "step-1", "step-2"]
     assert not any(box.holds(id_) for id_ in ("before-1", "ended-1", "another-1", ""))
-    box.has_company = lambda: True
+    box.is_left_alone = lambda: False
     assert not box.holds("handler-1")
 
     ended(boxes, "exit")
