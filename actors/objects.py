@@ -478,10 +478,12 @@ class Workflow(Durable, metaclass=Keyed):
         super().__init_subclass__(name=name, policy=policy)
 
 
-class Unindexed(ABCMeta):
-    """What makes a service its own address, and says so of what it has not."""
+if TYPE_CHECKING:
+    Unindexed = ABCMeta  # of another metaclass's classes pyright does not check the keywords
+else:
 
-    if not TYPE_CHECKING:
+    class Unindexed(ABCMeta):
+        """What makes a service its own address, and says so of what it has not."""
 
         def __getattr__(cls, name: str) -> Any:
             raise AttributeError(without(cls, name), name=name, obj=cls)

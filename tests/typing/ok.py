@@ -446,7 +446,7 @@ def complete() -> None:
 async def operate(ref: Invocation[int]) -> None:
     await ref.resume()
     await ref.restart(from_entry=3)
-    Policy(retry=Retry(max_attempts=3, on_exhausted="pause"))
+    Policy(retry=Retry(max_attempts=3, on_exhausted="pause"), validate=False)
     raise actors.RetryAfter("10s") from actors.RetryAfter(1.5, "busy")
 
 
