@@ -15,17 +15,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
-from urllib.parse import urlsplit
 
 import orjson
 
 from journal.names import shard_in
 from journal.redis import Durability, RedisStore
 from journal.store import SHARDS, Store
+from journal.url import shown
 
 from . import place
 from .client import Client
@@ -59,13 +59,18 @@ _INSIDE = "actors.init() is for programs: handlers and steps run in hosts, which
 class Settings:
     """What a session was opened with."""
 
-    redis: str | None
+    redis: str | None = field(repr=False)
     address: str | None
     hosts: int | Literal["local"] | None
     directory: str
     namespace: str
     durability: Durability
     policy: Policy | None
+    store: str = field(init=False, compare=False)
+    """What may be shown of `redis`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store", "embedded" if self.redis is None else shown(self.redis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +152,17 @@ class Session:
         from .ray_hosts import Place
 
         settings = self.settings
-        where = Place(self.url, settings.namespace, settings.durability)
+        where = Place(self.url, settings.namespace, settings.durability, self._server is not None)
         return Cluster(settings.address, where, settings.policy)
 
     def connect(self) -> Store:
         """Return a new connection to the store."""
-        return RedisStore(self.url, self.settings.namespace, durability=self.settings.durability)
+        return RedisStore(
+            self.url,
+            self.settings.namespace,
+            durability=self.settings.durability,
+            is_ours=self._server is not None,
+        )
 
     def object_ref(self, invocation: Invocation[Any], returns: Any) -> Any:
         """Return a Ray reference to an invocation's outcome."""
@@ -164,11 +174,16 @@ class Session:
         return self._cluster.object_ref(invocation.id, returns)
 
     def close(self) -> None:
-        """Wait for unsent submits, then end what this program started; an interruption ends the present wait only."""
+        """Wait for unsent submits, then end what this program started; an interruption ends the present wait only.
+
+        What fails is logged and not raised: it would take the place of the error with which the program ends.
+        """
         interrupted: BaseException | None = None
         for end in (self._close_client, self._close_local, self._close_cluster, self._close_server):
             try:
                 end()
+            except Exception:
+                logger.exception("not all was shut down as it should be")
             except BaseException as error:  # noqa: BLE001 - raised below, when nothing is left behind
                 interrupted = interrupted or error
         if interrupted is not None:
@@ -388,7 +403,7 @@ def status() -> Status:
         faults = tuple(Fault(*fault) for fault in said.get("faults", ()))
         hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned, faults))
     hosts.sort(key=lambda host: host.id)
-    return Status(tuple(hosts), _shown(session.url), session.settings.namespace, len(look.leases), client.failure)
+    return Status(tuple(hosts), shown(session.url), session.settings.namespace, len(look.leases), client.failure)
 
 
 async def _listed(store: Store, incarnations: set[str]) -> None:
@@ -403,11 +418,6 @@ async def _listed(store: Store, incarnations: set[str]) -> None:
         async with asyncio.timeout(OWNED_MAX):
             while not all((await store.look(SHARDS)).leases):  # noqa: ASYNC110  # as above
                 await asyncio.sleep(0.01)
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _forked() -> None:

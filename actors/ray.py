@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from journal.names import new_id
+from journal.url import shown
 
 from .bundles import portable
 from .client import Client
@@ -120,13 +121,14 @@ class Cluster:
                 raise UnavailableError(f"Ray cannot be used {where}: {error}") from error
 
     def _check_reach(self) -> None:
-        if urlsplit(self._place.url).hostname not in ("127.0.0.1", "::1", "localhost"):
+        where = urlsplit(self._place.url)
+        if where.scheme != "unix" and where.hostname not in ("127.0.0.1", "::1", "localhost"):
             return
         nodes: list[dict[str, Any]] = api.nodes()
         if len({node["NodeManagerAddress"] for node in nodes if node["Alive"]}) > 1:
             raise UsageError(
-                f"this Ray cluster has several machines, and only this one reaches {self._place.url}: give a Redis or "
-                "Valkey that all of them reach, init(redis=...)"
+                f"this Ray cluster has several machines, and only this one reaches {shown(self._place.url)}: give a "
+                "Redis or Valkey that all of them reach, init(redis=...)"
             )
 
     def object_ref(self, id_: str, returns: Any) -> Any:

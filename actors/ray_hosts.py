@@ -16,7 +16,8 @@ import logging
 import os
 import sys
 import threading
-from hashlib import blake2b
+from functools import lru_cache
+from hashlib import blake2b, pbkdf2_hmac
 from typing import Any, Final, NamedTuple
 
 import ray
@@ -26,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from journal.codec import MISSING
 from journal.redis import Durability, RedisStore
 from journal.store import Store
+from journal.url import shown
 
 from . import outcomes
 from .black_box import BlackBox
@@ -68,15 +70,27 @@ class Place(NamedTuple):
     url: str
     namespace: str
     durability: Durability
+    is_ours: bool = False
+    """Whether it is the embedded server of this user."""
+
+    def __repr__(self) -> str:
+        return f"<Place {shown(self.url)}, namespace {self.namespace!r}>"
 
     def connect(self) -> Store:
         """Return a new connection."""
-        return RedisStore(self.url, self.namespace, durability=self.durability)
+        return RedisStore(self.url, self.namespace, durability=self.durability, is_ours=self.is_ours)
 
     @property
     def name(self) -> str:
-        """The name that Ray knows it by; it shows no password."""
-        return f"{self.namespace}:{blake2b(self.url.encode(), digest_size=5).hexdigest()}"
+        """The name that Ray knows it by; it shows no password, and gives none away to who tries many."""
+        return f"{self.namespace}:{_mark_of(self.url)}"
+
+
+@lru_cache
+def _mark_of(url: str) -> str:
+    if shown(url) == url:
+        return blake2b(url.encode(), digest_size=5).hexdigest()
+    return pbkdf2_hmac("sha256", url.encode(), b"perdure", 200_000, 5).hex()
 
 
 class About(NamedTuple):

@@ -12,17 +12,20 @@ Invariants:
 """
 
 import asyncio
+import os
 import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .errors import DamagedError, DurableError, FullError, NotNowError, UnavailableError, UsageError
+from .errors import DamagedError, DurableError, FullError, NotNowError, UnavailableError
+from .url import check, refused
 
 ANSWER_MAX: Final = 10.0
 """Seconds without a byte, in either direction, after which a command that is not answered counts as lost."""
@@ -184,6 +187,23 @@ class _Wire(asyncio.Protocol):
         self._former.connection_lost(exc)
 
 
+class _OwnSocket(UnixDomainSocketConnection):
+    """A connection to a server of our own user; another's is left before anything is sent to it or read from it."""
+
+    async def _connect(self) -> None:
+        from .guard import is_ours  # importable on Linux and macOS alone
+
+        reader, writer = await asyncio.open_unix_connection(self.path)
+        try:
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as end:
+                if not is_ours(end):
+                    raise PermissionError(f"another user's process listens at {self.path}: it is not believed")
+        except BaseException:
+            writer.transport.abort()
+            raise
+        self._reader, self._writer = reader, writer
+
+
 class Line:
     """One connection; it opens with the first command, and again after one that failed."""
 
@@ -284,23 +304,36 @@ def _packed(connection: AbstractConnection, command: Command) -> bytes:
         return b"".join(connection.pack_command(*command))
 
 
+def _pool_of(url: str) -> ConnectionPool | None:
+    """Return what makes connections, None if an option is wrong; its error may hold the URL, and stays here."""
+    try:
+        pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # **kwargs are untyped
+            url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=None,
+            socket_connect_timeout=ANSWER_MAX,
+            encoding_errors="surrogatepass",
+        )
+        pool.make_connection()
+    except (ValueError, TypeError, exceptions.RedisError):
+        return None
+    return pool
+
+
 class Lines:
     """The lines of one program to one server: as many as it has commands under way at once."""
 
-    def __init__(self, url: str, greet: Greet | None = None) -> None:
+    def __init__(self, url: str, greet: Greet | None = None, *, is_ours: bool = False) -> None:
         self._greet = greet
-        try:
-            self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # **kwargs are untyped
-                url,
-                protocol=2,
-                retry=Retry(NoBackoff(), 0),
-                retry_on_error=[],
-                socket_timeout=None,
-                socket_connect_timeout=ANSWER_MAX,
-                encoding_errors="surrogatepass",
-            )
-        except ValueError as error:
-            raise UsageError(f"{url!r} is no URL of a Redis or Valkey, redis://host:port/0 for one: {error}") from error
+        check(url)
+        pool = _pool_of(url)
+        if pool is None:
+            raise refused(url, "one of its options is unknown, or has a value that it cannot have")
+        if is_ours:
+            pool.connection_class = _OwnSocket
+        self._pool = pool
         self._lines: list[Line] = []
         self._free: list[Line] = []
 

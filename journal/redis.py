@@ -89,16 +89,25 @@ def _script(name: str, *, refused_when_full: bool = False) -> str:
 
 
 class RedisStore:
-    """One namespace on one primary; see `Store` for what each method promises."""
+    """One namespace on one primary; see `Store` for what each method promises.
+
+    With `is_ours` it is the embedded server, and one of another user at its address is not believed.
+    """
 
     def __init__(
-        self, url: str, namespace: str = "default", *, limits: Limits | None = None, durability: Durability = "disk"
+        self,
+        url: str,
+        namespace: str = "default",
+        *,
+        limits: Limits | None = None,
+        durability: Durability = "disk",
+        is_ours: bool = False,
     ) -> None:
         self._keys, self._durability = Keys(namespace), durability
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
         self._trust = Trust()
-        self._lines = Lines(url, None if durability == "relaxed" else self._trust.ask)
+        self._lines = Lines(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
         self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False

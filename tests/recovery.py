@@ -205,9 +205,9 @@ def restart_store(load: Load, server: Server, how: signal.Signals, down_s: float
 def end_embedded(load: Load, directory: Path, how: signal.Signals) -> Recovery:
     """End the embedded server, which its guard starts again; measure from when the new one is seen."""
     wait_s(SETTLE_S)
-    pid = guard.ask(guard.read_port(str(directory)), str(directory)).pid
+    pid = guard.ask(str(directory)).pid
     os.kill(pid, how)
-    until(lambda: guard.ask(guard.read_port(str(directory)), str(directory)).pid != pid)
+    until(lambda: guard.ask(str(directory)).pid != pid)
     at = boot_seconds()
     return measured(load, at, at, None)
 

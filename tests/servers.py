@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -21,19 +22,38 @@ def redis_binary() -> str | None:
     return shutil.which("redis-server")
 
 
+def free_port() -> int:
+    """Return a port of loopback that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def url_of(port: int) -> str:
+    """Return the URL of a server on loopback."""
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def ask(url: str, command: str) -> list[bytes]:
+    """Send an inline command and return its reply, as its flat list of values."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    with socket.create_connection(("127.0.0.1", port), guard.PING_SECONDS) as sock, sock.makefile("rb") as stream:
+        sock.sendall(command.encode() + b"\r\n")
+        return guard.read_reply(stream)
+
+
 class Server:
     """One server on one directory; what it has acknowledged outlives it."""
 
     def __init__(self, binary: str, directory: Path, *settings: str) -> None:
         self._binary, self._directory = binary, directory
         self._settings = settings or DURABLE
-        self.port = guard.free_port(0)
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def url(self) -> str:
-        return guard.url_of(self.port)
+        return url_of(self.port)
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -52,7 +72,7 @@ class Server:
 
     def answers(self) -> bool:
         try:
-            return guard.talk(self.port, b"PING\r\n", 1) in ([[b"+PONG"]], [[b"-NOAUTH Authentication required."]])
+            return ask(self.url, "PING") in ([b"+PONG"], [b"-NOAUTH Authentication required."])
         except OSError:
             return False
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import orjson
 import pytest
+from servers import free_port
 
 import actors
-from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, processes, state
+from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, handler, processes, state
 from actors.local import bury_ended
 from journal import guard
 from journal.clock import boot_seconds
 from journal.memory import MemoryStore
+from journal.url import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 15.0
@@ -263,7 +265,7 @@ def test_the_environment_says_what_is_not_given(tmp_path: Path, monkeypatch: pyt
 
 def test_a_store_that_does_not_answer_is_an_error_and_leaves_nothing_connected() -> None:
     with pytest.raises(UnavailableError):
-        actors.init(f"redis://127.0.0.1:{guard.free_port(0)}/0", hosts="local")
+        actors.init(f"redis://127.0.0.1:{free_port()}/0", hosts="local")
     with pytest.raises(UsageError, match=r"call actors.init\(\) first"):
         actors.status()
 
@@ -347,7 +349,7 @@ def test_status_names_hosts_shards_store_and_namespace(session: actors.Session) 
 
 
 def test_a_password_is_not_shown() -> None:
-    assert driver._shown("rediss://user:secret@store:6380/2") == "rediss://store:6380/2"
+    assert shown("rediss://user:secret@store:6380/2") == "rediss://store:6380/2"
 
 
 def test_an_invocation_is_found_again_by_its_id(session: actors.Session) -> None:

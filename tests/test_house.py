@@ -34,10 +34,11 @@ ORDER: dict[str, tuple[str, ...]] = {
         "memory",
         "wire",
         "settings",
+        "url",
+        "guard",
         "line",
         "trust",
         "redis",
-        "guard",
         "server",
     ),
     "actors": (

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 from host_process import Fleet, Ledger, Line, Meter, Saga, connected, launch
-from servers import Server, valkey_binary
+from servers import Server, ask, valkey_binary
 
 from actors import place
 from actors.client import Client
 from actors.errors import UnavailableError
-from journal import guard
 from journal.keys import Keys
 from journal.names import new_id
 
@@ -237,7 +236,7 @@ def test_a_program_that_the_store_has_forgotten_says_what_is_unknown(
 
 def _forget(url: str, key: str) -> None:
     """Delete a key behind everybody's back."""
-    assert guard.talk(int(url.rpartition(":")[2].partition("/")[0]), f"DEL {key}\r\n".encode(), 1) == [[b":1"]]
+    assert ask(url, f"DEL {key}") == [b":1"]
 
 
 def test_a_store_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from cells import history
 from host_process import Fleet, launch
 from linearizability import Operation, broken
+from servers import ask
 
-from journal import guard
 from journal.names import new_id
 
 PROGRAMS, CLIENTS_EACH, CELLS = 3, 4, 8
@@ -124,9 +124,8 @@ class Programs:
 
 def forget_a_writer(url: str, namespace: str) -> None:
     """Delete what the store has of one client: it opens another writer, and what it cannot know is unknown."""
-    port = int(url.rpartition(":")[2].partition("/")[0])
     lua = f"return redis.call('DEL', redis.call('KEYS', '{namespace}:writer:*')[1])"
-    assert guard.talk(port, f'EVAL "{lua}" 0\r\n'.encode(), 1) == [[b":1"]]
+    assert ask(url, f'EVAL "{lua}" 0') == [b":1"]
 
 
 @pytest.mark.slow

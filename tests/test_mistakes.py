@@ -755,7 +755,15 @@ def test_a_url_where_nobody_answers_is_no_hang(url: str) -> None:
 
 
 @pytest.mark.usefixtures("unconnected")
-@pytest.mark.parametrize("url", ["http://localhost:6379", "localhost:6379", "redis://localhost:port"])
-def test_what_is_no_url_of_a_redis_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match=f"^'{url}' is no URL of a Redis or Valkey, redis://host:port/0 for one: "):
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://localhost:6379", "***"),  # it may be anything, a password too
+        ("localhost:6379", "***"),
+        ("redis://localhost:port", "redis://localhost:***"),
+    ],
+)
+def test_what_is_no_url_of_a_redis_is_refused(url: str, shown: str) -> None:
+    with pytest.raises(UsageError) as caught:
         init(redis=url, hosts="local")
+    assert str(caught.value).startswith(f"{shown} is no URL of a Redis or Valkey, redis://host:port/0 for one: ")

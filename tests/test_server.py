@@ -1,6 +1,7 @@
 """One server for all programs of a directory, as real processes; conditions are polled, never assumed after a time."""
 
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote
 
 import pytest
 
@@ -79,9 +81,12 @@ def stopped(directory: Path) -> bool:
     return is_free(directory / "lock") and is_free(directory / "guard")
 
 
+def path_in(url: str) -> str:
+    return unquote(url.removeprefix("unix://"))
+
+
 def ask(url: str, command: str) -> list[bytes]:
-    port = int(url.removeprefix("redis://127.0.0.1:").removesuffix("/0"))
-    return guard.talk(port, command.encode() + b"\r\n", 1)[0]
+    return guard.talk(path_in(url), command.encode() + b"\r\n", 1)[0]
 
 
 def guard_pid(directory: Path) -> int:
@@ -89,8 +94,9 @@ def guard_pid(directory: Path) -> int:
 
 
 def kill_guard(directory: Path) -> None:
-    os.kill(guard_pid(directory), signal.SIGKILL)
-    until(lambda: is_free(directory / "guard"))
+    pid = guard_pid(directory)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_free(directory / "guard") or guard_pid(directory) != pid)
 
 
 @pytest.fixture
@@ -137,13 +143,17 @@ def test_eight_programs_at_once_get_one_server(start: Callable[..., Program]) ->
 
 
 def test_the_next_program_finds_the_data_of_a_killed_server(directory: Path) -> None:
-    with EmbeddedServer.open(directory) as server:
-        assert ask(server.url, "SET k v") == [b"+OK"]
-        kill_guard(directory)  # else it would start the server again at once
-        os.kill(server.pid, signal.SIGKILL)
+    program = Program(directory).opened()
+    assert ask(program.url, "SET k v") == [b"+OK"]
+    server, pid = program.server, guard_pid(directory)
+    os.kill(pid, signal.SIGSTOP)  # else it would stop the server
+    program.kill()  # else it would start both again
+    for each in (pid, server):
+        os.kill(each, signal.SIGKILL)
+    until(lambda: is_free(directory / "guard"))
     until(lambda: is_free(directory / "lock"))
     with EmbeddedServer.open(directory) as again:
-        assert again.pid != server.pid
+        assert again.pid != server
         assert ask(again.url, "GET k") == [b"v"]
 
 
@@ -158,10 +168,54 @@ def test_the_data_is_there_after_a_stop(directory: Path) -> None:
 def test_a_killed_server_comes_back_at_its_address_while_it_is_used(directory: Path) -> None:
     with EmbeddedServer.open(directory) as server:
         ask(server.url, "SET k v")
-        port = guard.read_port(str(directory))
         os.kill(server.pid, signal.SIGKILL)
-        until(lambda: guard.ask(port, str(directory)).pid not in (0, server.pid))
+        until(lambda: guard.ask(str(directory)).pid not in (0, server.pid))
         assert ask(server.url, "GET k") == [b"v"]
+
+
+def test_guard_and_server_that_are_killed_together_come_back(directory: Path, start: Callable[..., Program]) -> None:
+    """Issue 15.12, 16.6: nothing started them again until somebody called `init`; of four programs one starts them."""
+    programs = [start().opened() for _ in range(4)]
+    url, server = programs[0].url, programs[0].server
+    assert ask(url, "SET k v") == [b"+OK"]
+    for _ in range(3):
+        for pid in (guard_pid(directory), server):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda gone=server: guard.ask(str(directory)).pid not in (0, gone))
+        server = guard.ask(str(directory)).pid
+        assert ask(url, "GET k") == [b"v"]
+    until(lambda: not is_free(directory / "guard"))
+    for program in programs:
+        program.end()  # the guard that came back stops the server, as ever
+
+
+def test_a_disk_that_was_full_and_is_freed_takes_writes_again(directory: Path) -> None:
+    """Issue 16.6: the guard died of ENOSPC. A limit on the size of files stands for the end of the disk."""
+    with EmbeddedServer.open(directory) as server:
+        ask(server.url, "SET k v")
+        full = 20_000, resource.RLIM_INFINITY
+        resource.prlimit(guard_pid(directory), resource.RLIMIT_FSIZE, full)  # and of the servers that it starts
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, full)
+        with pytest.raises(OSError, match=r"ended|reset"):
+            guard.talk(path_in(server.url), b"SET k %s\r\n" % (b"w" * 30_000), 1)
+        until(lambda: guard.ask(str(directory)).pid not in (0, server.pid))
+        again = guard.ask(str(directory)).pid
+        kill_guard(directory)  # it might have ended by itself, of its own log
+        resource.prlimit(again, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert ask(server.url, "SET k " + "w" * 30_000) == [b"+OK"]
+        until(lambda: not is_free(directory / "guard"))
+
+
+def test_programs_of_before_are_told_to_end_an_older_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.27: one that listens on a port, for anybody, is not gone on with."""
+    monkeypatch.setattr("journal.server._START_SECONDS", 0.5)
+    directory.mkdir(0o700, parents=True)
+    (directory / "address").write_text("redis://127.0.0.1:6379/0\n")
+    lock = guard.opened(str(directory / "lock"))
+    assert guard.locked(lock)
+    with pytest.raises(UnavailableError, match=r"started by an older version.*redis-cli -p PORT shutdown"):
+        EmbeddedServer.open(directory)
+    os.close(lock)
 
 
 def test_a_server_whose_guard_was_killed_gets_another_one(directory: Path) -> None:
@@ -230,13 +284,13 @@ def test_closing_twice_is_closing_once(directory: Path) -> None:
 
 def test_it_syncs_every_write_and_is_nobody_elses(directory: Path) -> None:
     with EmbeddedServer.open(directory) as server:
-        settings = ask(server.url, "CONFIG GET append* no-appendfsync-on-rewrite save bind maxmemory-policy")
+        settings = ask(server.url, "CONFIG GET append* no-appendfsync-on-rewrite save port maxmemory-policy")
         pairs = dict(zip(settings[::2], settings[1::2], strict=True))
         assert pairs[b"appendonly"] == b"yes"
         assert pairs[b"appendfsync"] == b"always"
         assert pairs[b"no-appendfsync-on-rewrite"] == b"no"
         assert pairs[b"save"] == b""
-        assert pairs[b"bind"] == b"127.0.0.1"
+        assert pairs[b"port"] == b"0"
         assert pairs[b"maxmemory-policy"] == b"noeviction"
         for path in (directory, *directory.rglob("*")):
             assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

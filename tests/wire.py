@@ -11,7 +11,8 @@ from contextlib import suppress
 from hashlib import sha1
 from typing import Literal, NamedTuple
 
-from journal import guard
+from servers import url_of
+
 from journal.clock import sleep
 from journal.redis import _script
 
@@ -31,7 +32,7 @@ class Wire:
 
     @property
     def url(self) -> str:
-        return guard.url_of(self._listening.getsockname()[1])
+        return url_of(self._listening.getsockname()[1])
 
     def _accept(self) -> None:
         while True:
