@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from journal.clock import StoreClock
 from journal.entries import ReplyKind, order_of, teller_of_driver
-from journal.names import address_of, new_id, shard_in
+from journal.names import Ids, address_of, shard_in
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
 from . import outcomes, slots
@@ -75,7 +75,7 @@ class Client:
         self._code = LivingSender(self._uploads.put) if live else Sender(self._uploads.put)
         self.failure = ""  # why nothing can be started any more
         self._is_woken = False
-        self._unique, self._count, self._clock = new_id(), 0, StoreClock()
+        self._ids, self._count, self._clock = Ids().next, 0, StoreClock()
         self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._is_astray = False  # the store has lost our writer
@@ -107,9 +107,9 @@ class Client:
         if not self._thread.is_alive():
             return
         try:
-            if not self._call(self._drained(patience_s)):
-                logger.error("%d started invocations were not acknowledged: their outcome is unknown", len(self._queue))
+            self._call(self._drained(patience_s))
         finally:
+            self._say_unacknowledged()
             self._stop()
 
     def _serve(self) -> None:
@@ -160,16 +160,21 @@ class Client:
         self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
         self._teller = teller_of_driver(self._writer)
 
-    async def _drained(self, patience_s: float) -> bool:
+    async def _drained(self, patience_s: float) -> None:
         self.failure = self.failure or "this client was shut down: call actors.init() again"
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while self._queue or self._held or not self._idle.is_set():
+                while (self._queue or self._held or not self._idle.is_set()) and not self._tasks[0].done():
                     self._wanted.set()
                     await asyncio.sleep(0.005)
-        except TimeoutError:
-            return False
-        return True
+
+    def _say_unacknowledged(self) -> None:
+        """Say how many requests the store may not have: those that wait, and those of the write that is under way."""
+        with self._lock:
+            open_ = [slot for slot in self._slots.values() if slot.is_own and not (slot.is_accepted or slot.has_ended)]
+            count = max(len(open_), len(self._queue))
+        if count:
+            logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
 
     def _stop(self) -> None:
         async def stop() -> None:
@@ -195,7 +200,7 @@ class Client:
         code = "" if request.owner is None else self._code.digest_of(request.owner) if self._sends_code else UNSENT
         with self._lock:
             self._next()
-            id_ = started_id(request, address, f"{self._unique}{self._count:x}", self.shards)
+            id_ = started_id(request, address, self._ids(), self.shards)
             is_named = request.options.idempotency_key is not None or (request.handler == RUN and happens_once(request))
             caller = "" if request.one_way or is_named else self._teller
             message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms())
@@ -507,4 +512,4 @@ class Client:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY)
-            self._attach(f"{self._unique}-0")
+            self._attach(f"{self._writer}-0")  # of nobody: a write renews what the store has of this program

@@ -3,8 +3,10 @@
 Invariants:
     1. An invocation's id ends in its shard, so that whoever holds the id finds its streams without a directory.
     2. `shard_of` never changes for a namespace: state lies where it says.
+    3. Nobody guesses an id from others: who holds one may cancel, signal and complete.
 """
 
+import os
 import secrets
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,6 +26,8 @@ InvocationId = NewType("InvocationId", str)
 
 
 _SHARD_DIGITS = 5
+_UNIQUE_DIGITS = 24
+_DRAWN_BYTES = 256 * _UNIQUE_DIGITS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,28 @@ def shard_in(invocation: str) -> Shard:
 
 
 def new_id() -> str:
-    """Return an id never given before: of a writer, of a host's incarnation, of the unique part of an invocation."""
+    """Return an id never given before: of a writer, of a host's incarnation."""
     return secrets.token_hex(8)
+
+
+class Ids:
+    """Unique parts of ids of invocations, which nobody guesses and nobody has twice; who calls holds a lock.
+
+    Of 96 bits, as `derived_id` has them: that two of a million million are alike has a chance below one to 100,000.
+    The system is asked for many at once.
+    """
+
+    def __init__(self) -> None:
+        self._drawn = ""
+        self._at = 0
+
+    def next(self) -> str:
+        """Return another."""
+        at = self._at
+        if at == len(self._drawn):
+            self._drawn, at = os.urandom(_DRAWN_BYTES).hex(), 0
+        self._at = at + _UNIQUE_DIGITS
+        return self._drawn[at : self._at]
 
 
 def derived_id(*parts: str) -> str:

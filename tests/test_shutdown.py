@@ -1,0 +1,105 @@
+"""Ends of a program whose store is gone, and what it is told: issue 16.6. Ids that nobody guesses: issue 16.8."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import Server, valkey_binary
+
+import actors
+from actors import Context, UnavailableError, VirtualObject, driver, handler, place
+from actors.client import Client
+from journal.names import Ids, new_id
+from journal.redis import RedisStore
+
+
+class Kept(VirtualObject):
+    @handler
+    async def add(self, ctx: Context) -> str:
+        return ctx.id
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(valkey_binary(), tmp_path)
+    yield server
+    server.kill()
+
+
+def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 16.6: "0 were not acknowledged" where 50 were lost; those of the write under way were not counted."""
+    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
+    client.open()
+    place.set_driver(client)
+    try:
+        first = Kept["a"].add.send()
+        first.accepted().result(timeout=10)
+        server.kill()
+        for _ in range(49):
+            Kept["a"].add.send()
+        called = Kept["a"].add.remote()
+    finally:
+        place.set_driver(None)
+        client.close(0.2)
+    assert [record.getMessage() for record in caplog.records if "acknowledged" in record.getMessage()] == [
+        "50 requests of this program were not acknowledged: whether they happen is unknown"
+    ]
+    with pytest.raises(UnavailableError, match="shut down"):
+        called.result(timeout=1)
+
+
+def test_what_was_acknowledged_is_not_said_to_be_lost(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Issue 16.6: open calls are no lost ones."""
+    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
+    client.open()
+    place.set_driver(client)
+    try:
+        Kept["a"].add.remote().accepted().result(timeout=10)
+    finally:
+        place.set_driver(None)
+        client.close()
+    assert "acknowledged" not in caplog.text
+
+
+@pytest.mark.parametrize("part", ["_close_client", "_close_local", "_close_server"])
+def test_what_fails_at_the_end_does_not_replace_the_error_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    """Issue 16.6: with `with`, with `finally: shutdown()`, and at its own end; all else is ended nevertheless."""
+    whole = getattr(driver.Session, part)
+
+    def broken(session: actors.Session) -> None:
+        whole(session)
+        raise UnavailableError("the store is gone")
+
+    monkeypatch.setattr(driver.Session, part, broken)
+    with pytest.raises(KeyError, match="mine"), actors.init(hosts="local", directory=tmp_path / "a"):
+        raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"):
+        try:
+            actors.init(hosts="local", directory=tmp_path / "b")
+            raise KeyError("mine")
+        finally:
+            actors.shutdown()
+    assert caplog.text.count("UnavailableError: the store is gone") == 2  # said, with its traceback
+    assert all(record.levelno < logging.ERROR or "shut down" in record.message for record in caplog.records)
+
+
+def test_ids_are_not_guessed_from_others(tmp_path: Path) -> None:
+    """Issue 16.8: they counted up from one prefix."""
+    with actors.init(hosts="local", directory=tmp_path / "data"):
+        ids = [Kept["a"].add.remote().result(timeout=10) for _ in range(40)]
+    assert len({id_[:6] for id_ in ids}) > 30
+    assert len({id_.rpartition("-")[0][-6:] for id_ in ids}) > 30
+    assert {len(id_.rpartition("-")[0]) for id_ in ids} == {24}
+
+
+def test_no_id_is_given_twice() -> None:
+    """Issue 16.8: they are drawn in blocks."""
+    one, other = Ids(), Ids()
+    drawn = [one.next() for _ in range(2_000)] + [other.next() for _ in range(2_000)]
+    assert len(set(drawn)) == 4_000
+    assert all(len(bytes.fromhex(each)) == 12 for each in drawn)
