@@ -16,7 +16,7 @@ import pytest
 from servers import free_port
 
 import actors
-from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, handler, processes, state
+from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, processes, state
 from actors.local import bury_ended
 from journal import guard
 from journal.clock import boot_seconds
