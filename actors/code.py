@@ -27,6 +27,7 @@ import cloudpickle
 from journal.clock import boot_seconds
 from journal.store import Store
 
+from . import seal
 from .bundles import PYTHON, Bundle, bundle_of, digest_of, is_type, living_bundle_of
 from .code_hash import Globals
 from .errors import TerminalError, UsageError
@@ -254,7 +255,7 @@ def _own_type(type_: str) -> type[Durable] | None:
 
 def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
     """Return the types of a bundle, made anew in this process."""
-    head, _, body = data.partition(b"\n")
+    head, _, body = seal.broken(data, ("code", digest)).partition(b"\n")
     header = json.loads(head)
     if header["python"] != PYTHON:
         logger.warning("the code %s is of Python %s: importing its classes by path", digest, header["python"])

@@ -1,8 +1,8 @@
 """Driver: `init`, `shutdown`, and what a program asks of the whole.
 
 Owns the one session of a process: the embedded server if there is one, the client, the hosts that it started. The slot
-that holds it is one of the package's two globals (`place` has the other): handles must find their client from any line
-of a program.
+that holds it is one of the package's three globals (`place` and `seal` have the others): handles must find their client
+from any line of a program.
 
 Ray is imported when it is first used: a program that runs without it never waits for it.
 """
@@ -27,7 +27,7 @@ from journal.redis import Durability, RedisStore
 from journal.store import SHARDS, Store
 from journal.url import shown
 
-from . import place
+from . import place, seal
 from .client import Client
 from .errors import UsageError
 from .handlers import Call
@@ -109,6 +109,7 @@ class Session:
         self.settings = settings
         self.url = settings.redis or ""
         self.client: Client | None = None
+        self._secrets = seal.said()
         self._server: EmbeddedServer | None = None
         self._local: LocalHost | None = None
         self._cluster: Cluster | None = None
@@ -124,6 +125,7 @@ class Session:
 
     def _open(self) -> None:
         settings = self.settings
+        seal.use(self._secrets, settings.namespace)
         if settings.redis is None:
             from journal.server import EmbeddedServer  # importable on Linux and macOS alone
 
@@ -152,7 +154,7 @@ class Session:
         from .ray_hosts import Place
 
         settings = self.settings
-        where = Place(self.url, settings.namespace, settings.durability, self._server is not None)
+        where = Place(self.url, settings.namespace, settings.durability, self._server is not None, self._secrets)
         return Cluster(settings.address, where, settings.policy)
 
     def connect(self) -> Store:

@@ -44,7 +44,7 @@ from .schedule import SCHEDULED_AT
 from .signals import Signals
 from .steps import Steps
 from .timers import Timers
-from .values import decode, scope_of
+from .values import arguments_at, decode, scope_of
 
 logger = logging.getLogger("actors")
 
@@ -110,9 +110,11 @@ class Execution:
 
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
-        self.view = StateView(fields, self._declared.fields, self.loop, refusal, self._scope, self._declared.cls)
+        target, declared = self._message.target, self._declared
+        self.view = StateView(fields, declared.fields, self.loop, refusal, self._scope, declared.cls, target)
         try:
-            args, kwargs = decode(self._message.arguments, scope=self._scope)
+            where = arguments_at(target, self._message.handler)
+            args, kwargs = decode(self._message.arguments, scope=self._scope, where=where)
             me = instance(self._declared.cls, self._target.key, self.view)
             message = self._message
             # Whoever sent it without the class could not look at the types, and a schedule may be such a one's.

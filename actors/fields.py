@@ -17,7 +17,7 @@ from journal.entries import pack, unpack
 from journal.keys import OWN
 from journal.texts import said
 
-from . import records
+from . import records, seal
 from .errors import UsageError
 from .loop import DeterministicLoop
 from .state import Addressed, State
@@ -42,6 +42,7 @@ class StateView:
         "_reads",
         "_refusal",
         "_scope",
+        "_target",
         "_values",
     )
 
@@ -53,9 +54,11 @@ class StateView:
         refusal: str = "",
         scope: Scope = LIVE,
         owner: type[Addressed] = Addressed,
+        target: str = "",
     ) -> None:
         self._owner = owner
         self._base, self._declared, self._loop, self._refusal, self._scope = base, declared, loop, refusal, scope
+        self._target = target
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
         self._cleared: set[str] = set()
@@ -139,7 +142,7 @@ class StateView:
         if type(value) in IMMUTABLE:
             self._before[name] = value
         else:
-            self._before[name] = encode(value) if data is None else data
+            self._before[name] = encode(value, self._place_of(name)) if data is None else data
         return value
 
     # What the execution takes along
@@ -156,23 +159,30 @@ class StateView:
             if type(value) in IMMUTABLE and value is before:
                 continue
             data = self._encoded(name, value)
-            if data == before or (type(before) is bytes and data == self._as_of_today(name, before)):
+            if data == before:
                 continue
+            if type(before) is bytes and data == self._as_of_today(name, before):
+                # Who may write writes it anew where it was sealed with an old secret.
+                if self._refusal or seal.bare(data) != seal.bare(before):
+                    continue
             if data != self._base.get(name):
                 changed[name] = data
             else:
                 changed.pop(name, None)
         return changed
 
+    def _place_of(self, name: str) -> tuple[str, ...]:
+        return "state", self._target, name
+
     def _encoded(self, name: str, value: Any) -> bytes:
         try:
-            return encode(value)
+            return encode(value, self._place_of(name))
         except UsageError as error:
             raise UsageError(f"state {name!r}: {said(error)}") from error
 
     def _decoded(self, name: str, data: bytes) -> Any:
         field = self._declared.get(name)
-        return decode(data, MISSING if field is None else field.annotation, self._scope)
+        return decode(data, MISSING if field is None else field.annotation, self._scope, self._place_of(name))
 
     def _as_of_today(self, name: str, data: bytes) -> bytes:
         """Return how what was found is written here and now: a set has another order, a class a further field."""

@@ -54,7 +54,7 @@ def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     if request.options.arguments:
         return request.options.arguments
     try:
-        arguments = encode_arguments(request.args, request.kwargs)
+        arguments = encode_arguments(request.args, request.kwargs, address, request.handler)
     except UsageError as error:
         raise _unsendable(request, error) from error
     if len(arguments) > payload_max:

@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from journal.names import new_id
 from journal.url import shown
 
+from . import seal
 from .bundles import portable
 from .client import Client
 from .errors import DurableError, UnavailableError, UsageError
@@ -227,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
         raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
-    place = Place(asked.redis, asked.namespace, asked.durability)
+    place = Place(asked.redis, asked.namespace, asked.durability, secrets=seal.said())
     client = Client(place.connect, sends_code=False, payload_max=0)
     client.open()  # refuses a store that could lose what it acknowledges, before anything starts
     client.close()

@@ -29,7 +29,7 @@ from journal.redis import Durability, RedisStore
 from journal.store import Store
 from journal.url import shown
 
-from . import outcomes
+from . import outcomes, seal
 from .black_box import BlackBox
 from .bundles import portable
 from .client import Client
@@ -38,6 +38,7 @@ from .local import LocalHost, bury_ended, collect_seldom
 from .place import set_validates
 from .policy import Policy
 from .processes import has_ended, this_process, until_ended
+from .seal import Secrets
 from .values import Name, living, note_sent
 
 logger = logging.getLogger("actors")
@@ -72,6 +73,8 @@ class Place(NamedTuple):
     durability: Durability
     is_ours: bool = False
     """Whether it is the embedded server of this user."""
+    secrets: Secrets = Secrets()
+    """With which hosts sign and check pickles."""
 
     def __repr__(self) -> str:
         return f"<Place {shown(self.url)}, namespace {self.namespace!r}>"
@@ -131,6 +134,7 @@ class HostProcess:
 
     def __init__(self, name: str, place: Place, policy: Policy | None) -> None:
         _log_here()
+        seal.use(place.secrets, place.namespace)
         self._name, self._node = name, api.get_runtime_context().get_node_id()
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
@@ -376,6 +380,7 @@ class Outcomes:
     """Waits for invocations on behalf of Ray's object references; one for each program that asks for any."""
 
     def __init__(self, place: Place) -> None:
+        seal.use(place.secrets, place.namespace)
         self._client = Client(place.connect, sends_code=False, payload_max=0)
         self._opening: asyncio.Future[None] | None = None
 
@@ -384,7 +389,7 @@ class Outcomes:
         if self._opening is None:
             self._opening = asyncio.ensure_future(asyncio.to_thread(self._client.open))
         await asyncio.shield(self._opening)
-        outcome = await self._client.outcome(id_)
+        outcome = outcomes.checked(await self._client.outcome(id_))
         if outcomes.is_failure(outcome):
             return _restored(outcome, returns, classes)
         return Result(outcome, returns, classes)
@@ -409,7 +414,8 @@ def _restored(outcome: bytes, returns: bytes, classes: Classes) -> Any:
     annotation = MISSING
     if outcomes.needs_annotation(outcome):
         annotation = _annotations[returns] if returns in _annotations else api.cloudpickle.loads(returns)
-    return outcomes.decoded(outcome, annotation)
+    with seal.trusting():  # it was checked by who waited for it, and Ray has brought it from there
+        return outcomes.decoded(outcome, annotation)
 
 
 def keep_annotation(returns: Any) -> bytes:

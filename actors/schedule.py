@@ -193,7 +193,7 @@ def declared(request: Request, said: SaidOptions) -> Schedule:
         type=request.type_name,
         key=request.key,
         handler=request.handler,
-        arguments=encode_arguments(request.args, request.kwargs),
+        arguments=encode_arguments(request.args, request.kwargs, address, request.handler),
         headers=options.headers,
     )
     _started(ALL, REGISTRY, "expect", (schedule.name,), one_way=True)

@@ -7,9 +7,20 @@ from collections import deque
 
 from journal.store import Store
 
+from . import seal
 from .bundles import Bundle
 from .errors import FullError, UnavailableError
 from .patience import Patience
+
+
+async def put(store: Store, bundle: Bundle) -> None:
+    """Put a bundle into a store, sealed; one that is there stays, but is sealed anew where its secret is an old one."""
+    where = "code", bundle.digest
+    await store.put_code(bundle.digest, seal.sealed(bundle.data, where), bundle.types)
+    if seal.is_used():
+        kept = await store.code(bundle.digest)
+        if kept is not None and (renewed := seal.renewed(kept, where)) != kept:
+            await store.put_code(bundle.digest, renewed, (), instead_of=kept)
 
 
 class Uploads:
@@ -34,7 +45,7 @@ class Uploads:
         while self._waiting:
             found = self._waiting[0]
             try:
-                await store.put_code(found.digest, found.data, found.types)
+                await put(store, found)
             except FullError:
                 return
             except UnavailableError as error:

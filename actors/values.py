@@ -27,7 +27,7 @@ import cloudpickle
 from journal import codec
 from journal.codec import MISSING
 
-from . import records
+from . import records, seal
 from .revived import is_revived, parts_of, revived
 
 Name = tuple[str, str]
@@ -87,25 +87,30 @@ def living(module: str, qualname: str, *, imports: bool = False) -> Any:
     return found
 
 
-def encode(value: Any) -> bytes:
-    """Return the bytes from which `decode` makes an equal value of the same types.
+def encode(value: Any, where: tuple[str, ...] = ()) -> bytes:
+    """Return the bytes from which `decode` makes an equal value of the same types; `where` is its place (`seal`).
 
     Raises:
         UsageError: the value, or something in it, cannot be stored.
     """
-    return codec.encode(value, dumps=pickled)
+    return codec.encode(value, dumps=partial(pickled, where=where) if where else pickled)
 
 
-def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], address: str, handler: str) -> bytes:
     """Return the bytes from which `decode` makes the list of both.
 
     Raises:
         UsageError: one of them cannot be stored.
     """
-    return codec.encode_arguments(args, kwargs, dumps=pickled)
+    return codec.encode_arguments(args, kwargs, dumps=lambda value: pickled(value, arguments_at(address, handler)))
 
 
-def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
+def arguments_at(address: str, handler: str) -> tuple[str, ...]:
+    """Return the place of arguments."""
+    return "arguments", address, handler
+
+
+def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE, where: tuple[str, ...] = ()) -> Any:
     """Return the value that `encode` was given, with the classes of this scope.
 
     A class that is not where it was when the value was written is looked for in the annotation.
@@ -115,11 +120,11 @@ def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
     """
     if data[:1] == b"J":
         return codec.decode(data)
-    return codec.decode(data, annotation, loads=partial(unpickled, scope=scope, annotation=annotation))
+    return codec.decode(data, annotation, loads=partial(unpickled, scope=scope, annotation=annotation, where=where))
 
 
-def pickled(value: Any, most: int | None = None) -> bytes:
-    """Return the pickle of a value, with users' classes by name.
+def pickled(value: Any, most: int | None = None, where: tuple[str, ...] = ()) -> bytes:
+    """Return the pickle of a value, with users' classes by name, sealed.
 
     Raises:
         ValueError: it takes more than `most` bytes; not all of them were made.
@@ -127,12 +132,14 @@ def pickled(value: Any, most: int | None = None) -> bytes:
     """
     file = io.BytesIO() if most is None else _Bounded(most)
     cast("Any", _Pickler(file, _PROTOCOL)).dump(value)
-    return file.getvalue()
+    return seal.sealed(file.getvalue(), where)
 
 
-def unpickled(data: bytes, scope: Scope = LIVE, annotation: Any = MISSING) -> Any:
-    """Return the value of a pickle, with the classes of this scope."""
-    return _Unpickler(io.BytesIO(data), scope, annotation).load()
+def unpickled(
+    data: bytes, scope: Scope = LIVE, annotation: Any = MISSING, where: tuple[str, ...] = ()
+) -> Any:
+    """Return the value of a pickle, with the classes of this scope, if its seal is one of ours."""
+    return _Unpickler(io.BytesIO(seal.broken(data, where)), scope, annotation).load()
 
 
 class _Bounded(io.BytesIO):

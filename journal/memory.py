@@ -328,8 +328,10 @@ class MemoryStore:
 
     # Code
 
-    async def put_code(self, digest: str, code: bytes, types: Sequence[str]) -> None:
-        if digest not in self._world.code:
+    async def put_code(self, digest: str, code: bytes, types: Sequence[str], *, instead_of: bytes = b"") -> None:
+        if instead_of and self._world.code.get(digest) == instead_of:
+            self._world.code[digest] = code
+        elif digest not in self._world.code:
             self._world.code[digest] = code
             self._world.current.update(dict.fromkeys(types, digest))
 

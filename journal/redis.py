@@ -408,8 +408,8 @@ class RedisStore:
 
     # Code
 
-    async def put_code(self, digest: str, code: bytes, types: Sequence[str]) -> None:
-        await self._run("put_code", digest, code, *types)
+    async def put_code(self, digest: str, code: bytes, types: Sequence[str], *, instead_of: bytes = b"") -> None:
+        await self._run("put_code", digest, code, instead_of, *types)
 
     async def code(self, digest: str) -> bytes | None:
         return await self._do("GET", self._keys.code_of(digest))

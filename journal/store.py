@@ -492,8 +492,11 @@ class Store(Protocol):
 
     # Code
 
-    async def put_code(self, digest: str, code: bytes, types: Sequence[str]) -> None:
-        """Keep code under its hash; it becomes current for its types if the hash is new."""
+    async def put_code(self, digest: str, code: bytes, types: Sequence[str], *, instead_of: bytes = b"") -> None:
+        """Keep code under its hash; it becomes current for its types if the hash is new.
+
+        With `instead_of` it takes the place of what is kept there, if that is it, and changes nothing else.
+        """
         ...
 
     async def code(self, digest: str) -> bytes | None:

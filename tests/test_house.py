@@ -47,6 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "tracebacks",
         "revived",
+        "seal",
         "records",
         "values",
         "recorded",

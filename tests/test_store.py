@@ -1570,10 +1570,14 @@ async def test_code_is_kept_under_its_hash_and_the_first_of_a_hash_becomes_curre
     await store.put_code("h2", b"two", ["Ticket"])
     await store.put_code("h1", b"an old program starts again", ["Ticket"])
     await store.put_code("h3", b"none", [])
+    await store.put_code("h1", b"not this", ["Ticket"], instead_of=b"another")
 
     assert [await store.code(digest) for digest in ("h1", "h2", "h3")] == [b"\0one", b"two", b"none"]
     assert await store.current_code("Ticket") == "h2"
     assert await store.current_code("Mail") == "h1"
+    await store.put_code("h1", b"sealed anew", ["Ticket"], instead_of=b"\0one")
+    assert await store.code("h1") == b"sealed anew"
+    assert await store.current_code("Ticket") == "h2"
 
 
 # --------------------------------------------------------------------------------------------------- scripts at limits

@@ -1,9 +1,14 @@
 -- Keeps code under its hash; new code becomes current for its types.
 -- KEYS: none
--- ARGV: namespace, hash, code, then the names of types
+-- ARGV: namespace, hash, code, what it takes the place of (or nothing), then the names of types
 -- Returns: 1 if the code is new, else 0
 -- Promise 3: kept and current at once; an old program that starts again finds its hash known and changes nothing.
 local ns, digest = ARGV[1], ARGV[2]
-if not redis.call('SET', ns .. ':code:' .. digest, ARGV[3], 'NX') then return 0 end
-for i = 4, #ARGV do redis.call('HSET', ns .. ':code', ARGV[i], digest) end
+local key = ns .. ':code:' .. digest
+if ARGV[4] ~= '' and redis.call('GET', key) == ARGV[4] then
+  redis.call('SET', key, ARGV[3])
+  return 0
+end
+if not redis.call('SET', key, ARGV[3], 'NX') then return 0 end
+for i = 5, #ARGV do redis.call('HSET', ns .. ':code', ARGV[i], digest) end
 return 1
