@@ -18,8 +18,8 @@ _PLACE: Final = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])?(?::\d{1,5})?(?:/\d{
 _HOST: Final = re.compile(r"[\w.-]*:", re.ASCII)
 _PATH: Final = re.compile(r"/[^?#@\s]*")
 _NAME: Final = re.compile(r"[a-z_]{1,40}")
-_OPTIONS: Final = frozenset({"db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile"})
-"""Options whose values are shown."""
+_OPTION: Final = re.compile(r"(?:db|protocol)=\d")
+"""Options that are shown with their value."""
 
 _ENCODE: Final = (
     "characters such as # / ? @ : % in a name or a password are written percent-encoded "
@@ -43,10 +43,10 @@ def shown(url: str) -> str:
 
 
 def _shown_option(option: str) -> str:
-    name, mark, value = option.partition("=")
+    name, mark, _ = option.partition("=")
     if not _NAME.fullmatch(name):
         return HIDDEN if option else ""
-    return f"{name}{mark}{value if name in _OPTIONS else HIDDEN if mark else ''}"
+    return option if _OPTION.fullmatch(option) else f"{name}{mark}{HIDDEN if mark else ''}"
 
 
 def check(url: str) -> None:
