@@ -12,6 +12,9 @@ Of the host whose handler waits: the event stays until its record is durable, so
 in the same order. If a step has handed out an id whose entry was not recorded, a completion may come before the replay
 has made the entry: it is kept for it.
 
+Nobody guesses an id, since nobody guesses that of an invocation (`journal.names`). Who holds one can name the others of
+its invocation, by their marks: whoever must not complete those gets the id of an awakeable of another invocation.
+
 Invariants:
     1. The first completion wins, in every replay: it is the first one in `events`. Others change nothing.
     2. One may be completed before its handler awaits it, or before a replay has made its entry.

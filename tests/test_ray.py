@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: it wants a t
 import ray
 from ray.exceptions import ActorUnavailableError
 from redis import Redis
+from servers import DURABLE, Server, valkey_binary
 
 import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, state
@@ -357,6 +359,17 @@ def asked(supervisor: Any) -> list[Any]:
         return []
 
 
+def test_hosts_go_on_when_guard_and_server_are_killed_together(session: actors.Session) -> None:
+    """Issue 15.12: nothing started them again until somebody called `init`."""
+    directory = Path(session.settings.directory)
+    before = RayCount["g"].add.remote().result(timeout=WITHIN_S)
+    server = guard.ask(str(directory)).pid
+    for pid in (int((directory / "guard").read_text()), server):
+        os.kill(pid, signal.SIGKILL)
+    assert RayCount["g"].add.remote().result(timeout=WITHIN_S) == before + 1
+    assert guard.ask(str(directory)).pid not in (0, server)
+
+
 # --- other programs --------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +387,77 @@ def test_up_starts_hosts_once_and_changes_their_number(session: actors.Session) 
     assert up("--hosts", "0") == []
     supervisor = api.get_actor(f"supervisor:{Place(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
     api.kill(supervisor)
+
+
+SECRETIVE = """
+import sys
+import ray
+import actors
+from actors import Context, TerminalError, VirtualObject, handler, state
+
+class Refused(TerminalError):
+    pass
+
+class Safe(VirtualObject):
+    kept: object = state(None)
+
+    @handler
+    async def put(self, ctx: Context, tags: set[str]) -> frozenset[str]:
+        self.kept = await ctx.run("step", frozenset, tags)
+        return self.kept
+
+    @handler
+    async def fail(self, ctx: Context, tags: set[str]) -> None:
+        raise Refused("as said")
+
+if __name__ == "__main__":
+    with actors.init(address=sys.argv[1], namespace="secretive", hosts=1) as session:
+        assert Safe["a"].put.remote({"x"}).result(timeout=30) == {"x"}
+        assert ray.get(Safe["a"].put.remote({"y"}).to_object_ref()) == {"y"}
+        try:
+            Safe["a"].fail.remote({"x"}).result(timeout=30)
+        except Refused:
+            print("refused")
+        print(repr(session._cluster._place), actors.status(), ray.util.list_named_actors(all_namespaces=True))
+        sys.stdin.read()
+"""
+
+
+def test_hosts_get_the_secret_and_show_neither_it_nor_the_password(session: actors.Session, tmp_path: Path) -> None:
+    """Issue 15.27 and 15.28: in no argument of a process, no name, no log of Ray's; pickles of hosts are signed."""
+    secret, password = "the-secret-of-the-test", "the-password-of-the-test"
+    (tmp_path / "program.py").write_text(SECRETIVE)
+    (tmp_path / "data").mkdir()
+    server = Server(valkey_binary(), tmp_path / "data", *DURABLE, "--requirepass", password)
+    url = f"redis://:{password}@127.0.0.1:{server.port}/0"
+    program = subprocess.Popen(
+        [sys.executable, "program.py", address()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PERDURE_REDIS": url, "PERDURE_SECRET": secret},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert program.stdout is not None
+    said = program.stdout.readline() + program.stdout.readline()
+    try:
+        assert said.startswith("refused\n"), said + program.stdout.read()
+        store: Any = Redis.from_url(url)
+        assert [value[:2] for value in store.hvals(next(store.scan_iter("secretive:*:state:Safe/a")))] == [b"PS"]
+        for line in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                said += line.read_text(errors="replace").replace(f"--requirepass\0{password}", "")
+    finally:
+        said += program.communicate()[0]
+        supervisor = api.get_actor(f"supervisor:{Place(url, 'secretive', 'disk').name}", namespace=RAY_NAMESPACE)
+        api.get(supervisor.leave.remote(), timeout=WITHIN_S)
+        api.kill(supervisor)
+        server.kill()
+    logs = Path(api._private.worker._global_node.get_logs_dir_path())
+    said += "".join(path.read_text(errors="replace") for path in logs.rglob("*") if path.is_file())
+    assert secret not in said
+    assert password not in said
 
 
 OWN = """

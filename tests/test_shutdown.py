@@ -1,6 +1,8 @@
 """Ends of a program whose store is gone, and what it is told: issue 16.6. Ids that nobody guesses: issue 16.8."""
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from servers import Server, valkey_binary
 import actors
 from actors import Context, UnavailableError, VirtualObject, driver, handler, place
 from actors.client import Client
+from journal import guard
 from journal.names import Ids, new_id
 from journal.redis import RedisStore
 
@@ -86,6 +89,17 @@ def test_what_fails_at_the_end_does_not_replace_the_error_of_the_program(
             actors.shutdown()
     assert caplog.text.count("UnavailableError: the store is gone") == 2  # said, with its traceback
     assert all(record.levelno < logging.ERROR or "shut down" in record.message for record in caplog.records)
+
+
+def test_a_program_goes_on_when_guard_and_server_are_killed_together(tmp_path: Path) -> None:
+    """Issue 15.12, 16.6: client and host find the server again, which the program has started."""
+    with actors.init(hosts="local", directory=tmp_path):
+        before = Kept["a"].add.remote().result(timeout=10)
+        for pid in (int((tmp_path / "guard").read_text()), guard.ask(str(tmp_path)).pid):
+            os.kill(pid, signal.SIGKILL)
+        called, sent = Kept["a"].add.remote(), Kept["a"].add.send()
+        assert called.result(timeout=30) != before
+        assert sent.result(timeout=30)
 
 
 def test_ids_are_not_guessed_from_others(tmp_path: Path) -> None:
