@@ -161,15 +161,18 @@ class StateView:
             data = self._encoded(name, value)
             if data == before:
                 continue
-            if type(before) is bytes and data == self._as_of_today(name, before):
-                # Who may write writes it anew where it was sealed with an old secret.
-                if self._refusal or seal.bare(data) != seal.bare(before):
-                    continue
+            is_same = type(before) is bytes and data == self._as_of_today(name, before)
+            if is_same and not self._is_to_be_sealed(data, before):
+                continue
             if data != self._base.get(name):
                 changed[name] = data
             else:
                 changed.pop(name, None)
         return changed
+
+    def _is_to_be_sealed(self, data: bytes, before: bytes) -> bool:
+        """Whether a field that is as it was is written anew: it was sealed with an old secret, and may be written."""
+        return not self._refusal and data != before and seal.bare(data) == seal.bare(before)
 
     def _place_of(self, name: str) -> tuple[str, ...]:
         return "state", self._target, name

@@ -96,13 +96,13 @@ def encode(value: Any, where: tuple[str, ...] = ()) -> bytes:
     return codec.encode(value, dumps=partial(pickled, where=where) if where else pickled)
 
 
-def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], address: str, handler: str) -> bytes:
+def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], where: tuple[str, ...] = ()) -> bytes:
     """Return the bytes from which `decode` makes the list of both.
 
     Raises:
         UsageError: one of them cannot be stored.
     """
-    return codec.encode_arguments(args, kwargs, dumps=lambda value: pickled(value, arguments_at(address, handler)))
+    return codec.encode_arguments(args, kwargs, dumps=partial(pickled, where=where))
 
 
 def arguments_at(address: str, handler: str) -> tuple[str, ...]:
@@ -135,9 +135,7 @@ def pickled(value: Any, most: int | None = None, where: tuple[str, ...] = ()) ->
     return seal.sealed(file.getvalue(), where)
 
 
-def unpickled(
-    data: bytes, scope: Scope = LIVE, annotation: Any = MISSING, where: tuple[str, ...] = ()
-) -> Any:
+def unpickled(data: bytes, scope: Scope = LIVE, annotation: Any = MISSING, where: tuple[str, ...] = ()) -> Any:
     """Return the value of a pickle, with the classes of this scope, if its seal is one of ours."""
     return _Unpickler(io.BytesIO(seal.broken(data, where)), scope, annotation).load()
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from servers import ask, url_of
 
 import actors
 from actors import Cancelled, Context, VirtualObject, batches, handler, host
@@ -31,7 +32,7 @@ class Filler(VirtualObject):
 
 
 def told(port: int, command: str) -> list[bytes]:
-    return guard.talk(port, f"{command}\r\n".encode(), 1)[0]
+    return ask(url_of(port), command)
 
 
 @pytest.fixture

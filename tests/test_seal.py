@@ -145,9 +145,10 @@ async def test_a_program_runs_nothing_that_was_written_behind_its_back(
         waiting = Sealed["state"].get.remote()
 
         forged: list[Outgoing] = []
+        copied = values.encode_arguments(({"a"},), {}, values.arguments_at("Sealed/other", "put"))
         for target, arguments, code in (
             ("Sealed/message", evil, UNSENT),
-            ("Sealed/copied", values.encode_arguments(({"a"},), {}, "Sealed/other", "put"), UNSENT),
+            ("Sealed/copied", copied, UNSENT),
         ):
             id_ = invocation_id(new_id(), target, SHARDS)
             message = Message(id_, target, "put", arguments, "", code)
@@ -162,7 +163,7 @@ async def test_a_program_runs_nothing_that_was_written_behind_its_back(
             assert await Sealed["good"].put.remote({"b"}) == {"b"}
         said = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
         assert [sum(each in line for line in said) for each in refused] == [1, 1, 1]
-        assert waiting.status() == "open"
+        assert waiting.status().startswith("open")
         for id_ in [waiting.id, *(each.invocation for each in forged)]:
             actors.attach(id_).kill()
         await store.aclose()
