@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import DURABLE, Server, redis_binary, valkey_binary
+from servers import DURABLE, Server, ask, redis_binary, valkey_binary
 
 import actors
 from actors import Context, SettingsError, VirtualObject, handler, state
@@ -42,9 +42,8 @@ def session(server: Server) -> Iterator[actors.Session]:
 
 def tell(server: Server, *words: str) -> None:
     """Send a command past every program."""
-    text = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
-    answer = guard.talk(server.port, text.encode(), 1)
-    assert not answer[0][0].startswith(b"-"), answer
+    answer = ask(server.url, " ".join(words))
+    assert not answer[0].startswith(b"-"), answer
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -138,7 +137,7 @@ def test_a_primary_that_has_a_replica_is_refused(tmp_path: Path, caplog: pytest.
             tell(replica, "REPLICAOF", "NO", "ONE")
             assert ref.result(SOON) == 2
         tell(replica, "REPLICAOF", "127.0.0.1", str(server.port))
-        wait_until(lambda: b"state=online" in b"".join(guard.talk(server.port, b"INFO replication\r\n", 1)[0]))
+        wait_until(lambda: b"state=online" in b"".join(ask(server.url, "INFO replication")))
         with pytest.raises(SettingsError, match="it has a replica"):
             actors.init(redis=server.url, hosts="local")
         with actors.init(redis=server.url, hosts="local", durability="relaxed"):
