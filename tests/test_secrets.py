@@ -130,7 +130,7 @@ def test_a_url_is_shown_as_far_as_it_is_harmless(url: str, expected: str) -> Non
     assert shown(url) == expected
 
 
-class Quiet(VirtualObject):
+class Unsaid(VirtualObject):
     @handler
     async def add(self, ctx: Context) -> int:
         return 1
@@ -146,7 +146,7 @@ def test_a_program_in_use_shows_no_secret(
     url = filled(url, server.port)
     try:
         with actors.init(url, hosts="local") as session:
-            assert Quiet["a"].add.remote().result(timeout=10) == 1
+            assert Unsaid["a"].add.remote().result(timeout=10) == 1
             with pytest.raises(UsageError, match="connected already") as caught:
                 actors.init(url, hosts="local", namespace="another")
             no_secret_in(everything(caught.value))
@@ -156,7 +156,7 @@ def test_a_program_in_use_shows_no_secret(
             for part in vars(session).values():
                 no_secret_in(repr(part) if part is not session.url else "")
             server.kill()
-            waiting = Quiet["a"].add.remote()
+            waiting = Unsaid["a"].add.remote()
             with pytest.raises(TimeoutError) as late:
                 waiting.result(timeout=1.5)
             no_secret_in(everything(late.value))

@@ -17,7 +17,7 @@ from journal.names import Ids, new_id
 from journal.redis import RedisStore
 
 
-class Kept(VirtualObject):
+class Asked(VirtualObject):
     @handler
     async def add(self, ctx: Context) -> str:
         return ctx.id
@@ -38,12 +38,12 @@ def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
     client.open()
     place.set_driver(client)
     try:
-        first = Kept["a"].add.send()
+        first = Asked["a"].add.send()
         first.accepted().result(timeout=10)
         server.kill()
         for _ in range(49):
-            Kept["a"].add.send()
-        called = Kept["a"].add.remote()
+            Asked["a"].add.send()
+        called = Asked["a"].add.remote()
     finally:
         place.set_driver(None)
         client.close(0.2)
@@ -60,7 +60,7 @@ def test_what_was_acknowledged_is_not_said_to_be_lost(server: Server, caplog: py
     client.open()
     place.set_driver(client)
     try:
-        Kept["a"].add.remote().accepted().result(timeout=10)
+        Asked["a"].add.remote().accepted().result(timeout=10)
     finally:
         place.set_driver(None)
         client.close()
@@ -94,10 +94,10 @@ def test_what_fails_at_the_end_does_not_replace_the_error_of_the_program(
 def test_a_program_goes_on_when_guard_and_server_are_killed_together(tmp_path: Path) -> None:
     """Issue 15.12, 16.6: client and host find the server again, which the program has started."""
     with actors.init(hosts="local", directory=tmp_path):
-        before = Kept["a"].add.remote().result(timeout=10)
+        before = Asked["a"].add.remote().result(timeout=10)
         for pid in (int((tmp_path / "guard").read_text()), guard.ask(str(tmp_path)).pid):
             os.kill(pid, signal.SIGKILL)
-        called, sent = Kept["a"].add.remote(), Kept["a"].add.send()
+        called, sent = Asked["a"].add.remote(), Asked["a"].add.send()
         assert called.result(timeout=30) != before
         assert sent.result(timeout=30)
 
@@ -105,7 +105,7 @@ def test_a_program_goes_on_when_guard_and_server_are_killed_together(tmp_path: P
 def test_ids_are_not_guessed_from_others(tmp_path: Path) -> None:
     """Issue 16.8: they counted up from one prefix."""
     with actors.init(hosts="local", directory=tmp_path / "data"):
-        ids = [Kept["a"].add.remote().result(timeout=10) for _ in range(40)]
+        ids = [Asked["a"].add.remote().result(timeout=10) for _ in range(40)]
     assert len({id_[:6] for id_ in ids}) > 30
     assert len({id_.rpartition("-")[0][-6:] for id_ in ids}) > 30
     assert {len(id_.rpartition("-")[0]) for id_ in ids} == {24}
