@@ -109,7 +109,7 @@ class Client:
         try:
             self._call(self._drained(patience_s))
         finally:
-            self._say_unacknowledged()
+            slots.say_unacknowledged(list(self._slots.values()), len(self._queue))
             self._stop()
 
     def _serve(self) -> None:
@@ -167,14 +167,6 @@ class Client:
                 while (self._queue or self._held or not self._idle.is_set()) and not self._tasks[0].done():
                     self._wanted.set()
                     await asyncio.sleep(0.005)
-
-    def _say_unacknowledged(self) -> None:
-        """Say how many requests the store may not have: those that wait, and those of the write that is under way."""
-        with self._lock:
-            open_ = [slot for slot in self._slots.values() if slot.is_own and not (slot.is_accepted or slot.has_ended)]
-            count = max(len(open_), len(self._queue))
-        if count:
-            logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
 
     def _stop(self) -> None:
         async def stop() -> None:

@@ -180,6 +180,13 @@ def told_to(slot: Slot | None, notice: bytes) -> str:
     return text
 
 
+def say_unacknowledged(slots: Iterable[Slot], queued: int) -> None:
+    """Say how many requests the store may not have: those that wait, and those of the write that is under way."""
+    count = max(queued, sum(slot.is_own and not (slot.is_accepted or slot.has_ended) for slot in slots))
+    if count:
+        logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
+
+
 def tell(those: Iterable[Waiting]) -> None:
     """Tell those who wait, each loop in one call."""
     futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
