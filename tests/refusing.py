@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
-from journal import guard
+from servers import url_of
 
 
 class Refusing:
@@ -27,7 +27,7 @@ class Refusing:
 
     @property
     def url(self) -> str:
-        return guard.url_of(self._listening.getsockname()[1])
+        return url_of(self._listening.getsockname()[1])
 
     def refuse(self, error: str, *commands: str, times: int = 1 << 60) -> None:
         """Refuse these commands with this error from now on."""
