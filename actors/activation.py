@@ -20,6 +20,7 @@ from journal.names import ObjectId, Shard
 from .calls import TIMEOUT, callee_of
 from .errors import TerminalError
 from .execution import Execution
+from .fields import laid_over
 from .objects import Declaration
 from .outgoing import run_id
 from .policy import Settled
@@ -54,6 +55,7 @@ class InFlight:
         "exclusive",
         "execution",
         "handler",
+        "heard",
         "holder",
         "id",
         "idle",
@@ -65,6 +67,7 @@ class InFlight:
         "outcomes",
         "pending",
         "policy",
+        "reader",
         "reads",
         "records",
         "renewal",
@@ -109,7 +112,9 @@ class InFlight:
         self.olds: set[str] = set()
         """Fields whose former value is recorded."""
         self.reads: set[str] = set()
-        """Fields whose value, as a shared handler read it, is recorded."""
+        """Fields whose value, as a shared handler read it before its first wait, is recorded."""
+        self.reader, self.heard = False, 0
+        """Whether it is a shared handler of an object, and how many events and outcomes of steps it was given."""
         self.timers: dict[str, str] = {}
         """Durable timers by what is due, the mark of an entry or `staging.BACK_OFF`: those to clear at the end."""
         self.outcomes: list[tuple[int, bytes]] = []
@@ -201,16 +206,27 @@ class InFlight:
 
     def found(self, stored: dict[str, bytes]) -> dict[str, bytes]:
         """Return the state as this invocation found it: recorded values laid over what is stored."""
-        fields = stored
+        laid: dict[str, bytes | None] = {}
         for _, record in self.records:
-            for name, value in (*record.olds.items(), *record.reads.items()):
-                if fields is stored:
-                    fields = dict(stored)
-                if value is None:
-                    fields.pop(name, None)
-                else:
-                    fields[name] = value
-        return fields
+            laid |= record.olds
+            laid |= record.reads
+        return laid_over(stored, laid) if laid else stored
+
+    def seen(self) -> tuple[dict[int, dict[str, bytes | None]], int]:
+        """Return what a shared handler has read after so many deliveries, and how many came before its last record.
+
+        What it reads after that is not recorded: of an attempt that failed, or after the last outcomes of steps.
+        """
+        found: dict[int, dict[str, bytes | None]] = {}
+        count = covered = 0
+        for _, record in self.records:
+            count += len(record.events)
+            if not (record.attempt or record.error or record.code is not None):
+                covered = count
+            count += len(record.steps)
+            for at, fields in record.seen:
+                found.setdefault(at, {}).update(fields)
+        return found, covered
 
     def adopt(self, records: list[tuple[str, Record]]) -> None:
         """Take over a journal that was read from the store."""
@@ -300,9 +316,11 @@ class Activation:
         "mailbox",
         "shard",
         "sharing",
+        "stale",
         "staged",
         "target",
         "used_at",
+        "watches",
     )
 
     def __init__(self, shard: Shard, target: str, now: float) -> None:
@@ -310,7 +328,11 @@ class Activation:
         self.key = ObjectId.parse(target).key
         self.fields: dict[str, bytes] | None = {} if self.key is None else None
         """The state; None until it is loaded."""
+        self.watches: dict[str, set[str]] | None = None
+        """Fields that are watches, and what is watched (`watches`); None until a commit asks."""
         self.loading = False
+        self.stale = False
+        """Something of the state is over, and it is being read again: who waits for that is not told before."""
         self.held_by = ""
         """The invocation asleep that has the turn."""
         # An empty deque takes 760 bytes, so that it is there only while something is in it.

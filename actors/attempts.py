@@ -23,13 +23,11 @@ from journal.texts import said, told
 from . import outcomes
 from .actions import Actions
 from .activation import Activation, InFlight, Renewal
-from .board import Board, waits_of
+from .board import Board, with_waits
 from .cancel import after_failure, brought, ending_in
 from .deadlock import Deadlocks
 from .errors import TerminalError, UsageError
 from .execution import Execution
-from .members import RUN
-from .outgoing import run_id
 from .paused import COMMANDS
 from .policy import resolve
 from .reentry import Reentry
@@ -40,6 +38,7 @@ from .staging import BACK_OFF, Staged, Staging, changes_of, must_commit
 from .steps import Exhausted, Step
 from .turns import Turns
 from .verdicts import is_last, last_word, named, used_up
+from .watches import ended, hear, posted_of
 
 logger = logging.getLogger("actors")
 
@@ -94,6 +93,7 @@ class Attempts:
             time_of(run.inbox_id),
         )
         run.execution, run.staged, run.replays = execution, len(recorded), len(recorded)
+        run.reader, run.heard = not run.exclusive and activation.key is not None, 0
         execution.last_word = self._word
         if run.declared.is_workflow:
             execution.board = Board(run, activation, self._services.limits.payload_max, self._commit_now)
@@ -109,9 +109,12 @@ class Attempts:
 
     def _replay(self, run: InFlight, execution: Execution) -> None:
         execution.repeats = True
+        seen, covered = run.seen() if run.reader else ({}, 0)
         for item in run.to_replay():
             if execution.has_ended:
                 break
+            if run.reader:
+                hear(run, self._turns.activation_of(run), seen.get(run.heard + 1), is_recorded=run.heard < covered)
             if isinstance(item, Delivered) and item.kind is EventKind.STATE:
                 self.reentry.tell(execution, item)
             elif isinstance(item, Delivered):
@@ -194,6 +197,8 @@ class Attempts:
         execution = run.execution
         if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
             return
+        if run.reader and run.pending and self._turns.activation_of(run).stale:
+            return
         box = self._services.box
         if box is not None:
             box.runs(run.id)
@@ -217,8 +222,11 @@ class Attempts:
                 if delivered is None:
                     continue
             run.delivered.append(delivered)  # first: what it leads to may be committed at once
+            if run.reader:
+                hear(run, self._turns.activation_of(run))
             if not execution.deliver(delivered):
                 run.delivered.pop()
+                run.heard -= 1
             if event.kind is EventKind.CANCEL and run.running:
                 self._actions.stop(run, [index for index in run.running if not execution.steps.holds(index)])
         if not (run.settling or execution.has_ended):
@@ -274,6 +282,8 @@ class Attempts:
         run.settling = False
         for index, outcome in record.steps:
             if not execution.has_ended:
+                if run.reader:
+                    hear(run, self._turns.activation_of(run))
                 execution.deliver_outcome(index, outcome, time_ms)
         self.deliver(run)
 
@@ -316,18 +326,20 @@ class Attempts:
         assert execution is not None
         board = execution.board
         posted, is_answered = (board.take(), board.answers.new) if board is not None else (None, None)
+        if changes or execution.watching:
+            posted = posted_of(run, execution, activation, changes, posted)
         if changes and run.holder is not None:
             self.reentry.pass_on(run, activation, changes)
-        reads = len(run.reads)
+        has_read = run.reader and execution.view is not None and execution.view.has_read
         number = self._staging.commit(run, changes, activation.fields or {}, results, posted, sleeps=sleeps)
         run.settling = bool(results)
         if posted is not None:
-            changes = changes | posted.fields
+            changes, activation.watches = changes | posted.fields, None
         if changes:
             activation.write(changes)
         if changes or sleeps:
             activation.staged = number
-        if len(run.reads) > reads or is_answered:
+        if has_read or is_answered:
             run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
         if sleeps:
             self._leave_memory(run, activation)
@@ -394,10 +406,12 @@ class Attempts:
         messages: list[Bring] | None = None,
     ) -> None:
         if run.declared is None or run.declared.is_workflow:
-            changes = self._with_waits(run, activation, changes)
+            changes = with_waits(run, activation, changes, self._services)
         if changes and run.holder is not None:
             self.reentry.pass_on(run, activation, changes)
-        brings = messages or ()
+        brings: Sequence[Bring] = messages or ()
+        if changes or (run.staged and not run.exclusive):
+            changes, brings = ended(run, activation, changes, brings)
         if run.message.chain or run.records or self.reentry.inner:
             brings = [*brings, *self.reentry.closing(run, activation)]
         number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
@@ -410,21 +424,6 @@ class Attempts:
             activation.staged = number
         self.forget(run)
         self._turns.ended(run, activation)
-
-    def _with_waits(
-        self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]
-    ) -> dict[str, bytes | None]:
-        """Return the changes with the end of its waits; the run of a workflow has its outcome kept."""
-        if run.declared is None and run.message.handler == RUN:
-            # It ends without its class, which is not here, or not yet. Only a workflow's run has an id like this.
-            target, declared = run.message.target, self._services.code.find(run.type_name, run.message.code)
-            run.exclusive = run.id == run_id(target, self._services.surroundings.shards)
-            handler = declared.handlers.get(RUN) if declared is not None else None
-            of_class = (handler.policy, declared.options.policy) if declared is not None and handler is not None else ()
-            run.policy = resolve(*of_class, self._services.policy)
-        if run.message.handler == RUN:
-            run.keep_outcome()
-        return changes | waits_of(run, activation) if run.staged else changes
 
     def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
         """End an attempt: the next one follows after a back-off, unless the policy's attempts are used up."""

@@ -120,6 +120,10 @@ class Awakeables:
             return index not in self._early
         return index in self._made and self._made[index].outcome is None
 
+    def is_awaited(self, index: int) -> bool:
+        """Whether somebody waits for this entry now."""
+        return index in self._made and self._made[index].waits > 0
+
     def complete(self, index: int, outcome: bytes) -> None:
         """Take the completion of an entry."""
         if index in self._made:

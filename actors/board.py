@@ -15,8 +15,12 @@ from . import outcomes
 from .activation import Activation, InFlight
 from .answers import Answers
 from .errors import TerminalError, UsageError
+from .members import RUN
+from .outgoing import run_id
+from .policy import resolve
 from .promises import PROMISE, WAIT, Posted
 from .restarts import mark_of
+from .services import Services
 from .staging import changes_of
 
 Changes = dict[str, bytes | None]
@@ -98,10 +102,20 @@ class Board:
         return Bring(self._run.shard, invocation, EventKind.PROMISE, mark, outcome)
 
 
-def waits_of(run: InFlight, activation: Activation) -> Changes:
-    """Return the changes that end the waits of an invocation."""
+def with_waits(run: InFlight, activation: Activation, changes: Changes, services: Services) -> Changes:
+    """Return the changes with the end of an invocation's waits; the run of a workflow has its outcome kept."""
+    if run.declared is None and run.message.handler == RUN:
+        # It ends without its class, which is not here, or not yet. Only a workflow's run has an id like this.
+        target, declared = run.message.target, services.code.find(run.type_name, run.message.code)
+        run.exclusive = run.id == run_id(target, services.surroundings.shards)
+        handler = declared.handlers.get(RUN) if declared is not None else None
+        of_class = (handler.policy, declared.options.policy) if declared is not None and handler is not None else ()
+        run.policy = resolve(*of_class, services.policy)
+    if run.message.handler == RUN:
+        run.keep_outcome()
     mine = f"{WAIT}{run.id}:"
-    return dict.fromkeys([field for field in activation.fields or () if field.startswith(mine)])
+    waits = [field for field in activation.fields or () if field.startswith(mine)] if run.staged else ()
+    return changes | dict.fromkeys(waits)
 
 
 def rejections(activation: Activation) -> list[Leaving]:

@@ -160,6 +160,10 @@ class Commands(Protocol):
         """Make the entry of an awakeable."""
         ...
 
+    def changed(self, names: tuple[str, ...], /) -> Awakeable[None]:
+        """Make the entry of a wait for a change of fields; raise `UsageError` where none can come."""
+        ...
+
     def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
         """Make the entry of the wait for a signal."""
         ...

@@ -276,6 +276,24 @@ class Context:
             raise UsageError(f"a promise has a name: ctx.promise('approved', bool), not ctx.promise({name!r})")
         return self._here().promise(name, type)
 
+    def changed(self, *fields: str) -> Awaitable[None]:
+        """Return a wait, in a shared handler, that ends when one of these fields is no more what was seen of it.
+
+        It compares with what this handler has read last, so that no change falls between reading and waiting:
+        `while len(self.log) <= n: await ctx.changed("log")`. After a wait, of any kind, a shared handler sees what is
+        committed then; changes that come fast may be seen as one. What is seen of the fields is recorded: watch small
+        ones, as a number that counts. A wait that is given up (`wait_for`) leaves nothing behind.
+
+        Raises:
+            UsageError: no field is named, or the handler is exclusive or a service's: nothing would change.
+        """
+        for name in fields:
+            if not isinstance(name, str) or not name or "\0" in name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+                raise UsageError(f"fields are named: ctx.changed('log'), not ctx.changed({name!r})")
+        if not fields:
+            raise UsageError("say which fields to watch: ctx.changed('log')")
+        return self._here().changed(tuple(sorted({_users(name) for name in fields})))
+
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field's value, or `default` where it is not set and no declared default stands in."""
         value = self._here().state.read(_users(name))

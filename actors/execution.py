@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+from journal.codec import MISSING
 from journal.entries import Delivered, EventKind, Message
 from journal.names import ObjectId
 from journal.store import Bring
@@ -56,6 +57,8 @@ class Execution:
     board: Board | None = None  # where the promises of a workflow stand
     restarts: Restarts = ()  # where its invocation began again
     _unheeded: Unheeded | None = None
+    _watched: dict[int, tuple[str, ...]] = {}  # noqa: RUF012  # names of the fields of each watch, by entry
+    watching: dict[int, dict[str, bytes | None]] = {}  # noqa: RUF012  # new watches by entry, with what was seen
     _steps: Steps | None = None
     _sagas: Sagas | None = None
     repeats = False
@@ -140,6 +143,8 @@ class Execution:
             if not self._awakeables.expects(event.index, len(self._entries.made)):
                 return False
             self._set_time(event.time_ms)
+            if event.index in self._watched and self._awakeables.is_awaited(event.index):
+                self.state.read_all(self._watched[event.index])  # who is told has seen it
             self._awakeables.complete(event.index, event.payload)
         elif event.index >= len(self._entries.made):
             self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
@@ -433,6 +438,25 @@ class Execution:
     @cached_property
     def _awakeables(self) -> Awakeables:
         return Awakeables(self.id, self.loop, self._scope, self.restarts)
+
+    def changed(self, names: tuple[str, ...], /) -> MadeAwakeable:
+        """Make the entry of a watch; the same one as long as it waits and the same was seen."""
+        if self._handler.exclusive or self._target.key is None:
+            what = "has no state" if self._target.key is None else "holds the object, so that nothing changes meanwhile"
+            raise UsageError(f"{self._handler.name} {what}: wait for changes in a @shared handler of the object")
+        seen = self.state.last_read(names)
+        found = self._watches.get(names)
+        if found is None or found[0] != seen or found[1].outcome is not None:
+            index = self._entries.make(f"changed {', '.join(names)}")
+            found = self._watches[names] = seen, self._awakeables.make(index, MISSING)
+            self._watched = {**self._watched, index: names}
+            if self._entries.is_new(index):
+                self.watching = {**self.watching, index: seen}
+        return found[1]
+
+    @cached_property
+    def _watches(self) -> dict[tuple[str, ...], tuple[dict[str, bytes | None], MadeAwakeable]]:
+        return {}
 
     def signal(self, name: str, annotation: Any, /) -> "asyncio.Future[Any]":
         """Make the entry of the wait for a signal."""

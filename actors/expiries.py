@@ -24,6 +24,7 @@ from journal.entries import Event
 from .activation import Activation
 from .board import rejections
 from .staging import Staging
+from .watches import farewells
 
 
 class Expiries:
@@ -59,8 +60,10 @@ class Expiries:
         if not activation.loading:
             number = 0
             for event in self._due.pop(target):
-                number = self._staging.expire(event, [] if event.payload else rejections(activation))
-            activation.loading = True
+                field = event.payload.decode("utf-8", "surrogatepass")
+                told = farewells(activation, field) + ([] if field else rejections(activation))
+                number = self._staging.expire(event, told)
+            activation.loading = activation.stale = True
             self._clearing[target] = number, activation
         return True
 

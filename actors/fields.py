@@ -6,9 +6,11 @@ Invariants:
     1. Every invocation decodes values of its own: nothing mutable is shared between two.
     2. Reading writes nothing: a value that was only read encodes as it was found, or as what was found does here.
     3. A field mutated in place is noticed: what was touched is encoded again and compared.
+    4. A shared handler sees, from one of its waits to the next, one state: what was committed as the first had ended.
+       What it has read of each is recorded, with the number of the deliveries before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from threading import get_ident
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ from .loop import DeterministicLoop
 from .state import Addressed, State
 from .values import LIVE, Scope, decode, encode
 
+NAMES: Final = f"{OWN}names"
+"""Read by who asks which fields there are: those that were read with it, and no others."""
 INNER_WROTE: Final = 0
 """The index of the STATE event that carries fields."""
 IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
@@ -37,9 +41,13 @@ class StateView:
         "_before",
         "_cleared",
         "_declared",
+        "_last",
         "_loop",
         "_owner",
+        "_past",
+        "_position",
         "_reads",
+        "_recorded",
         "_refusal",
         "_scope",
         "_target",
@@ -62,7 +70,15 @@ class StateView:
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
         self._cleared: set[str] = set()
-        self._reads: set[str] = set()
+        self._reads: dict[str, bytes | None] = {}
+        """What was read since the position, as it was found."""
+        self._recorded: set[str] = set()
+        """What of it a record holds."""
+        self._past: list[tuple[int, dict[str, bytes | None]]] = []
+        """What was read before, by position, and no record holds."""
+        self._position = 0
+        self._last: dict[str, bytes | None] = {}
+        """What was read last, before the position."""
 
     # Declared fields: `self.status`
 
@@ -118,7 +134,8 @@ class StateView:
     def names(self) -> list[str]:
         """Return the names of the fields that are set, sorted."""
         base = {name for name in self._base if not name.startswith(OWN)}
-        self._reads.update(base)
+        self._reads[NAMES] = None
+        self.read_all(base)
         names = base - self._cleared
         names.update(name for name, data in self.changes().items() if data is not None)
         return sorted(names)
@@ -129,9 +146,22 @@ class StateView:
         if self._refusal:
             raise UsageError(f"{self._refusal}: {name!r} cannot be written")
 
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """Return what the invocation finds in these fields, as read."""
+        found = {name: self._base.get(name) for name in names}
+        self._reads.update(found)
+        return found
+
+    def last_read(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """Return what was read last of these fields, also before waits; what never was is read now."""
+        return {name: self._last[name] for name in names if name in self._last and name not in self._reads} | (
+            self.read_all([name for name in names if name not in self._last or name in self._reads])
+        )
+
     def _load(self, name: str, field: State[Any] | None) -> Any:
-        self._reads.add(name)
-        data = None if name in self._cleared else self._base.get(name)
+        data = self._reads[name] = self._base.get(name)
+        if name in self._cleared:
+            data = None
         if data is not None:
             value = self._decoded(name, data)
         elif field is None:
@@ -200,13 +230,67 @@ class StateView:
             self._before.pop(name, None)
             self._cleared.discard(name)
 
-    def reads(self) -> dict[str, bytes | None]:
-        """Return what was read so far, as it was found."""
-        return {name: self._base.get(name) for name in self._reads}
+    # What a shared handler reads
+
+    def note_recorded(self, names: Iterable[str]) -> None:
+        """Note what the journal holds of what is read before the first wait."""
+        self._recorded.update(names)
+
+    def refresh(self, base: Mapping[str, bytes], position: int) -> None:
+        """Show another state from here on, after so many deliveries."""
+        known = self._reads.keys() | self._recorded
+        if NAMES in known or any(self._base.get(name) != base.get(name) for name in known):
+            self._leave(position)
+        self._base = base
+
+    def show(self, fields: Mapping[str, bytes | None], position: int) -> None:
+        """Show what was read after so many deliveries, as it is recorded."""
+        self._leave(position)
+        self._recorded = set(fields)
+        self._base = laid_over(self._base, fields)
+
+    def _leave(self, position: int) -> None:
+        if unrecorded := self._unrecorded():
+            self._past.append((self._position, unrecorded))
+        self._last |= self._reads
+        self._values, self._before, self._reads, self._recorded = {}, {}, {}, set()
+        self._position = position
+
+    def _unrecorded(self) -> dict[str, bytes | None]:
+        return {name: value for name, value in self._reads.items() if name not in self._recorded}
+
+    @property
+    def is_shown(self) -> Mapping[str, bytes]:
+        """The state that it shows."""
+        return self._base
+
+    @property
+    def has_read(self) -> bool:
+        """Whether something was read that no record holds."""
+        return bool(self._past or any(name not in self._recorded for name in self._reads))
+
+    def take_reads(self) -> list[tuple[int, dict[str, bytes | None]]]:
+        """Return that, by position; a record holds it from here on."""
+        found, self._past = self._past, []
+        if unrecorded := self._unrecorded():
+            found.append((self._position, unrecorded))
+            self._recorded.update(unrecorded)
+        return found
 
     def found(self, name: str) -> bytes | None:
         """Return what the invocation found in a field."""
         return self._base.get(name)
+
+
+def laid_over(stored: Mapping[str, bytes], reads: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    """Return a state with what was read of it as it was."""
+    fields = {name: value for name, value in stored.items() if name.startswith(OWN) or NAMES not in reads}
+    for name, value in reads.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
+    return fields
 
 
 def packed(fields: Mapping[str, bytes | None]) -> bytes:

@@ -60,7 +60,7 @@ def _before(first: int, records: list[tuple[str, Record]]) -> list[tuple[str, Re
     stays if no dropped entry was made by then.
     """
     out: list[tuple[str, Record]] = []
-    made = 0
+    made, count, places = 0, 0, dict[int, int]()
     for id_, record in records:
         if record.entries:
             made = record.first + len(record.entries)
@@ -70,10 +70,15 @@ def _before(first: int, records: list[tuple[str, Record]]) -> list[tuple[str, Re
                 return event.index < first
             return event.kind in (EventKind.SIGNAL, EventKind.STATE) or made <= first
 
+        for keeps in (*map(stays, record.events), *(index < first for index, _ in record.steps)):
+            count += 1
+            if keeps:
+                places[count] = len(places) + 1
         trimmed = replace(
             record,
             events=[event for event in record.events if stays(event)],
             entries=record.entries[: max(first - record.first, 0)],
+            seen=[(places[at], fields) for at, fields in record.seen if at in places],
             steps=[(index, outcome) for index, outcome in record.steps if index < first],
             answers=[(index, answer) for index, answer in record.answers if index < first],
             tries=[],

@@ -30,6 +30,7 @@ from .paused import COMMANDS, answer, command_in
 from .services import Services
 from .staging import Room, Staging, Unwritten
 from .unhandled import serving
+from .watches import told
 
 logger = logging.getLogger("actors")
 
@@ -242,9 +243,22 @@ class OwnedShard:
         """Take an object's state."""
         if self._expiries is not None and self._expiries.has_missed(activation):
             return
+        before = activation.fields or {}
         activation.loading = False
-        activation.fields, activation.held_by = found.fields, found.held_by
+        activation.fields, activation.held_by, activation.watches = found.fields, found.held_by, None
+        if activation.stale:
+            self._tell_watching(activation, before)
         self._sort(activation)
+
+    def _tell_watching(self, activation: Activation, before: dict[str, bytes]) -> None:
+        """The state was over and is read again: tell who began to watch it meanwhile, and deliver what was held."""
+        activation.stale, now = False, activation.fields or {}
+        changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        if (posted := told(activation, changed)) is not None:
+            self.staging.tell("", list(posted.events))
+        for run in list(activation.sharing):
+            if run.pending:
+                self._attempts.deliver(run)
 
     # Sorting: whose class is known, who needs a turn
 

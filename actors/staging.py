@@ -389,9 +389,9 @@ def must_commit(run: InFlight, execution: Execution) -> bool:
     board = execution.board
     if board is not None and (board.has_waits or (board.answers.new and execution.steps.unstarted)):
         return True
-    if run.exclusive or not execution.steps.unstarted or execution.view is None:
+    if run.exclusive or execution.view is None:
         return False
-    return any(name not in run.reads for name in execution.view.reads())
+    return bool(execution.watching) or (bool(execution.steps.unstarted) and execution.view.has_read)
 
 
 def _record_of(
@@ -406,8 +406,12 @@ def _record_of(
             record.olds[name] = view.found(name)
             run.olds.add(name)
     if not run.exclusive:
-        record.reads = {name: value for name, value in view.reads().items() if name not in run.reads}
-        run.reads.update(record.reads)
+        for position, fields in view.take_reads():
+            if position:
+                record.seen.append((position, fields))
+            else:
+                record.reads.update(fields)
+                run.reads.update(fields)
     if execution.board is not None:
         record.answers = execution.board.answers.take()
     run.staged += len(record.entries)
@@ -416,7 +420,9 @@ def _record_of(
 
 
 def _is_empty(record: Record) -> bool:
-    return not (record.events or record.entries or record.olds or record.reads or record.steps or record.attempt)
+    return not (
+        record.events or record.entries or record.olds or record.reads or record.seen or record.steps or record.attempt
+    )
 
 
 def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:

@@ -210,6 +210,8 @@ class Record:
     """Values that fields had before this invocation first overwrote them; None where there was none."""
     reads: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
     """Values that a shared handler has read."""
+    seen: list[tuple[int, dict[str, bytes | None]]] = field(default_factory=list[tuple[int, dict[str, bytes | None]]])
+    """What a shared handler has read after so many deliveries: events, and outcomes of steps."""
     steps: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     """Outcomes of steps; delivered when this record is durable, at its own time."""
     answers: list[tuple[int, bytes | None]] = field(default_factory=list[tuple[int, bytes | None]])
@@ -247,6 +249,12 @@ class Record:
             if fields:
                 header[name] = [[key, -1 if value is None else len(value)] for key, value in fields.items()]
                 values += [value for value in fields.values() if value is not None]
+        if self.seen:
+            header["seen"] = [
+                [at, [[key, -1 if value is None else len(value)] for key, value in fields.items()]]
+                for at, fields in self.seen
+            ]
+            values += [value for _, fields in self.seen for value in fields.values() if value is not None]
         if self.steps:
             header["steps"] = [[index, len(outcome)] for index, outcome in self.steps]
             values += [outcome for _, outcome in self.steps]
@@ -284,6 +292,7 @@ class Record:
             entries=header.get("entries", []),
             olds={key: reader.take_or_none(n) for key, n in header.get("olds", ())},
             reads={key: reader.take_or_none(n) for key, n in header.get("reads", ())},
+            seen=[(at, {key: reader.take_or_none(n) for key, n in fields}) for at, fields in header.get("seen", ())],
             steps=[(i, reader.take(n)) for i, n in header.get("steps", ())],
             answers=[(i, reader.take_or_none(n)) for i, n in header.get("answers", ())],
             attempt=header.get("attempt", 0),

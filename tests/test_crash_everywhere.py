@@ -161,6 +161,20 @@ class Purse(VirtualObject):
         seen.append(self.balance)
         return seen
 
+    @shared
+    async def watch(self, ctx: Context) -> list[int]:
+        """Sees each balance once, tells it outside, and waits for the next, until there is nothing left."""
+        seen: list[int] = []
+        while self.balance:
+            if not seen or seen[-1] != self.balance:
+                seen.append(self.balance)
+                await ctx.run("told", self._tell, ctx, f"saw {self.balance}")
+            await ctx.changed("balance")
+        return [*seen, self.balance]
+
+    async def _tell(self, ctx: Context, what: str) -> None:
+        await effects.act(ctx.step_id, what)
+
 
 class Errand(Service):
     @handler
@@ -1132,6 +1146,25 @@ def check_returned(world: World, result: Any) -> None:
     assert world.state("Scroll/purse") == {"lines": ["undone"]}
 
 
+async def watched(world: World) -> Any:
+    """Two watch what a third changes four times."""
+    watching = [await world.driver.start("Purse/watched", "watch") for _ in range(2)]
+    for amount in (10, 20, 30, 40):
+        await asyncio.sleep(0.5)
+        await world.driver.call("Purse/watched", "take", amount)
+    return [await world.driver.result(id_) for id_ in watching]
+
+
+def check_watched(world: World, result: Any) -> None:
+    told = {what for _, what in effects.done}
+    for seen in result:
+        assert seen == sorted(set(seen), reverse=True)
+        assert seen[-1] == 0
+        assert {f"saw {balance}" for balance in seen[:-1]} <= told
+    assert world.state("Purse/watched")["balance"] == 0
+    assert world.own_fields("Purse/watched") == []
+
+
 class Bell(VirtualObject):
     rung: list[str] = state(default_factory=list)
 
@@ -1258,6 +1291,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Awaitable[Any]], Callable[[World, A
     "farewells": (farewells, check_farewells),
     "saga": (saga, check_saga),
     "returned": (returned, check_returned),
+    "watched": (watched, check_watched),
     "knots": (knots, check_knots),
     "reentries": (reentries, check_reentries),
     "taken_along": (taken_along, check_taken_along),

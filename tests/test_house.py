@@ -104,6 +104,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "verdicts",
         "actions",
         "board",
+        "watches",
         "expiries",
         "turns",
         "unhandled",

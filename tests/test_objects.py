@@ -174,6 +174,10 @@ class Execution(Driver):
         self.commands.append(("awakeable", annotation))
         return MadeAwakeable("awakeable.inv-7-0.0", annotation, self.loop, LIVE)
 
+    def changed(self, names: tuple[str, ...], /) -> Awakeable[None]:
+        self.commands.append(("changed", *names))
+        return MadeAwakeable("awakeable.inv-7-0.1", None, self.loop, LIVE)
+
     def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
         self.commands.append(("signal", name, annotation))
         return self._done("signalled")

@@ -63,6 +63,7 @@ class Bad(VirtualObject):
         (await ctx.awakeable(int)).upper()  # E
         (await ctx.signal("paid", int)).upper()  # E
         await ctx.signal(int)  # E no name
+        ctx.changed(1)  # E
         Cart["a"].add.remote("x").signal(1, 2)  # E
         Cart["a"].add.remote("x").cancel("why")  # E
         Cart["a"].add.options(timeout=[]).remote("x")  # E

@@ -70,6 +70,7 @@ class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0), ttl="30
 
     @shared
     async def view(self, ctx: Context) -> dict[str, str | None]:
+        await asyncio.wait_for(ctx.changed("status", "holder"), 1)
         return {"a": self.status, "b": self.holder}
 
     async def _two(self, ctx: Context, item: str) -> int:
