@@ -91,7 +91,9 @@ class MadeAwakeable(Awaited):
     add_done_callback = place.no_future
 
     def __hash__(self) -> int:
-        return zlib.crc32(self.id.encode())  # not by address: a replay iterates over a set in the same order
+        return zlib.crc32(
+            self.id.encode("utf-8", "surrogatepass")
+        )  # not by address: a replay iterates over a set in the same order
 
     def __repr__(self) -> str:
         return f"<Awakeable {self.id}>"

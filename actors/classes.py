@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 from journal.entries import EventKind
+from journal.texts import told
 
 from .activation import Activation, InFlight, Renewal
 from .attempts import Attempts
@@ -23,6 +24,7 @@ from .objects import Declaration
 from .patience import Patience
 from .services import Services
 from .staging import Staging
+from .tracebacks import traced
 from .verdicts import named
 
 logger = logging.getLogger("actors")
@@ -86,7 +88,9 @@ class Classes:
     def _stay(self, run: InFlight, error: Exception | None) -> None:
         run.renewal = None
         if error is not None and not isinstance(error, MissingCodeError):
-            logger.warning("%s goes on with the code it has: the newest cannot be loaded", named(run), exc_info=error)
+            logger.warning(
+                "%s goes on with the code it has: the newest cannot be loaded\n%s", named(run), traced(error)
+            )
 
     async def fetch(self, run: InFlight, activation: Activation) -> None:
         """Get the class of the first that waits to be sorted; what cannot be loaded fails its attempt."""
@@ -120,7 +124,10 @@ class Classes:
         self._sort(activation)
 
     async def _fetched(self, run: InFlight, digest: str) -> Declaration:
-        return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
+        try:
+            return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
+        except (SystemExit, KeyboardInterrupt) as error:  # of a module as it is imported: they would end the host
+            raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {told(error)}") from error
 
     def _where(self, run: InFlight) -> str:
         if run.message.code == UNSENT:

@@ -252,7 +252,7 @@ class Invocation(Generic[R_co], metaclass=_Named):
 
     def __hash__(self) -> int:
         # Not hash(str), which differs from process to process: a replay iterates over a set in the same order.
-        return zlib.crc32(self._id.encode())
+        return zlib.crc32(self._id.encode("utf-8", "surrogatepass"))
 
     def __repr__(self) -> str:
         # asyncio and Ray name what they do not take by its repr, and nothing else of ours is asked before.

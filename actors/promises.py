@@ -185,7 +185,9 @@ class MadePromise:
     add_done_callback = place.no_future
 
     def __hash__(self) -> int:
-        return zlib.crc32(self._name.encode())  # not by address: a replay iterates over a set in the same order
+        return zlib.crc32(
+            self._name.encode("utf-8", "surrogatepass")
+        )  # not by address: a replay iterates over a set in the same order
 
     def __repr__(self) -> str:
         return f"<Promise {self._name}>"

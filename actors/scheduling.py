@@ -21,6 +21,8 @@ import asyncio
 from datetime import timedelta
 from typing import Any, Final
 
+from journal.texts import said
+
 from . import place
 from .context import Context
 from .errors import DecodeError, TerminalError, UsageError
@@ -187,7 +189,9 @@ async def _outcome(id_: str) -> str:
     try:
         await Invocation[Any](id_, place.execution())
     except TerminalError as error:
-        return "unknown" if error.code == 404 and str(error).startswith(id_) else f"failed: {error}"[:OUTCOME_MAX]
+        return (
+            "unknown" if error.code == 404 and said(error).startswith(id_) else f"failed: {said(error)}"[:OUTCOME_MAX]
+        )
     except DecodeError:
         pass  # of a class that is not known here
     return "succeeded"

@@ -242,7 +242,7 @@ def handed(slot: Slot | None, payload: bytes) -> bool:
     """
     if slot is None or payload[:1].decode() != ReplyKind.NOTICE:
         return False
-    text = payload[1:].decode()
+    text = told_to(slot, payload)
     for one in slot.waiting:
         if isinstance(one, Countdown):
             one.say(text)

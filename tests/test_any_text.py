@@ -71,6 +71,7 @@ class Odd(VirtualObject, ttl=timedelta(minutes=5)):
 class OddFlow(Workflow):
     @handler
     async def run(self, ctx: Context) -> str:
+        assert len({ctx.promise(ODD, str)}) == 1
         return await ctx.promise(ODD, str)
 
     @shared

@@ -78,10 +78,6 @@ class Own(BaseException):
     pass
 
 
-class Nameless(Exception):
-    __module__ = 5  # pyright: ignore[reportAssignmentType]
-
-
 def chained(kind: Callable[[], BaseException], depth: int = 1_500) -> BaseException:
     error = kind()
     for number in range(depth):
@@ -129,7 +125,7 @@ OTHERS: dict[str, Callable[[], BaseException]] = {
     "other spiteful": Spiteful,
     "other later": Later,
     "other never": Never,
-    "other nameless": Nameless,
+    "other nameless": lambda: type("Nameless", (Exception,), {"__module__": 5})(),
     "other chain": lambda: chained(ValueError),
     "other spiteful chain": lambda: chained(Spiteful),
     "other circle": round_about,
