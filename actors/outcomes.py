@@ -201,6 +201,8 @@ def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
         kind = getattr(sys.modules.get(module), name, TerminalError)
         if isinstance(kind, type) and issubclass(kind, TerminalError):
             return kind(found.message, found.code, dict(found.metadata))
+    if not name:  # the store's own, or another program's
+        return TerminalError(found.message, found.code, dict(found.metadata))
     error = TerminalError(
         cut(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code
     )

@@ -400,6 +400,8 @@ def test_where_its_class_is_not_there_it_comes_with_its_name() -> None:
     error: Any = error_of(replace(found, pickled=b"\x80\x05cnowhere\nOutOfStock\n."))
     assert (type(error), str(error), error.code) == (TerminalError, "OutOfStock: pear: 3 left", 409)
     assert error.metadata == {"error": f"{__name__}:OutOfStock", "item": "pear"}
+    plain = error_of(Failure(404, "not known", {}, "TerminalError"))
+    assert (type(plain), str(plain)) == (TerminalError, "not known"), "the store's own has no module"
 
 
 def test_what_json_does_not_hold_is_said() -> None:
