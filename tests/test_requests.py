@@ -158,7 +158,7 @@ class Once(Workflow, name="RequestedOnce"):
 
 class Teller(Service, name="RequestedTeller"):
     @handler
-    async def tell(self, ctx: Context, what: str) -> str:
+    async def tell(self, ctx: Context, what: Any) -> Any:
         return what
 
 
