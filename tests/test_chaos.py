@@ -15,8 +15,9 @@ import pytest
 
 from journal.store import SHARDS
 from tests.chaos.audit import audit
-from tests.chaos.evidence import Effect, Evidence, Left, row_of
+from tests.chaos.evidence import Disturbed, Effect, Evidence, Left, row_of
 from tests.chaos.faults import Stop
+from tests.chaos.hostile import EQUAL, REFUSED
 from tests.chaos.log import Log, Operation, read
 from tests.chaos.objects import FUNDS
 from tests.chaos.schedule import LEASE_S, ON_STORE, Kind, schedule
@@ -31,6 +32,8 @@ WHOLE = "a transfer happened as a whole or not at all"
 STEPS = "a step that was recorded did not run again, and its effect is the one recorded"
 EARLY = "no sleeper woke early"
 LEFT = "nothing is left in the store but state and history"
+ENDS = "every hostile operation came to one of its ends"
+LATE = "no good operation that no fault disturbed was answered 1 s too late"
 TROUBLE = "drivers did what they were to do"
 
 
@@ -46,11 +49,13 @@ class Told:
     stops: list[Stop]
     left: list[Left]
     troubles: list[str]
+    disturbed: list[Disturbed]
 
     def evidence(self) -> Evidence:
         killed = frozenset({"d0.0"})
         states = self.tallies, self.vaults, self.naps
-        return Evidence(self.operations, killed, *states, self.effects, self.stops, self.left, 1, self.troubles)
+        rest = self.effects, self.stops, self.left, 1, self.troubles, self.disturbed, 100.0
+        return Evidence(self.operations, killed, *states, *rest)
 
 
 def told() -> Told:
@@ -63,11 +68,23 @@ def told() -> Told:
         Operation("t1", "d0.1", "transfer", "a", "b", 30, keyed=True, ids=["i5-1"], accepted=True, answers=["7@5.0"]),
         Operation("t2", "d0.1", "transfer", "a", "b", 90, ids=["i6-1"], accepted=True, refusals=["402 a has only 70"]),
         Operation("t3", "d0.0", "transfer", "b", "a", 10),  # it happened, and nobody was told
+        Operation("t4", "d0.1", "transfer", "b", "a", 999, ids=["i10-1"], accepted=True, refusals=["402 less"]),
         Operation("n1", "d0.1", "nap", "x", pause_ms=500, delay_ms=50, asked_ms=1_000, ids=["i7-1"], accepted=True),
         Operation("n2", "d0.0", "nap", "x", pause_ms=500),
+        Operation("p1", "d0.1", "pest", "1 1", how="value.floats", ids=["i8-1"], accepted=True, answers=[EQUAL]),
+        Operation("p2", "d0.1", "pest", "1 2", how="unfit.argument.lock", answers=[REFUSED]),
+        Operation("p3", "d0.0", "pest", "1 2", how="error.step.decimal", ids=["i9-1"], unknown=["NotFoundError: i9-1"]),
     ]
     operations = {operation.name: operation for operation in found}
-    operations["t1"].answered_at = 6.0
+    for name, asked_at, answered_at in (
+        ("c1", 0.5, 1.0),
+        ("c2", 0.1, 1.0),
+        ("c3", 2.0, 9.0),
+        ("t1", 4.5, 6.2),
+        ("t4", 101.0, 101.2),
+    ):
+        operations[name].asked_at, operations[name].answered_at = asked_at, answered_at
+    operations["t1"].pause_ms = 600
     return Told(
         operations,
         {"k": ["c1", "c3", "c2"], "unused": []},
@@ -84,6 +101,7 @@ def told() -> Told:
             *(Left(f"ns:{shard}:lease", "<ns>:<shard>:lease", "string", 9, False) for shard in range(SHARDS)),
         ],
         [],
+        [Disturbed(8.5, 9.5), Disturbed(0.0, 9.0, "d1")],
     )
 
 
@@ -210,6 +228,20 @@ CORRUPTIONS: list[tuple[Callable[[Told], None], Sequence[str]]] = [
     (napped(("n1", 1_050, 1_550), ("from nowhere", 1_050, 1_550)), [TIMES]),
     (napped(("n1", 1_050, 1_540)), [EARLY]),
     (napped(("n1", 1_040, 1_550)), [EARLY]),
+    # hostility
+    (said("p1", answers=["402"]), [ENDS]),
+    (said("p1", answers=["another value: ['list']"]), [ENDS]),
+    (said("p2", answers=[EQUAL]), [ENDS]),
+    (said("p3", unknown=[], answers=["500"]), [ENDS]),
+    (said("p1", answers=[]), [ANSWERS]),
+    (said("p1", answers=[EQUAL, "500"]), [ONE_ANSWER]),
+    (said("p1", answers=[], refusals=["402 what"]), [ONE_ANSWER]),
+    (said("c1", answered_at=1.6), [LATE]),
+    (said("c2", asked_at=-0.1), [LATE]),
+    (said("t1", pause_ms=499), [LATE]),
+    (said("t2", asked_at=0.1, answered_at=1.4, pause_ms=500), [LATE]),  # a refusal comes before the pause
+    (lambda told: told.disturbed.clear(), [LATE]),
+    (lambda told: told.disturbed.append(Disturbed(0.0, 9.0, "d0")), [LATE]),  # then nobody is judged
     # the store
     (left("<ns>:<shard>:inbox", "stream", 1), [LEFT]),
     (left("<ns>:<shard>:events", "stream", 1), [LEFT]),

@@ -4,6 +4,7 @@
 planted in the product: each is found.
 """
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ import pytest
 
 from actors import staging
 from actors.activation import InFlight
+from actors.attempts import Attempts
 from journal.entries import EventKind, Record
+from tests.chaos import hostile
 from tests.programs.__main__ import main
 from tests.programs.grammar import Root, program, smallest
 from tests.programs.model import expected
-from tests.programs.world import MODES, play
+from tests.programs.pests import GUESTS, is_hostile
+from tests.programs.world import MODES, RoughStore, play
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 200
@@ -61,7 +65,7 @@ def test_programs_have_every_kind_of_node() -> None:
 
 
 KINDS = {
-    *("noted", "write", "add", "clear", "read", "step", "refused", "sleep", "fail", "stumble", "defer"),
+    *("noted", "write", "add", "clear", "read", "step", "refused", "sleep", "fail", "stumble", "defer", "pest"),
     *("call", "send", "post", "drawn", "look", "awake", "complete", "tell", "listen"),
     *("cancel", "held", "recall", "hasty", "share", "workflow"),
     *("gather", "group", "race", "first", "within", "never", "shield", "lock", "queue", "attempt"),
@@ -95,6 +99,33 @@ def signals_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
         return record
 
     patch.setattr(staging, "_record_of", record_of)
+
+
+def test_who_is_late_because_of_pests_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15, "It must show": where an attempt that fails holds up the store for its host, good ones are late."""
+    seeds = [seed for seed in range(0, FOUND_WITHIN, 8) if is_hostile(seed)]
+    assert [play(program(seed), seed).wrong for seed in seeds[:3]] == [[]] * 3
+    fail, held_until = Attempts.fail, 0.0
+
+    def holds_up(attempts: Attempts, *args: Any) -> None:
+        nonlocal held_until
+        held_until = asyncio.get_running_loop().time() + 1.5
+        fail(attempts, *args)
+
+    async def travel(_store: RoughStore) -> None:
+        await asyncio.sleep(max(0.0, held_until - asyncio.get_running_loop().time()))
+
+    monkeypatch.setattr(Attempts, "fail", holds_up)
+    monkeypatch.setattr(RoughStore, "_travel", travel)
+    assert any(what.endswith("s late") for what in play([], seeds[0]).wrong)
+
+
+def test_an_end_of_a_pest_that_is_none_of_its_ends_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "HOSTILITIES", dict.fromkeys(hostile.HOSTILITIES, frozenset({"no such end"})))
+    seed = next(seed for seed in range(FOUND_WITHIN) if is_hostile(seed))
+    found = play([], seed).wrong
+    assert len(found) == GUESTS
+    assert all(" came to " in what for what in found)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,22 @@ must have happened: once, at most once (nobody told it anything), or never.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 from journal.keys import TABLE
 from journal.store import SHARDS
 
 from .evidence import Evidence, Left, is_under_way
+from .hostile import HOSTILITIES
 from .log import Operation
 from .objects import FUNDS
 
 CLOCK_MS = 2
 """Two times of day that are rounded to milliseconds may differ by so much."""
 NOT_FOUND = "NotFoundError"
+LATE_S = 1.0
+"""A good operation is answered so long after its fault-free time at the latest, whatever the hostile ones do."""
 
 
 def audit(evidence: Evidence) -> dict[str, list[str]]:
@@ -34,6 +38,8 @@ def audit(evidence: Evidence) -> dict[str, list[str]]:
         "a transfer happened as a whole or not at all": list(_transfers(evidence)),
         "a step that was recorded did not run again, and its effect is the one recorded": list(_steps(evidence)),
         "no sleeper woke early": list(_early(evidence)),
+        "every hostile operation came to one of its ends": list(_ends(evidence)),
+        "no good operation that no fault disturbed was answered 1 s too late": list(_late(evidence)),
         "nothing is left in the store but state and history": list(_left(evidence)),
     }
 
@@ -166,6 +172,61 @@ def _early(evidence: Evidence) -> Iterable[str]:
                 yield f"{name} slept {woke - began} ms, not {operation.pause_ms}"
             if began - operation.asked_ms < operation.delay_ms - CLOCK_MS:
                 yield f"{name} began after {began - operation.asked_ms} ms, not {operation.delay_ms}"
+
+
+def _ends(evidence: Evidence) -> Iterable[str]:
+    for operation in evidence.operations.values():
+        if operation.kind == "pest" and operation.answers and operation.answers[0] not in HOSTILITIES[operation.how]:
+            allowed = ", ".join(sorted(HOSTILITIES[operation.how]))
+            yield f"{operation.name}, {operation.how}, came to {operation.answers[0]}, not to {allowed}"
+
+
+@dataclass(slots=True)
+class Took:
+    """How long good operations of a kind took beyond their pauses, at most, where no fault disturbed them."""
+
+    judged: int = 0
+    """So many beside what is hostile."""
+    beside_s: float = 0.0
+    alone_s: float = 0.0
+    """Without anything hostile: what they take on this machine."""
+
+
+def _over_s(operation: Operation) -> float:
+    pause_s = operation.pause_ms / 1_000 if operation.answers else 0.0  # a refusal comes before the pause
+    return operation.answered_at - operation.asked_at - pause_s
+
+
+def _undisturbed(evidence: Evidence) -> Iterator[Operation]:
+    for operation in evidence.operations.values():
+        is_good = operation.kind in ("count", "transfer") and operation.answered_at
+        if is_good and not any(disturbed.has_met(operation) for disturbed in evidence.disturbed):
+            yield operation
+
+
+def over_s(evidence: Evidence) -> dict[str, Took]:
+    """Return how long the good operations of each kind took."""
+    found: dict[str, Took] = {}
+    for operation in _undisturbed(evidence):
+        took = found.setdefault(operation.kind, Took())
+        if operation.asked_at >= evidence.calm_from:
+            took.alone_s = max(took.alone_s, _over_s(operation))
+        else:
+            took.judged += 1
+            took.beside_s = max(took.beside_s, _over_s(operation))
+    return found
+
+
+def _late(evidence: Evidence) -> Iterable[str]:
+    if not any(operation.kind == "pest" for operation in evidence.operations.values()):
+        return
+    took = over_s(evidence)
+    if not any(each.judged for each in took.values()):
+        yield "there was no such operation: nobody knows whether the hostile ones would have been noticed"
+    for operation in _undisturbed(evidence):
+        late_s = _over_s(operation) - took[operation.kind].alone_s
+        if operation.asked_at < evidence.calm_from and late_s > LATE_S:
+            yield f"{operation.name}, a {operation.kind} of {operation.key}, was answered {late_s:.2f} s late"
 
 
 def _left(evidence: Evidence) -> Iterable[str]:

@@ -1,4 +1,5 @@
 """A driver of the campaign: one process, many clients, each with one operation at a time; it ends with its input.
+A line of it ends the hostile clients.
 
 `python -m tests.chaos.driver` is started by the campaign, killed at any moment, and started anew: the successor reads
 the log and first settles what was left open: it submits again what has an idempotency key and attaches to ids.
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import actors
-from actors import Invocation, NotFoundError, TerminalError, UnavailableError
+from actors import Invocation, NotFoundError, TerminalError, UnavailableError, UsageError
 from journal.clock import boot_seconds, wall_ms
 
+from . import hostile
 from .log import Log, Operation, read
 from .objects import Napper, Tally, Transfer
 
 COUNTING, MOVING, NAPPING = 12, 8, 4
 """Clients of each kind."""
-TALLIES, VAULTS, NAPPERS = 32, 16, 200
+PESTERING = 4
+"""Clients that are hostile, where some are."""
+TALLIES, VAULTS, NAPPERS, PESTS = 32, 16, 200, 64
 AMOUNT_MAX = 60
 CONNECT_WITHIN_S, AGAIN_S = 60.0, 0.2
 
@@ -30,13 +34,14 @@ CONNECT_WITHIN_S, AGAIN_S = 60.0, 0.2
 class Load:
     """The clients of one driver."""
 
-    def __init__(self, name: str, seed: int, log: Path, book: str) -> None:
+    def __init__(self, name: str, seed: int, log: Path, book: str, pestering: int) -> None:
+        self._pestering = pestering
         self._name, self._seed, self._book = name, seed, book
         self._left, lives, _ = read(log)
         self._life = f"{name}.{len(lives)}"
         self._log = Log(log)
         self._count = 0
-        self._over = asyncio.Event()
+        self._over, self._calm = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Settle what was left open, and go on with new operations until the input ends."""
@@ -44,12 +49,14 @@ class Load:
         self._log.note(began=self._life, left_open=len(left))
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resume(left))
-            for kind, clients in ((self._count_on, COUNTING), (self._move, MOVING), (self._nap, NAPPING)):
+            good = (self._count_on, COUNTING), (self._move, MOVING), (self._nap, NAPPING)
+            for kind, clients in (*good, (self._pester, self._pestering)):
                 for number in range(clients):
                     group.create_task(kind(random.Random(f"{self._seed} {self._life} {kind.__name__} {number}")))
             sys.stdout.write("ready\n")
             sys.stdout.flush()
-            await asyncio.to_thread(sys.stdin.read)
+            while await asyncio.to_thread(sys.stdin.readline):
+                self._calm.set()  # there is but one thing that it can be told
             self._over.set()
         self._log.close()
 
@@ -83,6 +90,15 @@ class Load:
             wish.delay_ms = choose.choice((0, choose.randint(50, 2_000)))
             await self._begin(wish)
 
+    async def _pester(self, choose: random.Random) -> None:
+        async for wish in self._wishes(choose, 0.2):
+            if self._calm.is_set():
+                return
+            wish.kind, wish.keyed = "pest", False
+            wish.how = choose.choice(hostile.of_kind(choose.choice(hostile.KINDS)))
+            wish.key = f"{choose.randrange(PESTS)} {choose.randrange(len(hostile.TEXTS))}"
+            await self._begin(wish)
+
     async def _wishes(self, choose: random.Random, pause_s: float) -> AsyncGenerator[Operation]:
         while not self._over.is_set():
             self._count += 1
@@ -94,13 +110,19 @@ class Load:
 
     async def _begin(self, wish: Operation) -> None:
         wish.asked_ms = wall_ms()
-        told = ("name", "driver", "kind", "key", "target", "amount", "pause_ms", "delay_ms", "keyed", "asked_ms")
+        told = ("name", "driver", "kind", "key", "target", "amount", "pause_ms", "delay_ms", "keyed", "how", "asked_ms")
         self._log.note(wish={name: getattr(wish, name) for name in told})
         await self._do(wish)
 
     async def _do(self, wish: Operation) -> None:
-        while (invocation := self._started(wish)) is None:  # noqa: ASYNC110 - there is nothing to be woken by
-            await asyncio.sleep(AGAIN_S)
+        try:
+            while (invocation := self._started(wish)) is None:  # noqa: ASYNC110 - there is nothing to be woken by
+                await asyncio.sleep(AGAIN_S)
+        except (UsageError, TypeError):
+            if wish.kind != "pest":
+                raise
+            self._log.note(name=wish.name, answer=hostile.REFUSED)
+            return
         self._log.note(name=wish.name, id=invocation.id)
         await invocation.accepted()
         self._log.note(name=wish.name, accepted=True)
@@ -116,6 +138,8 @@ class Load:
 
     def _submitted(self, wish: Operation) -> Invocation[Any]:
         key = wish.name if wish.keyed else None
+        if wish.kind == "pest":
+            return hostile.begun(wish.how, hostile.hostile_key(*map(int, wish.key.split())))
         if wish.kind == "count":
             return Tally[wish.key].add.options(idempotency_key=key).remote(wish.name)
         if wish.kind == "transfer":
@@ -126,7 +150,11 @@ class Load:
 
     async def _settle(self, wish: Operation, invocation: Invocation[Any]) -> None:
         try:
-            self._log.note(name=wish.name, answer=await invocation)
+            if wish.kind == "pest":
+                hostile.hurried(wish.how, invocation)
+                self._log.note(name=wish.name, answer=await hostile.end_of(wish.how, invocation))
+            else:
+                self._log.note(name=wish.name, answer=await invocation)
         except TerminalError as error:
             self._log.note(name=wish.name, refusal=f"{error.code} {error}")
         except (NotFoundError, UnavailableError) as error:
@@ -151,10 +179,12 @@ def main() -> None:
     for name in ("url", "namespace", "address", "name", "log", "book"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--hostile", action="store_true")
     said = parser.parse_args()
     asyncio.run(connected(said.url, said.namespace, said.address))
     try:
-        asyncio.run(Load(said.name, said.seed, Path(said.log), said.book).run())
+        pestering = PESTERING if said.hostile else 0
+        asyncio.run(Load(said.name, said.seed, Path(said.log), said.book, pestering).run())
     except BaseException as error:
         log = Log(Path(said.log))
         log.note(trouble=repr(error))

@@ -1,5 +1,6 @@
 """The evidence of a campaign: everything that the audit looks at, and how it is gathered."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,21 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Disturbed:
+    """When replies may be late: a fault and its recovery, or a machine that stood."""
+
+    since: float
+    until: float
+    driver: str = ""
+    """Whose replies; empty: everybody's."""
+
+    def has_met(self, operation: Operation) -> bool:
+        """Whether it may have made the answer of this one late."""
+        is_his = operation.driver.startswith(f"{self.driver}.") if self.driver else True
+        return is_his and operation.asked_at < self.until and self.since < operation.answered_at
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What there is when all has come to rest."""
 
@@ -71,6 +87,9 @@ class Evidence:
     hosts: int
     """How many there are to be."""
     troubles: Sequence[str]
+    disturbed: Sequence[Disturbed] = ()
+    calm_from: float = math.inf
+    """From then on nothing hostile and no fault came: so long as then good operations take on this machine."""
 
 
 def effects_in(book: Path) -> list[Effect]:

@@ -12,9 +12,12 @@ END_WITHIN_S = 90.0
 class Fleet:
     """So many drivers on one store and one Ray."""
 
-    def __init__(self, directory: Path, url: str, namespace: str, address: str, seed: int, count: int) -> None:
+    def __init__(
+        self, directory: Path, url: str, namespace: str, address: str, seed: int, count: int, *, is_hostile: bool
+    ) -> None:
         self._directory = directory
         self._place = ("--url", url, "--namespace", namespace, "--address", address, "--seed", f"{seed}")
+        self._more = ("--hostile",) if is_hostile else ()
         self.book = directory / "book"
         """The file outside, in which transfers' steps leave their effects."""
         self.book.touch()
@@ -33,7 +36,7 @@ class Fleet:
         with self._path(name, "errors").open("a") as errors:
             return subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.chaos.driver", *self._place, "--name", name),
+                    *(sys.executable, "-m", "tests.chaos.driver", *self._place, *self._more, "--name", name),
                     *("--log", str(self._path(name, "log")), "--book", str(self.book)),
                 ],
                 stdin=subprocess.PIPE,
@@ -52,6 +55,13 @@ class Fleet:
         _end(process)
         self._processes[number] = self._started(name)
         return name
+
+    def calm(self) -> None:
+        """Let all begin nothing hostile any more."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("calm\n")
+            process.stdin.flush()
 
     def finish(self) -> None:
         """Let all end by themselves, with an answer to everything that they had begun."""

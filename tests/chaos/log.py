@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from journal.clock import boot_seconds
 
-Kind = Literal["count", "transfer", "nap"]
+Kind = Literal["count", "transfer", "nap", "pest"]
 
 
 @dataclass(slots=True)
@@ -29,8 +29,11 @@ class Operation:
     delay_ms: int = 0
     keyed: bool = False
     """It has an idempotency key, its name: a successor may submit it again."""
+    how: str = ""
+    """Of a pest: which hostility (`hostile.HOSTILITIES`); its answer is how that ended."""
     asked_ms: int = 0
     """The time of day before it was submitted."""
+    asked_at: float = 0.0
     ids: list[str] = field(default_factory=list[str])
     accepted: bool = False
     answers: list[Any] = field(default_factory=list[Any])
@@ -93,7 +96,7 @@ def read(path: Path) -> tuple[dict[str, Operation], list[Life], list[str]]:
             case {"trouble": what}:
                 troubles.append(f"{lives[-1].name}: {what}")
             case {"wish": wish}:
-                operations[wish["name"]] = Operation(**wish)
+                operations[wish["name"]] = Operation(**wish, asked_at=at)
             case _:
                 _note(operations[said["name"]], said, at)
                 if "answer" in said and not lives[-1].first_at:

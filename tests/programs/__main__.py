@@ -1,5 +1,6 @@
 """The command line: `python -m tests.programs --count 10000 --seed 1` plays so many programs, from that seed on.
 
+A share of them has pests among its nodes and as guests beside it (`pests`).
 `--real 200` plays so many on a real Valkey and real host processes that are killed.
 
 What goes wrong is printed with its seed and the smallest program that shows it; `--seed N --count 1` repeats it.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .pests import is_hostile, with_pests
 from .plays import FIELDS, Node
 
 KEYS: Final = 2
@@ -32,12 +33,20 @@ class Root:
 
 def program(seed: int, name: str = "p") -> list[Root]:
     """Return the program of a seed; its paths and keys begin with the name."""
-    return _Maker(random.Random(seed), name).roots()
+    maker = _Maker(random.Random(seed), name)
+    roots = maker.roots()
+    if not is_hostile(seed):
+        return roots
+    choose, count, found = random.Random(f"pests {seed}"), maker.count, list[Root]()
+    for root in roots:
+        parts, count = with_pests(root.parts, choose, count)
+        found.append(Root(root.path, root.key, parts))
+    return found
 
 
 class _Maker:
     def __init__(self, choose: random.Random, name: str) -> None:
-        self._choose, self._name, self._count = choose, name, 0
+        self._choose, self._name, self.count = choose, name, 0
         self._left = choose.choice([4, 12, 30])
         """So many nodes may still be made."""
 
@@ -52,9 +61,9 @@ class _Maker:
         return f"{self._name}:{level}.{self._choose.randrange(KEYS)}"
 
     def _node(self, do: str, **more: Any) -> Node:
-        self._count += 1
+        self.count += 1
         self._left -= 1
-        return {"do": do, "n": self._count, **more}
+        return {"do": do, "n": self.count, **more}
 
     def _chance(self, of_one: float = 0.5) -> bool:
         return self._choose.random() < of_one

@@ -135,6 +135,9 @@ class _Play:
 
     _sleep = _stumble = _same
 
+    def _pest(self, node: Node, thread: str) -> str:
+        return ""
+
     def _fail(self, node: Node, thread: str) -> None:
         raise Refused(418, f"fail {node['n']}")
 

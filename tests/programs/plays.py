@@ -29,6 +29,7 @@ from actors import (
     state,
 )
 from actors import reject as reject_awakeable
+from tests.chaos import hostile
 
 Node: TypeAlias = dict[str, Any]
 Environment: TypeAlias = dict[str, Any]
@@ -277,6 +278,10 @@ class Player:
         ctx = self._ctx
         drawn = [ctx.random.random(), str(ctx.uuid4()), ctx.now().isoformat()]
         return await Book[node["key"]].echo.remote(self._child(node), drawn) == drawn
+
+    async def _pest(self, node: Node, thread: str) -> str:
+        """Ask for a hostility; return what is wrong with how it ended."""
+        return await hostile.wrong_with(node["name"], node["key"])
 
     # Calls
 

@@ -15,10 +15,13 @@ from typing import Any, Final
 from actors import Policy, TerminalError, UnavailableError, outcomes
 from actors.awakeables import completion
 from actors.host import Host, Identity
+from journal.entries import EventKind
 from journal.memory import MemoryStore
+from tests.chaos import hostile
+from tests.chaos.audit import LATE_S
 from tests.simulation import SHARDS, VirtualLoop, World, virtual_loop
 
-from . import plays
+from . import pests, plays
 from .audit import audit, runs_kept, undone
 from .grammar import Root
 from .model import expected
@@ -34,6 +37,8 @@ STUCK_AFTER_S: Final = 1_500.0
 """Virtual seconds after which a program that has not ended never will."""
 QUIET_WITHIN_S: Final = 60.0
 LATENCY_S: Final = 0.02
+JOINED_S: Final = 10.0
+"""By then hosts have shared the shards out; one that is handed over waits for the steps that run there."""
 
 
 @dataclass
@@ -210,15 +215,19 @@ class ProgramWorld(World):
 
     # Playing
 
-    async def play(self, roots: list[Root], hosts: int) -> Outcome:
-        """Play the roots at once; return what was wrong."""
-        crashes = self.weather.crashes
+    async def play(self, roots: list[Root], guests: list[pests.Guest], hosts: int) -> Outcome:
+        """Play the roots at once, beside guests; return what was wrong."""
+        crashes, is_fair = self.weather.crashes, not self.weather.each
         await self.driver.open()
         members = [Member(self, f"host{number}") for number in range(hosts)]
         results: dict[str, Any] = {}
         try:
             async with asyncio.timeout(STUCK_AFTER_S):
-                await asyncio.gather(*(self._root(root, results) for root in roots))
+                playing = [self._root(root, results) for root in roots] + [self._guest(each) for each in guests]
+                if guests and is_fair:
+                    await asyncio.sleep(JOINED_S)
+                    playing += [self._probe(key) for key in pests.probes(SHARDS)]
+                await asyncio.gather(*playing)
         except TimeoutError:
             self.violations.append("it did not end")
         self.weather.each = 0.0
@@ -238,6 +247,26 @@ class ProgramWorld(World):
         except TerminalError as error:
             results[root.path] = plays.told(error)
 
+    async def _guest(self, guest: pests.Guest) -> None:
+        await asyncio.sleep(guest.at_s)
+        handler, args, _ = hostile.asked(guest.name)
+        id_ = await self.driver.start(f"Pest/{guest.key}", handler, *args)
+        if how := hostile.hurries(guest.name):
+            await self.driver.end(id_, EventKind.KILL if how == "kill" else EventKind.CANCEL)
+        end = await hostile.end_of(guest.name, self.driver.result(id_))
+        if end not in hostile.HOSTILITIES[guest.name]:
+            self.violations.append(f"{guest.name} of {guest.key!a} came to {end}")
+
+    async def _probe(self, key: str) -> None:
+        """Ask somebody good while the guests come; without faults there is nothing to wait for."""
+        await self.driver.call(f"Mirror/{key}", "say", 0)  # the hosts begin
+        began = self.loop.time()
+        while (asked_at := self.loop.time()) < began + 2 * pests.GUESTS_WITHIN_S:
+            assert await self.driver.call(f"Mirror/{key}", "say", key) == key
+            if (late_s := self.loop.time() - asked_at) > LATE_S:
+                self.violations.append(f"{key} was answered {late_s:.2f} s late")
+            await asyncio.sleep(0.1)
+
     async def _quiet(self) -> None:
         """Wait until nothing is left to be done: what was sent ends too."""
         with suppress(TimeoutError):
@@ -250,6 +279,7 @@ class ProgramWorld(World):
             target.removeprefix("Book/"): self.state(target)
             for shard in self.store._world.shards
             for target in shard.state
+            if target.startswith("Book/")
         }
         due = {root.path: expected(root.path, root.key, root.parts) for root in roots}
         wrong = audit(due, results, objects)
@@ -264,13 +294,13 @@ class ProgramWorld(World):
 
 
 def play(roots: list[Root], seed: int, *, mode: str | None = None) -> Outcome:
-    """Play a program in the weather of a seed, in a mode of that seed or in this one."""
+    """Play a program in the weather of a seed, beside its guests, in a mode of that seed or in this one."""
     choose = random.Random(f"mode {seed}")
     policy = MODES[mode or choose.choice(list(MODES))]
     with virtual_loop() as loop:
         world = plays.outside.outside = ProgramWorld(loop, policy, weather(seed))
         try:
-            return loop.run_until_complete(world.play(roots, choose.choice([1, 1, 2])))
+            return loop.run_until_complete(world.play(roots, pests.guests(seed), choose.choice([1, 1, 2])))
         finally:
             plays.outside.outside = None
 
