@@ -28,8 +28,8 @@ from . import outcomes, slots
 from .batches import freeing_batch, next_batch, until_settled
 from .code import UNSENT, LivingSender, Sender
 from .deadlines import Deadlines
-from .errors import DamagedError, FullError, NotFoundError, OverloadedError, UnavailableError, UsageError
-from .heartbeat import Heartbeat
+from .errors import DamagedError, FullError, NotFoundError, OverloadedError, SettingsError, UnavailableError, UsageError
+from .heartbeat import Heartbeat, Written
 from .invocation import Accepted, Foreign, Invocation
 from .loops import close, new_loop
 from .members import RUN
@@ -134,11 +134,10 @@ class Client:
 
     async def _open(self) -> None:
         ask = self._patience.for_a_while
-        self.shards = await ask(lambda: self._store.open_namespace(SHARDS))
-        await self._clock.open(lambda: ask(self._store.now_ms))
         await ask(self._open_writer)
+        await self._clock.open(lambda: ask(self._store.now_ms))
         watch = Watch(self._store, self._slots, self._lock)
-        beat = Heartbeat(self._store, self._clock)
+        beat = Heartbeat(self._store, self._clock, self._written, self._go_astray)
         loops = (self._send, self._receive, self._renew, beat.run, watch.run)
         self._tasks = [asyncio.ensure_future(loop()) for loop in loops]
         for task in self._tasks:
@@ -156,7 +155,11 @@ class Client:
         for slot in ended:
             self._settle(slot, UnavailableError(f"{self.failure}; the outcome is not known here"))
 
+    def _written(self) -> Written:
+        return Written(self._writer, self._number, self._seen)
+
     async def _open_writer(self) -> None:
+        self.shards = await self._store.open_namespace(self.shards)
         self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
         self._teller = teller_of_driver(self._writer)
 
@@ -215,11 +218,8 @@ class Client:
             name = f"{entry} #{self._next()}"
             slot = self._slots[name] = Slot(is_own=True)
             what = event.shard, event.invocation, event.kind, event.index, event.data
-            self._put(Brought(*what, name, self._unknown_until(is_foreign=isinstance(event, Foreign))))
+            self._put(Brought(*what, name, slots.unknown_until(self._loop, is_foreign=isinstance(event, Foreign))))
         return Invocation(entry, self, slot).accepted()
-
-    def _unknown_until(self, *, is_foreign: bool) -> float:
-        return self._loop.time() + (slots.COMES_WITHIN if is_foreign else slots.KNOWN_WITHIN)
 
     def _next(self) -> int:
         if self.failure:
@@ -257,7 +257,7 @@ class Client:
             elif told and not slot.is_attached and not slot.has_ended:
                 self._slots[id_] = slot
                 slot.is_attached = True
-                slot.unknown_until = self._unknown_until(is_foreign=invocation.is_foreign)
+                slot.unknown_until = slots.unknown_until(self._loop, is_foreign=invocation.is_foreign)
                 self._put(Attach(shard_in(id_), id_))
         return slot
 
@@ -402,14 +402,13 @@ class Client:
         """The store refused our number: open another writer and ask for everything that we wait for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
-        await self._patience.until_answered(self._open_writer, DamagedError)
+        await self._patience.until_answered(self._open_writer, DamagedError, SettingsError)
         self._is_astray = False
         self._uploads.again()
-        until = self._unknown_until(is_foreign=False)
         with self._lock:
             waiting = [id_ for id_, slot in self._slots.items() if slot.is_told and not slot.has_ended]
             for id_ in waiting:
-                self._slots[id_].unknown_until = until
+                self._slots[id_].unknown_until = slots.unknown_until(self._loop, is_foreign=False)
             unsent: set[str] = set()
             for operation in self._queue:
                 if isinstance(operation, Outgoing) and operation.caller:
@@ -435,7 +434,7 @@ class Client:
                 await patience.wait(error)
                 continue
             except DamagedError as error:  # its stream is none any more
-                self._go_astray(writer)
+                self._go_astray(writer, f"replies: {error}")
                 await patience.wait(error)
                 continue
             if writer != self._writer:
@@ -444,9 +443,10 @@ class Client:
             if replies:
                 self._seen = replies[-1].id
 
-    def _go_astray(self, writer: str) -> None:
+    def _go_astray(self, writer: str, why: str) -> None:
         """Let what sends open another writer, if this is still the one."""
-        if writer == self._writer:
+        if writer == self._writer and not self._is_astray:
+            logger.error("%s", why)
             self._is_astray = True
             self._wanted.set()
 

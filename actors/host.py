@@ -36,7 +36,7 @@ from .errors import DamagedError, SettingsError, UnavailableError
 from .failures import Failures
 from .idle import Idle
 from .leases import RENEW_EVERY, Leases, RenewalThread
-from .ownership import PAGE, REST, Ownership, pages
+from .ownership import NAMED_MAX, PAGE, REST, Ownership, pages
 from .patience import Patience, end
 from .paused import command_in
 from .policy import Policy, resolve
@@ -122,7 +122,8 @@ class Host:
         self._shards, self._box = self._ownership.shards, box
         if box is not None:
             box.is_left_alone, self._ownership.taken_over = lambda: self._ownership.is_left_alone, box.look
-        self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, self._ownership.lose)
+        ways_out = self._ownership.lose, self._ownership.went_back
+        self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, *ways_out)
         self._code = CodeBook(self._store, live=live)
         self._patience = Patience(f"host {identity.id}")
         self._count = SHARDS
@@ -393,7 +394,11 @@ class Host:
             self._to_wake[:0] = waking[len(dormants) :]
             self._fetch.set()
             waking = waking[: len(dormants)]
-        unread = await self._unread([id_ for (_, id_, _), found in zip(waking, dormants, strict=True) if found is None])
+        missing = [(shard, id_) for (shard, id_, _), found in zip(waking, dormants, strict=True) if found is None]
+        places = await self._patience.until_answered(lambda: self._store.where([id_ for _, id_ in missing]))
+        unread = {id_ for (_, id_), where in zip(missing, places, strict=True) if where is Where.INBOX}
+        for shard in {shard for (shard, _), where in zip(missing, places, strict=True) if where is Where.ASLEEP}:
+            await self._mend(shard)
         for number, ((shard, id_, events), dormant) in enumerate(zip(waking, dormants, strict=True)):
             await self._turn(number)
             if isinstance(dormant, DamagedError):
@@ -425,9 +430,12 @@ class Host:
         events.sort(key=lambda event: order_of(event.id))
         return code
 
-    async def _unread(self, ids: list[str]) -> set[str]:
-        found = await self._patience.until_answered(lambda: self._store.where(ids))
-        return {id_ for id_, where in zip(ids, found, strict=True) if where is Where.INBOX}
+    async def _mend(self, shard: OwnedShard) -> None:
+        """End what is said to be asleep and is not there, and begin with the rest anew."""
+        if not shard.is_lost:
+            ask = partial(self._store.mend, shard.shard, shard.epoch, self.incarnation)
+            lost = await self._patience.until_answered(ask)
+            self._ownership.went_back(shard, ", ".join(lost[:NAMED_MAX]) or "what had been lost already")
 
     # Time
 

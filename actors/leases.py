@@ -21,8 +21,9 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
+from journal.losses import WENT_BACK
 from journal.names import Epoch, Shard
-from journal.store import Store
+from journal.store import Cursor, Store
 
 from .errors import DamagedError, UnavailableError
 from .loops import close, new_loop
@@ -45,14 +46,14 @@ class Leases:
         incarnation: str,
         now: Callable[[], float],
         about: Callable[[], bytes],
-        acknowledged: Callable[[], dict[Shard, int]],
+        acknowledged: Callable[[], dict[Shard, tuple[int, Cursor]]],
         ttl: timedelta = LEASE_TTL,
     ) -> None:
         self.incarnation, self._now, self._about, self._ttl = incarnation, now, about, ttl.total_seconds()
         self._epochs: dict[Shard, Epoch] = {}
         self._until: dict[Shard, float] = {}
         self._acknowledged = acknowledged
-        self._behind: dict[Shard, int] = {}
+        self._behind: dict[Shard, str] = {}
 
     def add(self, shard: Shard, epoch: Epoch, asked_at: float) -> None:
         """Note a grant that was asked for at that time."""
@@ -73,8 +74,8 @@ class Leases:
         """Return the shards whose lease has lapsed, or was taken."""
         return [shard for shard in list(self._epochs) if not self.hold(shard)]
 
-    def behind(self) -> dict[Shard, int]:
-        """Return the shards whose store lacks commits that it had acknowledged before, and how many: a fail-over."""
+    def behind(self) -> dict[Shard, str]:
+        """Return the shards of which the store lacks something that it had acknowledged, or had to read, and what."""
         return dict(self._behind)
 
     @property
@@ -87,7 +88,8 @@ class Leases:
         asked_at = self._now()
         owned = {shard: epoch for shard, epoch in self.owned.items() if self.hold(shard)}
         known = self._acknowledged()
-        numbers = await store.renew(self.incarnation, owned, self._about())
+        read = {shard: cursor for shard, (_, cursor) in known.items()}
+        numbers = await store.renew(self.incarnation, owned, self._about(), read)
         for shard, epoch in owned.items():
             if self._epochs.get(shard) != epoch:
                 continue
@@ -95,8 +97,11 @@ class Leases:
                 self._until[shard] = 0.0
             elif self.hold(shard):
                 self._until[shard] = asked_at + self._ttl
-                if numbers[shard] < known.get(shard, 0):
-                    self._behind[shard] = known[shard] - numbers[shard]
+                number = known[shard][0] if shard in known else 0
+                if numbers[shard] == WENT_BACK:
+                    self._behind[shard] = "something of it that was there"
+                elif numbers[shard] < number:
+                    self._behind[shard] = f"its last {number - numbers[shard]} commits"
 
 
 class RenewalThread:

@@ -22,7 +22,7 @@ import orjson
 from journal.clock import StoreClock
 from journal.entries import Event, EventKind
 from journal.names import Shard
-from journal.store import READ_BYTES, Granted, Store, Where
+from journal.store import READ_BYTES, Cursor, Granted, Store, Where
 from journal.texts import told
 
 from .errors import DamagedError, UnavailableError
@@ -49,6 +49,8 @@ LOOK_EVERY: Final = 0.5
 REST: Final = 10.0
 """Seconds before a shard that this host failed on is taken again: it may fail in the same way, and all the same others
 of its invocations go on meanwhile."""
+NAMED_MAX: Final = 20
+"""So many invocations that the store has lost are named."""
 BURY_AFTER: Final = 10.0
 """Seconds of silence after which any host takes a dead one off the list."""
 
@@ -85,6 +87,8 @@ class Ownership:
         """Whether there was no other host at the last look, though there had been one before."""
         self.taken_over: Callable[[], None] = lambda: None
         """Told of a shard that its last owner has not handed over, before anything of it begins."""
+        self._losses = 0
+        """How often the store was found to have lost something, and that was not written there."""
         self._acquiring = 0
         """Leases that are asked for and not answered."""
 
@@ -118,8 +122,11 @@ class Ownership:
             self._leases.remove(shard)
         for shard, lost in self._leases.behind().items():
             if shard in self.shards:
-                logger.error("shard %d: the store has lost its last %d commits; recovering what it has", shard, lost)
-                self.lose(self.shards[shard], "the store is behind")
+                self.went_back(self.shards[shard], lost)
+            self._leases.remove(shard)
+        if self._losses:
+            await self._store.lose()
+            self._losses = 0
         await self._check()
         await self._leases.renew(self._store)
         asked_ms = self._clock.steady_ms()
@@ -207,11 +214,21 @@ class Ownership:
                 services, shard, answer.epoch, answer.number, lambda: not owned.is_lost and self._leases.hold(shard)
             )
             try:
+                if not answer.is_whole:
+                    await self._mend(shard, answer)
                 await self._recover(owned)
             except UnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever it is, it is this shard's, and logged
                 self.failed(owned, error)
+
+    async def _mend(self, shard: Shard, granted: Granted) -> None:
+        """Find what is there of a shard of which something is gone, and end the rest."""
+        logger.error("shard %d: something of it is gone from the store; looking for what is there", shard)
+        lost = await self._store.mend(shard, granted.epoch, self._leases.incarnation)
+        named = f": {', '.join(lost[:NAMED_MAX])}" if lost else ""
+        logger.error("shard %d: %d of its invocations are lost%s", shard, len(lost), named)
+        self._losses += 1
 
     async def _recover(self, owned: OwnedShard) -> None:
         shard, patience = owned.shard, Patience(f"host {self._host}, shard {owned.shard}")
@@ -255,6 +272,14 @@ class Ownership:
             del self.shards[owned.shard]
         self._leases.remove(owned.shard)
         self._again.set()
+
+    def went_back(self, owned: OwnedShard, lost: str) -> None:
+        """Say what the store has lost, and recover what it has."""
+        if owned.is_lost:
+            return
+        logger.error("shard %d: the store has lost %s; recovering what it has", owned.shard, lost)
+        self._losses += 1
+        self.lose(owned, "the store went back")
 
     def failed(self, owned: OwnedShard, error: BaseException) -> None:
         """Step down from a shard that this host failed on, for no reason that is one invocation's."""
@@ -341,9 +366,12 @@ class Ownership:
         owned = list(self.shards.values())
         return sorted(each.shard for each in owned), sum(each.staging.backlog for each in owned)
 
-    def acknowledged(self) -> dict[Shard, int]:
-        """Return the number of each shard's last acknowledged commit; any thread may ask."""
-        return {owned.shard: owned.staging.acknowledged for owned in list(self.shards.values())}
+    def acknowledged(self) -> dict[Shard, tuple[int, Cursor]]:
+        """Return the number of each shard's last acknowledged commit, and what was read; any thread may ask."""
+        return {
+            owned.shard: (owned.staging.acknowledged, Cursor(owned.cursor.inbox, owned.cursor.events))
+            for owned in list(self.shards.values())
+        }
 
 
 async def _in_turns(take: Callable[[Event], None], events: Iterable[Event]) -> None:

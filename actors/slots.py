@@ -35,6 +35,12 @@ FAILURE_MAX: Final = 1_000
 
 UNKNOWN: Final = "is not known: it never was, or its retention is over"
 
+
+def unknown_until(loop: asyncio.AbstractEventLoop, *, is_foreign: bool) -> float:
+    """Return until when the store need not know what it is asked for now."""
+    return loop.time() + (COMES_WITHIN if is_foreign else KNOWN_WITHIN)
+
+
 Waiting = Callable[[], None] | asyncio.Future[None]
 """Who is told: a future on its own loop, or a function in the thread that tells."""
 

@@ -9,7 +9,7 @@ from journal.store import Store
 
 from . import seal
 from .bundles import Bundle
-from .errors import FullError, UnavailableError
+from .errors import DamagedError, FullError, UnavailableError
 from .patience import Patience
 
 
@@ -48,7 +48,7 @@ class Uploads:
                 await put(store, found)
             except FullError:
                 return
-            except UnavailableError as error:
+            except (UnavailableError, DamagedError) as error:
                 await self._patience.wait(error)
             else:
                 self._patience.renew()

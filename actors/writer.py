@@ -26,8 +26,10 @@ class Writer:
         incarnation: str,
         shards: Callable[[], Iterable[OwnedShard]],
         lost: Callable[[OwnedShard, str], None],
+        went_back: Callable[[OwnedShard, str], None],
     ) -> None:
         self._store, self._incarnation, self._shards, self._lost = store, incarnation, shards, lost
+        self._went_back = went_back
         self._patience = Patience(f"host {host}, commits")
         self._wanted = asyncio.Event()
         self._first = Shard(0)
@@ -86,7 +88,17 @@ class Writer:
                     shard.failed(answer)
                 case Committed():
                     shard.settled(unwritten, answer)
+                    if answer.is_torn:
+                        self._went_back(shard, "something that a commit was about")
+                case Fenced(head) if _is_older(head, unwritten.part):
+                    self._went_back(shard, f"commits: its head is {head!r}")
                 case Fenced(head):
                     self._lost(shard, f"its commit was refused: another host owns it (head: {head})")
                 case Damaged(reason):
                     self._lost(shard, f"the store failed half way through a commit: {reason}")
+
+
+def _is_older(head: str, part: Part) -> bool:
+    """Whether a head is of the past of this very commit, and not of another owner since."""
+    epoch = head.partition(" ")[0]
+    return not epoch or (epoch.isdecimal() and int(epoch) <= part.epoch)

@@ -334,14 +334,21 @@ class Lines:
         if is_ours:
             pool.connection_class = _OwnSocket
         self._pool = pool
+        self.opened = 0
+        """How many connections were opened."""
         self._lines: list[Line] = []
         self._free: list[Line] = []
 
     def open(self) -> Line:
         """Return a line of one's own, on which nothing waits behind others."""
-        line = Line(self._pool.make_connection(), self._greet)
+        line = Line(self._pool.make_connection(), self._greeted)
         self._lines.append(line)
         return line
+
+    async def _greeted(self, send: Callable[..., Awaitable[list[Any]]]) -> None:
+        if self._greet is not None:
+            await self._greet(send)
+        self.opened += 1
 
     async def ask(self, *command: Any) -> Any:
         """Ask on a free line and return the answer; raises as `Line.ask`."""

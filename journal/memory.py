@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 
 from .entries import Event, EventKind, order_of, target_of
 from .errors import DamagedError, FullError
+from .losses import WENT_BACK, Known
 from .names import Epoch, Shard, new_id, shard_in
 from .store import (
+    NOTHING_READ,
     READ_BYTES,
     SHARDS,
     Answer,
@@ -155,6 +157,11 @@ class MemoryStore:
 
         return await self._blocking(read, block_ms)
 
+    async def known(self, writer: str) -> Known | None:
+        self._world.tick()
+        known = self._world.writer(writer)
+        return None if known is None else Known(known.number, known.replies.last, str(self._world.losses))
+
     async def status(self, invocation: str) -> str:
         shard = self._world.shard(shard_in(invocation))
         place = shard.ids.get(invocation)
@@ -209,13 +216,15 @@ class MemoryStore:
             raise DamagedError(f"shard {shard}: {head}; nobody serves it until its head is mended")
         target.head = Head(max(head.epoch + 1, self._world.tick()), incarnation, head.number)
         target.lease = f"{incarnation} {target.head.epoch} 0"
-        return Granted(Epoch(target.head.epoch), head.number, head.incarnation == "-")
+        return Granted(Epoch(target.head.epoch), head.number, head.incarnation == "-", not target.is_torn)
 
     def _owned(self, shard: Shard, epoch: Epoch, incarnation: str) -> ShardData | None:
         target = self._world.shard(shard)
         return target if target.head.is_of(epoch, incarnation) else None
 
-    async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
+    async def renew(
+        self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
+    ) -> dict[Shard, int]:
         self._beats += 1
         self._world.hosts[incarnation] = b"%d %s" % (self._beats, about)
         numbers: dict[Shard, int] = {}
@@ -223,8 +232,20 @@ class MemoryStore:
             target = self._owned(shard, epoch, incarnation)
             if target is not None:
                 target.lease = f"{incarnation} {epoch} {self._beats}"
-                numbers[shard] = target.head.number
+                cursor = read.get(shard)
+                is_behind = cursor is not None and target.ends_before(cursor)
+                target.is_torn = target.is_torn or is_behind
+                numbers[shard] = WENT_BACK if is_behind else target.head.number
+            elif self._world.shard(shard).head.epoch < epoch:
+                numbers[shard] = WENT_BACK
         return numbers
+
+    async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
+        target = self._owned(shard, epoch, incarnation)
+        return [] if target is None else self._world.mend(target)
+
+    async def lose(self) -> None:
+        self._world.losses += 1
 
     async def release(self, incarnation: str, owned: Mapping[Shard, Epoch], *, leaving: bool) -> None:
         for shard, epoch in owned.items():

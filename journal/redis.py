@@ -12,6 +12,7 @@ Invariants:
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final, Literal, cast
 
@@ -19,9 +20,12 @@ from .entries import Event, target_of, teller_of_driver
 from .errors import DamagedError, SettingsError, UnavailableError
 from .keys import Keys
 from .line import Command, Forbidden, Lines, Refusal, UnknownScript
+from .losses import WENT_BACK, Known
+from .mending import mended
 from .names import Epoch, Shard, new_id, shard_in
 from .settings import check_version
 from .store import (
+    NOTHING_READ,
     READ_BYTES,
     Answer,
     Arrivals,
@@ -73,7 +77,7 @@ Streams = Sequence[tuple[str, str]]
 Page = tuple[bytes, Any]
 """A stream, and entries of it."""
 
-_PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",)}
+_PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",), "mend": ("tell",)}
 """What stands before a script: functions that others have too."""
 
 _FULL_FROM: Final = 0.9
@@ -118,6 +122,8 @@ class RedisStore:
         self._places: dict[bytes, tuple[Shard, bool]] = {}
         self._shas: dict[tuple[str, bool], str] = {}
         self._beats = 0
+        self._compared = -1
+        """How many connections there had been when the ends of streams were compared last."""
 
     async def aclose(self) -> None:
         await self._lines.aclose()
@@ -200,6 +206,24 @@ class RedisStore:
         groups = (((self._keys.replies(writer), after),),)
         return parse_replies(await self._read(1000, block_ms, groups, is_new=False))
 
+    async def known(self, writer: str) -> Known | None:
+        key, opened = self._keys.replies(writer), self._lines.opened
+        looks = opened != self._compared
+        look = ("XINFO", "STREAM", key) if looks else ("EXISTS", key)
+        number, losses, stream = await self._lines.answers(
+            ("GET", self._keys.writer(writer)), ("HGET", self._keys.meta, "losses"), look
+        )
+        for answer in (number, losses):
+            if isinstance(answer, Exception):
+                raise answer
+        if number is None or not stream or isinstance(stream, Refusal):
+            return None
+        if isinstance(stream, Exception):
+            raise stream
+        self._compared = opened
+        last = dict(pairs_in(stream))[b"last-generated-id"].decode() if looks else ""
+        return Known(int(number.split(b" ")[0]), last, text_of(losses))
+
     async def status(self, invocation: str) -> str:
         place = await self._place(invocation)
         if place[:1] == "i":
@@ -239,18 +263,33 @@ class RedisStore:
     async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
         answer = await self._run("acquire", shard, incarnation, seen)
         if answer[0] == b"g":
-            return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1)
+            return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1, answer[4] == 1)
         if answer[0] == b"d":
             raise DamagedError(
                 f"shard {shard}: {answer[1].decode('utf-8', 'replace')}; nobody serves it until its head is mended"
             )
         return Held(answer[1].decode())
 
-    async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
+    async def renew(
+        self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
+    ) -> dict[Shard, int]:
         self._beats += 1
-        pairs = [part for pair in owned.items() for part in pair]
-        numbers = await self._run("renew", incarnation, about, self._beats, *pairs)
-        return {shard: number for shard, number in zip(owned, numbers, strict=True) if number >= 0}
+        parts: list[Any] = []
+        for shard, epoch in owned.items():
+            cursor = read.get(shard) or Cursor("0-0", "0-0")
+            parts += (shard, epoch, cursor.inbox, cursor.events)
+        opened = self._lines.opened
+        looks = int(opened != self._compared)
+        numbers = await self._run("renew", incarnation, about, self._beats, looks, *parts)
+        self._compared = opened
+        found = zip(owned, numbers, strict=True)
+        return {shard: number for shard, number in found if number >= 0 or number == WENT_BACK}
+
+    async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
+        return await mended(self._lines, partial(self._run, "mend"), self._keys, shard, f"{epoch} {incarnation}")
+
+    async def lose(self) -> None:
+        await self._do("HINCRBY", self._keys.meta, "losses", 1)
 
     async def release(self, incarnation: str, owned: Mapping[Shard, Epoch], *, leaving: bool) -> None:
         pairs = [part for pair in owned.items() for part in pair]

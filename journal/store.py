@@ -13,11 +13,13 @@ Invariants:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum
+from types import MappingProxyType
 from typing import Protocol
 
 from .entries import Event, EventKind, Failure, failure
+from .limits import Limits as Limits
+from .losses import Known
 from .names import Epoch, Shard
 
 SHARDS = 16
@@ -36,28 +38,6 @@ def unknown(invocation: str) -> bytes:
     """Return the outcome that a handler sees of an invocation that is not known."""
     why = f"{invocation} is not known: it never was, or its retention is over"
     return failure(Failure(404, why, {}, "TerminalError"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a namespace bounds, and where."""
-
-    inbox_max: int = 100_000
-    """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that. The same
-    number of events bounds what drivers bring."""
-    done_max: int = 10_000
-    """Finished invocations that one shard remembers."""
-    retention: timedelta = timedelta(days=1)
-    """How long a finished invocation is remembered, if the count allows."""
-    session: timedelta = timedelta(days=1)
-    """How long a silent driver keeps its number and its replies."""
-    retention_when_full: timedelta = timedelta(seconds=10)
-    """How long a finished invocation is remembered while the store has hardly any memory left."""
-
-    def retention_ms(self, *, is_full: bool = False) -> int:
-        """Return how long a finished invocation is remembered, in ms."""
-        kept = min(self.retention, self.retention_when_full) if is_full else self.retention
-        return int(kept.total_seconds() * 1000)
 
 
 @dataclass(slots=True)
@@ -219,12 +199,14 @@ class Committed:
     first: str
     known: tuple[str, ...] = ()
     """Invocations that a send wanted to start anew, and that were known."""
+    is_torn: bool = False
+    """Something that the part is about was gone: the store has lost it. The rest was applied."""
 
     @classmethod
     def parse(cls, answer: str) -> "Committed":
         """Return the answer that a head keeps: both, with spaces between."""
-        first, *known = answer.split(" ")
-        return cls(first, tuple(known))
+        first, *known = answer.removeprefix("!").split(" ")
+        return cls(first, tuple(known), answer.startswith("!"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +233,8 @@ class Granted:
     epoch: Epoch
     number: int
     clean: bool
+    is_whole: bool = True
+    """Whether nothing of the shard is known to be gone; else it is to be mended before it is recovered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +250,9 @@ class Cursor:
 
     inbox: str
     events: str
+
+
+NOTHING_READ: Mapping[Shard, Cursor] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -387,6 +374,10 @@ class Store(Protocol):
         """Return the replies after an id, bounded as `arrivals`, waiting for the first one up to `block_ms`."""
         ...
 
+    async def known(self, writer: str) -> Known | None:
+        """Return what the store knows of a writer; None if it has forgotten it."""
+        ...
+
     async def status(self, invocation: str) -> str:
         """Return where an invocation is: `open`, `asleep`, `paused: why`, `succeeded`, `failed`, or `` if unknown."""
         ...
@@ -413,8 +404,22 @@ class Store(Protocol):
         """
         ...
 
-    async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
-        """Renew leases and say what this host is; return the last commit's number of each that is still ours."""
+    async def renew(
+        self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
+    ) -> dict[Shard, int]:
+        """Renew leases and say what this host is; return the last commit's number of each that is still ours.
+
+        Of one that the store has lost something of, or less of than was read, it is `WENT_BACK`. Ends of streams are
+        compared after each reconnect, since a store goes back when it starts again or another takes its place.
+        """
+        ...
+
+    async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
+        """Find what is open or has finished in a torn shard, end the rest (`GONE`), and return the ids of that."""
+        ...
+
+    async def lose(self) -> None:
+        """Count a loss, so that every driver attaches anew to what it waits for."""
         ...
 
     async def release(self, incarnation: str, owned: Mapping[Shard, Epoch], *, leaving: bool) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from .entries import EventKind, order_of, timer_of_field, timer_of_object
+from .entries import EventKind, Message, order_of, timer_of_field, timer_of_object
+from .losses import GONE
 from .names import shard_in
 from .store import (
     INBOX_FULL,
@@ -23,6 +24,7 @@ from .store import (
     Attach,
     Bring,
     Committed,
+    Cursor,
     Damaged,
     Dormant,
     Expire,
@@ -126,6 +128,13 @@ class ShardData:
         self.forget: dict[str, int] = {}
         self.head = Head()
         self.lease = ""
+        self.is_torn = False
+        """Whether something that `ids` names is known to be gone."""
+
+    def ends_before(self, read: Cursor) -> bool:
+        """Whether a stream ends before what was read of it."""
+        pairs = ((self.inbox, read.inbox), (self.events, read.events))
+        return any(order_of(stream.last) < order_of(id_) for stream, id_ in pairs)
 
     def outcome(self, invocation: str, place: Place) -> bytes | None:
         """Return the outcome of a finished invocation, if it is still there."""
@@ -157,11 +166,14 @@ class World:
         self.control: Stream[str] = Stream()
         self.code: dict[str, bytes] = {}
         self.current: dict[str, str] = {}
+        self.losses = 0
         self.changed = asyncio.Event()
         self.is_full = False
         """Whether there is no memory left, as tests say it."""
         self.told = 0
         """Bytes of what drivers were told since a write began."""
+        self._is_torn = False
+        """Whether something that the part that is being applied is about is gone."""
         self._known: list[str] = []
         """What sends of the part that is being applied wanted new, and is not."""
 
@@ -268,12 +280,14 @@ class World:
         except LookupError as error:
             head.damage = repr(error)
             return Damaged(head.damage)
-        head.number, head.answer = part.number, " ".join([first, *self._known])
+        shard.is_torn = shard.is_torn or self._is_torn
+        head.number, head.answer = part.number, ("!" if self._is_torn else "") + " ".join([first, *self._known])
         return Committed.parse(head.answer)
 
     def _apply_part(self, shard: ShardData, part: Part) -> str:
         first, written = "", dict[str, list[str]]()
         self._known.clear()
+        self._is_torn = False
         for progress in part.progress:
             added = self._apply(shard, progress, written)
             first = first or added
@@ -334,7 +348,9 @@ class World:
 
     def _finish(self, shard: ShardData, progress: Progress, end: Finish, journal: Sequence[str]) -> None:
         invocation = progress.invocation
-        for teller in shard.ids[invocation].tellers:
+        place = shard.ids.get(invocation)
+        self._is_torn = self._is_torn or place is None
+        for teller in place.tellers if place else ():
             self.tell(teller, invocation, end.outcome, EventKind.REPLY)
         if progress.asleep:
             shard.asleep.pop(invocation, None)
@@ -353,13 +369,22 @@ class World:
     def _lay_to_sleep(self, shard: ShardData, progress: Progress, end: Sleep, journal: Sequence[str]) -> None:
         invocation = progress.invocation
         if not progress.asleep:
-            message = shard.inbox.entries.pop(progress.inbox_id)
+            message = shard.inbox.entries.pop(progress.inbox_id, None)
+            if message is None:
+                self._is_torn = True
+                return
             shard.asleep[invocation] = Dormant(progress.inbox_id, message, [], "")
-            shard.ids[invocation].kind = "a"
+            self._is_torn = self._is_torn or invocation not in shard.ids
+            shard.ids.setdefault(invocation, Place("a", progress.inbox_id, [])).kind = "a"
             if end.holds:
                 shard.held[progress.target] = invocation
-        dormant = shard.asleep[invocation]
-        records = dict(dormant.records) | {id_: shard.journal.entries.pop(id_)[1] for id_ in journal}
+        dormant = shard.asleep.get(invocation)
+        if dormant is None:
+            self._is_torn = True
+            return
+        found = {id_: shard.journal.entries.pop(id_, None) for id_ in journal}
+        self._is_torn = self._is_torn or None in found.values()
+        records = dict(dormant.records) | {id_: entry[1] for id_, entry in found.items() if entry is not None}
         dormant.records = sorted(records.items(), key=lambda record: order_of(record[0]))
         dormant.paused = end.paused
         (shard.resumed.add if end.resumed else shard.resumed.discard)(invocation)
@@ -394,9 +419,40 @@ class World:
                 del shard.ids[invocation]
         due = sorted((until, invocation) for invocation, until in shard.forget.items() if until <= self.now)
         for _, invocation in due[:most]:
-            del shard.outcomes[invocation], shard.ids[invocation], shard.forget[invocation]
+            del shard.outcomes[invocation], shard.forget[invocation]
+            shard.ids.pop(invocation, None)
             shard.digests.pop(invocation, None)
         return forgotten + len(due[:most])
+
+    # What `mend.lua` does
+
+    def mend(self, shard: ShardData) -> list[str]:
+        """Make `ids` anew, of what is there; end what it names and is not, and return that."""
+        there = [(data, "i", id_) for id_, data in shard.inbox.entries.items()]
+        there += [(dormant.message, "a", dormant.inbox_id) for dormant in shard.asleep.values()]
+        for data, kind, id_ in there:
+            message = Message.parse(data)
+            shard.ids.setdefault(message.id, Place(kind, id_, [message.caller] if message.caller else []))
+        for id_, (invocation, outcome) in shard.done.entries.items():
+            if outcome:
+                shard.ids.setdefault(invocation, Place("d", id_, []))
+        for invocation in shard.outcomes:
+            shard.ids.setdefault(invocation, Place("o", "", []))
+        lost = [
+            invocation
+            for invocation, place in shard.ids.items()
+            if (place.kind == "i" and place.id not in shard.inbox.entries)
+            or (place.kind == "a" and invocation not in shard.asleep)
+        ]
+        for invocation in lost:
+            for teller in shard.ids.pop(invocation).tellers:
+                self.tell(teller, invocation, GONE, EventKind.REPLY)
+        for target, invocation in list(shard.held.items()):
+            if invocation not in shard.ids:
+                del shard.held[target]
+        shard.is_torn = False
+        self.wake()
+        return lost
 
     # What `move_due.lua` does
 

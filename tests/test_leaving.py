@@ -15,7 +15,7 @@ from actors.host import Host, Identity
 from journal.clock import wall_ms
 from journal.memory import MemoryStore
 from journal.names import Epoch, Shard
-from journal.store import SHARDS, Look
+from journal.store import NOTHING_READ, SHARDS, Cursor, Look
 
 
 class Trainer(VirtualObject):
@@ -63,10 +63,12 @@ class LateRenewals(MemoryStore):
     late: asyncio.Event
     waiting: int = 0
 
-    async def renew(self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes) -> dict[Shard, int]:
+    async def renew(
+        self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
+    ) -> dict[Shard, int]:
         self.waiting += 1
         await self.late.wait()
-        return await super().renew(incarnation, owned, about)
+        return await super().renew(incarnation, owned, about, read)
 
 
 async def seen(store: MemoryStore, holds: Callable[[Look], bool]) -> bool:

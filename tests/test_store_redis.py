@@ -400,7 +400,7 @@ async def test_nothing_is_left_of_invocations_but_their_outcomes_and_state(store
     found = [key.decode().removeprefix(namespace + ":") for key in await ask(store, "KEYS", f"{namespace}:*")]
     filled = [key for key in found if not await is_empty_stream(store, f"{namespace}:{key}")]
 
-    kept = ["0:done", "0:forget", "0:head", "0:ids", "0:outcomes", f"0:state:{TARGET}", "control", "meta"]
+    kept = ["0:done", "0:forget", "0:head", "0:ids", "0:outcomes", f"0:state:{TARGET}", "0:timers", "control", "meta"]
     assert sorted(filled) == [*kept, f"replies:{driver.writer}", f"writer:{driver.writer}"]
 
 

@@ -1,7 +1,7 @@
 -- Takes a shard's lease that nobody has, or that its owner has not renewed since the challenger looked.
 -- KEYS: none
 -- ARGV: namespace, shard, incarnation, value seen for a whole time to live ('' if none)
--- Returns: {'g', epoch, number, clean (0/1)} | {'h', value held} | {'d', damaged head}
+-- Returns: {'g', epoch, number, clean (0/1), whole (0/1: it is to be mended first)} | {'h', value held} | {'d', damaged head}
 -- Promise 6: the epoch grows with every grant, so what the former owner still sends is refused.
 local prefix = ARGV[1] .. ':' .. ARGV[2]
 local lease = redis.call('GET', prefix .. ':lease')
@@ -12,6 +12,16 @@ local epoch, owner, number = string.match(head, '^(%d+) (%S+) (%d+)')
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local grown = string.format('%.0f', math.max(tonumber(epoch) + 1, now))
+-- `ids` and `timers` are never empty from here on: where one of them is not there, somebody has deleted it.
+local mark, timed = redis.call('HGET', prefix .. ':ids', ''), redis.call('ZSCORE', prefix .. ':timers', '')
+local whole = mark == '-' and timed
+if not (mark or timed) then -- nobody has owned it yet, or who knows of no marks
+  local others = {':inbox', ':journal', ':done', ':outcomes', ':held'}
+  for k, name in ipairs(others) do others[k] = prefix .. name end
+  whole = redis.call('EXISTS', prefix .. ':ids') == 1 or redis.call('EXISTS', unpack(others)) == 0
+end
+redis.call('HSET', prefix .. ':ids', '', whole and '-' or 'torn')
+redis.call('ZADD', prefix .. ':timers', 'inf', '')
 redis.call('SET', prefix .. ':head', grown .. ' ' .. ARGV[3] .. ' ' .. number .. ' ')
 redis.call('SET', prefix .. ':lease', ARGV[3] .. ' ' .. grown .. ' 0')
-return {'g', grown, number, owner == '-' and 1 or 0}
+return {'g', grown, number, owner == '-' and 1 or 0, whole and 1 or 0}

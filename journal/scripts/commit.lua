@@ -14,7 +14,9 @@
 --         128 outcome, summary, and with 8192 keep in ms | 512 notice
 --         256 holds (0/1, 2: goes on after a pause), reason of a pause
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
--- Returns: for each part: `c<first journal id>` (and after spaces what sends wanted new, and is known), `f<head>` (refused) or `d<reason>` (damaged)
+-- Returns: for each part: `c<first journal id>` (and after spaces what sends wanted new, and is known), `f<head>` (refused)
+--          or `d<reason>` (damaged). After the `c` comes `!` if something that the part is about was not there: the store
+--          has lost it. The rest of the part was applied, and the shard is marked as torn: its owner is to mend it.
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
 local inbox_limit, done_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention, refusal = tonumber(ARGV[4]), ARGV[5]
@@ -22,6 +24,7 @@ local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local band = bit.band
 local forgets, are_kept = {}, nil
+local lost = false -- whether the part that is being applied is about something that is gone
 local known = '' -- what sends of the part wanted new and is not, each after a space
 
 -- Ids of one commit follow each other, also where the clock goes on while a script runs (Redis before 7.2).
@@ -73,22 +76,34 @@ local function send(prefix, invocation, teller, data)
   end
 end
 
+-- Notes that something is gone, and returns an entry that says nothing.
+local function gone()
+  lost = true
+  return ''
+end
+
 local function lay_to_sleep(names, invocation, target, inbox_id, asleep, how, paused, journal)
   local key = names.asleep .. ':' .. invocation
   if not asleep then
     local found = call('XRANGE', names.inbox, inbox_id, inbox_id)
+    if not found[1] then gone() return end
     call('HSET', key, 'm', found[1][2][2], 'id', inbox_id)
     call('XDEL', names.inbox, inbox_id)
-    local _, tellers = place_of(call('HGET', names.ids, invocation))
+    local _, tellers = place_of(call('HGET', names.ids, invocation) or gone())
     call('HSET', names.ids, invocation, 'a' .. inbox_id .. tellers)
     if how == '1' then call('HSET', names.held, target, invocation) end
   elseif call('EXISTS', key) == 0 then
-    error(invocation .. ' is not asleep')
+    gone()
+    return
   end
   for _, id in ipairs(journal) do
     local found = call('XRANGE', names.journal, id, id)
-    call('HSET', key, 'j' .. id, found[1][2][4])
-    call('XDEL', names.journal, id)
+    if found[1] then
+      call('HSET', key, 'j' .. id, found[1][2][4])
+      call('XDEL', names.journal, id)
+    else
+      gone()
+    end
   end
   if paused ~= '' or how == '2' then
     call('HSET', key, 'paused', paused) -- empty: it is open
@@ -125,7 +140,7 @@ end
 
 -- Ends an invocation that has slept or whose outcome is kept.
 local function finish(names, invocation, target, inbox_id, asleep, outcome, summary, keep, journal)
-  tell_all(invocation, call('HGET', names.ids, invocation), outcome)
+  tell_all(invocation, call('HGET', names.ids, invocation) or gone(), outcome)
   if asleep then
     call('DEL', names.asleep .. ':' .. invocation)
     if call('HGET', names.held, target) == invocation then call('HDEL', names.held, target) end
@@ -153,6 +168,7 @@ local function finish_all(names)
   if n == 0 then return end
   for k, entry in ipairs(call('HMGET', names.ids, unpack(invocations, 1, n))) do
     local invocation, outcome = invocations[k], outcomes[k]
+    entry = entry or gone()
     if first < k and string.find(entry, ' i:', 1, true) then -- who has ended before it is not told
       call('HSET', names.ids, unpack(ended, 2 * first - 1))
       first = k
@@ -183,7 +199,7 @@ end
 
 local function apply(prefix, at, stop)
   local names, first, last, finished, written = setmetatable({prefix = prefix}, naming), '', nil, 0, nil
-  ends.n, ends.journal, known = 0, nil, ''
+  ends.n, ends.journal, known, lost = 0, nil, '', false
   while at < stop do
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local asleep, journal = band(flags, 2048) ~= 0, nil
@@ -275,7 +291,8 @@ local function apply(prefix, at, stop)
   end
   finish_all(names)
   if finished > 0 then trim(names, finished) end
-  return first .. known
+  if lost then call('HSET', names.ids, '', 'torn') end
+  return (lost and '!' or '') .. first .. known
 end
 
 local answers, prefixes, keys, heads, changed, at = {}, {}, {}, {}, {}, 7

@@ -34,4 +34,5 @@ for _, member in ipairs(due) do
   redis.call('ZREM', prefix .. ':timers', member)
 end
 local following = redis.call('ZRANGE', prefix .. ':timers', 0, 0, 'WITHSCORES')
+if following[1] == '' then following = {} end -- the mark that keeps it from being empty
 return {#due, following[2] and tonumber(following[2]) or 0}

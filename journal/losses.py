@@ -1,0 +1,26 @@
+"""Losses: what is said of a store that has lost something, and by what its clients notice.
+
+A store goes back where a failover lost its tail or its file was cut; keys go where somebody deletes them.
+"""
+
+from dataclasses import dataclass
+
+from .entries import Failure, failure
+
+GONE = failure(Failure(410, "the store has lost this invocation: what became of it is unknown", {}, "TerminalError"))
+"""The outcome of an open invocation that is not in the store any more."""
+
+WENT_BACK = -2
+"""Instead of the number of a shard's last commit: the store lacks something of the shard that it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store knows of a writer."""
+
+    number: int
+    """Of its last write."""
+    last: str
+    """The last id of its reply stream, where connections are new since this was last asked; else empty."""
+    losses: str
+    """Changes when the store is found to have lost something."""
