@@ -22,6 +22,7 @@ from .code import MISSING_FOR, UNSENT, MissingCodeError
 from .errors import TerminalError
 from .objects import Declaration
 from .patience import Patience
+from .schedule import SCHEDULED_AT
 from .services import Services
 from .staging import Staging
 from .tracebacks import traced
@@ -179,8 +180,13 @@ class Classes:
 
 
 def _lacks(found: Declaration, run: InFlight) -> bool:
-    """Whether the class has no such handler, though the one had it with which the invocation was accepted."""
-    return run.message.handler not in found.handlers and bool(run.message.code or run.records)
+    """Whether the class has no such handler, though the one had it with which the invocation was accepted.
+
+    What a schedule fires is for the newest class: it is refused, and the schedule's status says so.
+    """
+    is_fired = SCHEDULED_AT in (run.message.headers or ())
+    was_there = bool(run.records) or (bool(run.message.code) and not is_fired)
+    return run.message.handler not in found.handlers and was_there
 
 
 def _fits(found: Declaration, run: InFlight) -> bool:
