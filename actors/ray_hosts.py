@@ -119,12 +119,19 @@ def on_node(node: str) -> dict[str, Any]:
     return {"num_cpus": 0, "memory": 1, "scheduling_strategy": strategy}
 
 
+class _Lines(logging.Formatter):
+    """Escapes what is no valid UTF-8, as keys may be: the file that Ray keeps of a process does not take it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode("utf-8", "backslashreplace").decode()
+
+
 def _log_here() -> None:
     level = os.environ.get("PERDURE_LOG", "WARNING").upper()
     is_known = level in logging.getLevelNamesMapping()  # init() refuses another, but a node may have been given its own
-    logging.basicConfig(
-        level=level if is_known else "WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    to_ray = logging.StreamHandler()
+    to_ray.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level if is_known else "WARNING", handlers=[to_ray])
     if not is_known:
         logger.warning("PERDURE_LOG=%r is no level of logging: WARNING is taken", os.environ["PERDURE_LOG"])
 

@@ -6,16 +6,19 @@ stay two; JSON would make one character of them.
 """
 
 import asyncio
+import io
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from test_semantics import Simulation, failure_of, mode, played
 
 import actors
-from actors import Context, Policy, Retry, TerminalError, VirtualObject, Workflow, handler, shared, state
+from actors import Context, Policy, Retry, TerminalError, VirtualObject, Workflow, handler, ray_hosts, shared, state
 from actors.driver import init, shutdown
 from actors.place import EMPTY_OPTIONS, Request, caller
 from journal.entries import Message, Record, pack, unpack
@@ -167,3 +170,20 @@ def test_any_text_goes_through_a_server() -> None:
         pause()
     paused.kill()
     assert waiting.result(timeout=20) == "after"
+
+
+def test_a_host_on_ray_logs_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.1: the file that Ray keeps of a process takes valid UTF-8 alone, and the line was lost."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True))
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    ray_hosts._log_here()
+    try:
+        raise KeyError(ODD)
+    except KeyError:
+        logging.getLogger("actors").warning("Odd/%s has failed", ODD, exc_info=True)
+    written = cast("Any", sys.stderr).buffer.getvalue().decode()
+    assert "Odd/caf\\udce9\\udce8 \\ud83d\\ude00.txt has failed\n" in written
+    assert "Logging error" not in written
