@@ -1,14 +1,17 @@
 """Programs on a real Valkey and real host processes, which are killed: `python -m tests.programs --real 200`.
 
 Programs run at once, on hosts of two kinds: one keeps what waits in memory, for the other's every wait ends there.
+At the end, when nobody is killed any more, every hostility is asked for once, and good ones must not be late for it.
 """
 
+import asyncio
 import json
 import os
+import random
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +23,14 @@ from actors.local import LocalHost
 from journal.clock import boot_seconds
 from journal.names import new_id
 from journal.redis import RedisStore
+from journal.store import SHARDS
+from tests.chaos import hostile
+from tests.chaos.audit import LATE_S
 from tests.chaos.evidence import is_under_way, keys_of
 from tests.host_process import EFFECTS, Fleet, connected
 from tests.servers import Server, valkey_binary
 
-from . import plays
+from . import pests, plays
 from .audit import audit, runs_kept, undone
 from .grammar import Root, program
 from .model import Expected, expected
@@ -32,6 +38,8 @@ from .model import Expected, expected
 AT_ONCE: Final = 12
 WITHIN_S: Final = 120.0
 KILLS_EVERY_S: Final = (0.3, 2.0)
+ALONE_S: Final = 3.0
+PESTS_AT_ONCE: Final = 4
 
 
 class File:
@@ -131,7 +139,7 @@ def _on_server(url: str, directory: Path, seeds: range) -> list[str]:
             found = list(pool.map(_Played, [client] * len(seeds), seeds))
         over.set()
         killing.join()
-        wrong = _until_right(found, outdoors)
+        wrong = [*_until_right(found, outdoors), *asyncio.run(_late(seeds.start))]
         return [*wrong, *_left(url, namespace), *([] if fleet.kills else ["nobody was killed"])]
     finally:
         over.set()
@@ -150,6 +158,8 @@ class _Played:
         self.roots = program(seed, f"p{seed}")
         self.results: dict[str, Any] = {}
         self.due: dict[str, Expected] = {root.path: expected(root.path, root.key, root.parts) for root in self.roots}
+        self.wrong: list[str] = []
+        """Of its guests."""
         started = [(root.path, client.start(_request(root))) for root in self.roots]
         for path, ref in started:
             try:
@@ -158,6 +168,7 @@ class _Played:
                 self.results[path] = plays.told(error)
             except TimeoutError as error:
                 self.results[path] = str(error)
+        self.wrong += asyncio.run(_pestered((guest.name, guest.key) for guest in pests.guests(seed)))
 
     def objects(self) -> dict[str, Mapping[str, Any]]:
         """Return what its objects hold."""
@@ -186,7 +197,7 @@ def _until_right(found: list[_Played], outdoors: Outdoors) -> list[str]:
 
 def _wrong(played: _Played, outdoors: Outdoors) -> list[str]:
     objects, facts = played.objects(), outdoors.facts()
-    wrong = audit(played.due, played.results, objects)
+    wrong = [*played.wrong, *audit(played.due, played.results, objects)]
     undo: dict[str, dict[str, tuple[str, int]]] = {}
     for said in facts:
         if "undone" in said and said["undone"].split(".")[0] == f"p{played.seed}":
@@ -197,6 +208,51 @@ def _wrong(played: _Played, outdoors: Outdoors) -> list[str]:
         step_id, _, this = run.rpartition(" ")
         if not step_id.startswith(f"{id_}:") or last.get(step_id) != this:
             wrong.append(f"{run} was recorded, and another action followed it")
+    return wrong
+
+
+async def _pestered(asked: Iterable[tuple[str, str]]) -> list[str]:
+    """Ask pests for all that, at once; return what is wrong with how it ended."""
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            ended = await asyncio.gather(*(hostile.wrong_with(name, key) for name, key in asked))
+    except TimeoutError:
+        return ["a pest did not end"]
+    return [wrong for wrong in ended if wrong]
+
+
+async def _slowest_s(until: asyncio.Future[Any]) -> float:
+    """Ask somebody good on each shard, again and again; return how long the slowest answer took."""
+
+    async def ask(key: str) -> float:
+        slowest_s = 0.0
+        while not until.done():
+            asked_at = boot_seconds()
+            assert await hostile.Mirror[key].say.remote(key) == key
+            slowest_s = max(slowest_s, boot_seconds() - asked_at)
+            await asyncio.sleep(0.05)
+        return slowest_s
+
+    return max(await asyncio.gather(*(ask(key) for key in pests.probes(SHARDS))))
+
+
+async def _late(seed: int) -> list[str]:
+    """Compare, when nobody is killed any more, how long good ones take alone and beside all hostilities."""
+    await _slowest_s(asyncio.ensure_future(asyncio.sleep(ALONE_S)))  # until shards have been shared out
+    alone_s = await _slowest_s(asyncio.ensure_future(asyncio.sleep(ALONE_S)))
+    names = random.Random(seed).sample(list(hostile.HOSTILITIES), len(hostile.HOSTILITIES))
+    wrong: list[str] = []
+
+    async def pester() -> None:
+        for first in range(0, len(names), PESTS_AT_ONCE):
+            some = enumerate(names[first : first + PESTS_AT_ONCE], first)
+            wrong.extend(await _pestered((name, hostile.hostile_key(number, number)) for number, name in some))
+
+    pestering = asyncio.ensure_future(pester())
+    beside_s = await _slowest_s(pestering)
+    await pestering
+    if beside_s > alone_s + LATE_S:
+        wrong.append(f"good ones took {beside_s:.2f} s beside pests, {alone_s:.2f} s alone")
     return wrong
 
 
