@@ -65,7 +65,8 @@ def campaign(
     context: Any = ray.get_runtime_context()
     fleet = Fleet(directory, server.url, namespace, context.gcs_address, seed, DRIVERS, is_hostile=is_hostile)
     stack.callback(fleet.close)
-    faults, stalls = Faults(server, fleet), Stalls()
+    faults = Faults(server, fleet)
+    stalls = Stalls(lambda: [*faults.pids(), *fleet.pids()])
     with faults.watching(), stalls.watching():
         fleet.wait_ready()
         began = boot_seconds()

@@ -98,6 +98,10 @@ class Faults:
             except UnavailableError:
                 continue  # while the store is away, they are who they were
 
+    def pids(self) -> list[int]:
+        """Return the processes of hosts."""
+        return [host.pid for host in self._hosts]
+
     def happen(self, schedule: Sequence[Fault], began: float) -> None:
         """Do all faults, each at its time; return when all are over and recovered from.
 

@@ -48,6 +48,10 @@ class Fleet:
     def _path(self, name: str, what: str) -> Path:
         return self._directory / f"{name}.{what}"
 
+    def pids(self) -> list[int]:
+        """Return the processes of drivers."""
+        return [process.pid for process in self._processes]
+
     def kill(self, rank: int) -> str:
         """Kill a driver, start its successor, and return the name that both have."""
         number = rank % len(self._processes)
