@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
-from journal.texts import class_name, cut, full_name, said, shown, told
+from journal.texts import cut, full_name, said, shown, told
 
 from . import seal
 from .errors import DecodeError, OverloadedError, TerminalError, UsageError
@@ -24,6 +24,8 @@ from .values import LIVE, Scope, decode, encode, unpickled
 
 __all__ = ["traced"]
 
+_TERSE: Final = (AssertionError, KeyError, StopAsyncIteration, StopIteration)
+"""Of these the message may be a bare value."""
 NOT_UNDONE: Final = "compensation_failed"
 """Metadata of an outcome: names of compensations that failed for good."""
 ERROR_MAX: Final = 1_000
@@ -71,7 +73,7 @@ def _by_nature(error: BaseException) -> Any:
     if issubclass(kind, TerminalError):
         return error
     if issubclass(kind, TimeoutError):
-        return _caused(TerminalError(_timed_out(error), 408, _kind(error)), error)
+        return _caused(TerminalError(_worded(error) if said(error) else "timed out", 408, _kind(error)), error)
     if issubclass(kind, UsageError):
         return _caused(TerminalError(said(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
@@ -94,9 +96,10 @@ def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
     return error
 
 
-def _timed_out(error: BaseException) -> str:
-    text = told(error)
-    return f"{text}: timed out" if text == class_name(type(error)) else text
+def _worded(error: BaseException) -> str:
+    """Return what an error says, with its class where that alone says little: `KeyError: 'nope'`, not `'nope'`."""
+    text, kind = said(error), type(error)
+    return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else told(error)
 
 
 def _kind(error: BaseException) -> dict[str, str]:
@@ -111,7 +114,7 @@ def name_of(cls: type) -> str:
 def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
     """Return the terminal error of something whose retries are used up; it says what its last failure said."""
     metadata = {**_kind(error), "attempts": str(attempts), "step": what}
-    return _caused(TerminalError(told(error), 500, metadata), error)
+    return _caused(TerminalError(_worded(error), 500, metadata), error)
 
 
 def encoded_value(value: Any) -> bytes:
