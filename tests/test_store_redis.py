@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio.connection import Connection
 from servers import DURABLE, Server, redis_binary, valkey_binary
-from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, redis_engine
+from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, new, redis_engine
 from wire import Wire
 
 from journal import line
@@ -420,6 +420,7 @@ async def test_the_table_of_keys_names_every_key_with_its_type(store: Store) -> 
     await driver.send("c3-0")
     await owner.finish("c3-0", keep_ms=9_000)
     await owner.sleep(B)
+    await driver.submit(new("d4-0", "", "digest"))
     namespace = keys_of(store).namespace
 
     found: dict[str, str] = {}
