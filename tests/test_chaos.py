@@ -4,6 +4,7 @@ The evidence below is small and right; each case corrupts one thing and names th
 """
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
+from journal.names import new_id
 from journal.store import SHARDS
 from tests.chaos.audit import audit
-from tests.chaos.evidence import Disturbed, Effect, Evidence, Left, row_of
+from tests.chaos.evidence import Disturbed, Effect, Evidence, Left, keys_of, row_of
 from tests.chaos.faults import Stop
 from tests.chaos.hostile import EQUAL, REFUSED
 from tests.chaos.log import Log, Operation, read
@@ -335,6 +338,18 @@ def test_a_log_says_what_became_of_an_operation(tmp_path: Path) -> None:
 )
 def test_a_key_is_known_by_the_table_of_keys(key: str, row: str) -> None:
     assert row_of(key, "ns") == row
+
+
+def test_a_timer_that_is_never_due_is_a_mark_and_others_are_under_way(valkey_url: str) -> None:
+    """The mark of a shard tells a deleted key from an empty one; it stays for good."""
+    namespace = new_id()
+    with Redis.from_url(valkey_url) as client:
+        client.zadd(f"{namespace}:1:timers", {"": math.inf})
+        client.zadd(f"{namespace}:2:timers", {"": math.inf, "01:invocation:1": 5})
+        sizes = {left.key: left.size for left in keys_of(valkey_url, namespace) if left.key.startswith(namespace)}
+        client.delete(*sizes)
+
+    assert sizes == {f"{namespace}:1:timers": 0, f"{namespace}:2:timers": 1}
 
 
 @pytest.mark.slow
