@@ -53,7 +53,9 @@ class Classes:
         if run.renewal is not None and not self.renew(run, activation):
             return None
         found = self._services.code.find(run.type_name, run.message.code)
-        return None if found is None or _lacks(found, run) else found
+        if found is None or run.message.handler in found.handlers:
+            return found
+        return None if _lacks(found, run) else found
 
     def renew(self, run: InFlight, activation: Activation) -> bool:
         """Let an invocation go on with the newest code of its class; return whether that is known here."""

@@ -303,11 +303,12 @@ class Client:
     def status(self, invocation: Invocation[Any], /) -> str:
         """Ask the store where it stands."""
         self._check_process()
+        slot = self._slots.get(invocation.id)
+        is_submitting = slot is not None and not slot.is_accepted  # before the store is asked: it may come meanwhile
         found = self._call(described(self._store, invocation.id))
         if found:
             return found
-        slot = self._slots.get(invocation.id)
-        if slot is not None and not slot.is_accepted:
+        if is_submitting:
             return "submitting"
         raise NotFoundError(f"{invocation.id} {UNKNOWN}")
 

@@ -36,7 +36,7 @@ class StoreClock:
 
     def now_ms(self) -> int:
         """Return the store's time, about; 0 before the first answer."""
-        return 0 if self._offset_ms is None else self.steady_ms() + self._offset_ms
+        return 0 if self._offset_ms is None else int(self._steady() * 1000) + self._offset_ms
 
     def steady_ms(self) -> int:
         """Return the time of the steady clock, to be noted when the store is asked."""

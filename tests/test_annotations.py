@@ -367,8 +367,10 @@ def test_what_is_no_future_says_what_to_do() -> None:
         for use in (asyncio.create_task, asyncio.get_running_loop().create_task):
             with pytest.raises(TypeError, match=r"await it, or make a task of it, asyncio.ensure_future\(ref\)"):
                 cast("Any", use)(ref)
-        with pytest.raises(UsageError, match="make a task of it") as caught:
+        with pytest.raises(UsageError, match=r"takes tasks: give it asyncio\.ensure_future"):
             await asyncio.wait(cast("Any", [ref]))
+        with pytest.raises(UsageError, match="make a task of it") as caught:
+            cast("Any", ref).done()
         assert isinstance(caught.value, AttributeError)
 
     asyncio.run(misuse())
