@@ -279,7 +279,7 @@ def cancels_later(_: str) -> Awaitable[str]:
     return cancels_itself("own task")
 
 
-class Canceller(VirtualObject):
+class CancellerOfHostileErrors(VirtualObject):
     @handler
     async def act(self, ctx: Context, how: str, times_out: bool) -> str:
         fn: Any = cancels_later if how == "by another function" else cancels_itself
@@ -303,7 +303,7 @@ def test_a_step_that_cancels_itself_has_failed(mode: Policy | None, how: str, ti
 
     async def scenario(world: Simulation) -> None:
         outside.switch = how == "itself, failing"
-        assert await Canceller["a"].act.remote(how.removesuffix(", failing"), times_out) == "done"
+        assert await CancellerOfHostileErrors["a"].act.remote(how.removesuffix(", failing"), times_out) == "done"
         assert outside.count == 2
 
     played(scenario, mode, ["a"])
@@ -325,7 +325,7 @@ def connected(session: Session) -> None:
 def test_a_task_of_a_step_cannot_end_its_host(how: str) -> None:
     """Issue 15.3: `sys.exit()` in a task that a step has made."""
     outside.reset()
-    assert Canceller["b"].act.remote(how, times_out=False).result(timeout=20) == "done"
+    assert CancellerOfHostileErrors["b"].act.remote(how, times_out=False).result(timeout=20) == "done"
     assert outside.count == 2
 
 
@@ -333,7 +333,7 @@ def test_a_task_of_a_step_cannot_end_its_host(how: str) -> None:
 @pytest.mark.parametrize("name", ["other exit", "other interrupt", "other stop", "other generator", "other own"])
 def test_a_sync_step_may_raise_whatever_there_is(name: str) -> None:
     """Issue 15.3, 16.3 and 15.42: it is a failed attempt, and says its class."""
-    said = Canceller["c"].exits.remote(name).result(timeout=20)
+    said = CancellerOfHostileErrors["c"].exits.remote(name).result(timeout=20)
     assert said.partition(":")[0] == type(OTHERS[name]()).__name__
 
 
@@ -476,7 +476,7 @@ def test_a_walk_meets_each_error_once() -> None:
 # -------------------------------------------------------------------------------------- what the caller is told (15.42)
 
 
-class Told(VirtualObject):
+class ToldOfHostileErrors(VirtualObject):
     steps: int = state(0)
 
     @handler(policy=Policy(retry=Retry(max_attempts=1)))
@@ -513,7 +513,10 @@ def test_an_error_says_its_class_at_the_caller(mode: Policy | None) -> None:
     """Issue 15.42."""
 
     async def scenario(world: Simulation) -> None:
-        said = {how: str(await failure_of(Told["a"].fails.remote(how))) for how in ("key", "assert", "exit", "value")}
+        said = {
+            how: str(await failure_of(ToldOfHostileErrors["a"].fails.remote(how)))
+            for how in ("key", "assert", "exit", "value")
+        }
         assert said["key"] == "KeyError: 'nope'"
         assert said["assert"].startswith("AssertionError")
         assert (said["exit"], said["value"]) == ("SystemExit", "ValueError")
@@ -524,10 +527,12 @@ def test_an_error_says_its_class_at_the_caller(mode: Policy | None) -> None:
 @pytest.mark.usefixtures("connected")
 def test_a_time_out_says_what_is_open_and_why() -> None:
     """Issue 15.42."""
-    ref = Told["t"].fails_for_ever.remote()
+    ref = ToldOfHostileErrors["t"].fails_for_ever.remote()
     with pytest.raises(TimeoutError) as caught:
         ref.result(timeout=3)
-    assert str(caught.value).startswith(f"Told/t.fails_for_ever ({ref.id}) has not ended within 3; waiting ended")
+    assert str(caught.value).startswith(
+        f"ToldOfHostileErrors/t.fails_for_ever ({ref.id}) has not ended within 3; waiting ended"
+    )
     assert str(caught.value).endswith("attempt 1 failed, the next follows in 10 s: KeyError: 'nope'")
     ref.kill()
 
@@ -537,7 +542,7 @@ def test_a_divergence_says_what_the_handler_has_raised(how: str) -> None:
     """Issue 15.42: the TypeError is the fault, that its handler took another way is what comes of it."""
 
     async def scenario(world: Simulation) -> None:
-        ref = Told["a"].changes.remote(how)
+        ref = ToldOfHostileErrors["a"].changes.remote(how)
         reason = await world.until_status(ref, "paused")
         raised = "TypeError: object of type 'int' has no len()" if how == "handles" else "TerminalError: it failed"
         assert reason.endswith(f"It raised {raised}")
