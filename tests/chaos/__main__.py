@@ -20,6 +20,7 @@ from journal.clock import boot_seconds
 from journal.names import new_id
 from tests.servers import Server, valkey_binary
 
+from . import hostile
 from .audit import audit, over_s
 from .evidence import Disturbed, Evidence, effects_in, keys_at_rest, states
 from .faults import Faults, Suffered, pause
@@ -62,6 +63,8 @@ def campaign(
     server = Server(valkey_binary(), directory)
     stack.callback(server.kill)
     stack.enter_context(actors.init(server.url, hosts=HOSTS, namespace=namespace))
+    if is_hostile:  # a request that comes without the class, before any with it, would find no class
+        actors.get(hostile.Pest["first"].count.remote(1))
     context: Any = ray.get_runtime_context()
     fleet = Fleet(directory, server.url, namespace, context.gcs_address, seed, DRIVERS, is_hostile=is_hostile)
     stack.callback(fleet.close)
