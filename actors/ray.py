@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from journal.names import new_id
+from journal.texts import told
 from journal.url import shown
 
 from . import seal
@@ -49,6 +50,15 @@ LEAVE_MAX: Final = 45.0
 """Seconds that hosts have to hand over."""
 REFERENCES_MAX: Final = 10_000
 """Ray references of one program that wait at once; more wait for their turn."""
+
+
+def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
+    """Yield the pickles of classes; one that has none is missing alone, and a value of it says so where it is read."""
+    for name, cls in classes.items():
+        try:
+            yield name, portable(cls, api.cloudpickle)
+        except Exception as error:  # a user's globals may hold anything
+            logger.info("%s.%s is not sent along with references: %s", *name, told(error))
 
 
 class Cluster:
@@ -142,8 +152,7 @@ class Cluster:
                 self._outcomes = made.options(num_cpus=0, max_concurrency=REFERENCES_MAX, **options).remote(self._place)
             classes = sent()
             if self._classes[1] is None or self._classes[0] != classes:
-                pickles = {name: portable(cls, api.cloudpickle) for name, cls in classes.items()}
-                self._classes = classes, api.put(pickles)
+                self._classes = classes, api.put(dict(_portable(classes)))
             return self._outcomes.outcome.remote(id_, keep_annotation(returns), self._classes[1])
 
     def close(self, *, keep_hosts: bool) -> None:
