@@ -57,7 +57,7 @@ def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
     for name, cls in classes.items():
         try:
             yield name, portable(cls, api.cloudpickle)
-        except Exception as error:  # a user's globals may hold anything
+        except Exception as error:  # noqa: BLE001  # a user's globals may hold anything
             logger.info("%s.%s is not sent along with references: %s", *name, told(error))
 
 
