@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, state
 from actors.driver import HostStatus
 from actors.ray_hosts import RAY_NAMESPACE, Place
+from actors.values import note_sent
 from journal import guard
 from journal.clock import boot_seconds
 from journal.keys import Keys
@@ -303,6 +305,20 @@ def test_an_object_ref_works_with_get_wait_and_as_an_argument(session: actors.Se
     assert ray.get(refs[0], timeout=WITHIN_S) == Seat(2)
     assert type(ray.get(refs[0])) is Seat
     assert ray.get(row_of.remote(refs[1]), timeout=WITHIN_S) == 4
+
+
+class Unpicklable(type):
+    """Its classes cannot be pickled."""
+
+    def __reduce_ex__(cls, protocol: Any) -> Any:
+        raise TypeError("no pickle of this class")
+
+
+def test_a_class_that_cannot_be_pickled_holds_up_no_object_ref(session: actors.Session) -> None:
+    """A program may have sent such a class before, and have nothing of it in the outcome."""
+    kept = Unpicklable("Kept", (), {"lock": threading.Lock(), "__module__": __name__})
+    note_sent(kept)
+    assert ray.get(RayCount["unpicklable"].add.remote().to_object_ref(), timeout=WITHIN_S) == 1
 
 
 async def test_an_object_ref_can_be_awaited(session: actors.Session) -> None:
