@@ -64,7 +64,9 @@ class Classes:
             return False
         declared, code = newest
         if _fits(declared, run):
-            is_other = declared is not run.declared and code != run.message.code
+            # The same class may have no hash here: nobody has sent it from this program.
+            mine = run.declared or self._services.code.find(run.type_name, run.message.code)
+            is_other = declared is not mine and code != run.message.code
             if run.renewal is Renewal.RESUMED or (is_other and run.message.code):
                 code = code if is_other else run.message.code
                 activation.staged = max(activation.staged, self._staging.renewed(run, code))

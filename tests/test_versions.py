@@ -8,9 +8,11 @@ import asyncio
 from typing import Any
 
 import pytest
+import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
+from actors.bundles import digest_of
 
 __all__ = ["mode"]
 
@@ -220,3 +222,26 @@ def test_a_handler_that_was_taken_away_lets_its_invocations_wait_and_ends_none(m
         assert await behind == "touched"
 
     played(scenario, mode, ["a"])
+
+
+def test_one_that_failed_keeps_the_code_that_its_next_owner_has_as_well(
+    mode: Policy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class that lives there has the hash that its message names: nothing is newer."""
+    kept = [version(fail)]
+    monkeypatch.setattr(test_semantics, "UNSENT", digest_of(kept[0]))
+
+    async def scenario(world: Simulation) -> None:
+        ref = kept[0]["a"].at_once.remote()
+        await failed(world)
+        world.members["a"].task.cancel()
+        await world.join("b")
+        await failed(world, outside.seen.count("failed") + 2)
+        shards = world.store._world.shards
+        written = repr([(shard.journal.entries, shard.asleep) for shard in shards])
+        assert '"attempt"' in written
+        assert '"newer"' not in written
+        ref.kill()
+        assert (await failure_of(ref)).code == 409
+
+    simulated(scenario)(mode)
