@@ -12,7 +12,10 @@ import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
+from actors.activation import InFlight
 from actors.bundles import digest_of
+from journal.entries import Message, Record
+from journal.names import Shard
 
 __all__ = ["mode"]
 
@@ -245,3 +248,15 @@ def test_one_that_failed_keeps_the_code_that_its_next_owner_has_as_well(
         assert (await failure_of(ref)).code == 409
 
     simulated(scenario)(mode)
+
+
+def test_a_death_after_newer_code_was_recorded_changes_neither_code_nor_count() -> None:
+    """Before that record is durable, the next owner finds the back-off and what ends it, and decides anew."""
+    failed_twice, newer = Record(attempt=3, error="late", began_ms=5), Record(newer="new")
+    run = InFlight(Message("1-0", "Versioned/a", "at_once", b"", "", "old"), Shard(0), "7-0")
+    run.adopt([("8-0", failed_twice)])
+    assert (run.message.code, run.attempt, run.backing_off) == ("old", 3, True)
+    run.adopt([("9-0", Record.parse(newer.encoded()))])
+    assert (run.message.code, run.attempt, run.backing_off, run.began_ms) == ("new", 3, False, 5)
+    run.adopt([("10-0", Record(attempt=4))])
+    assert (run.message.code, run.attempt, run.backing_off) == ("new", 4, True)
