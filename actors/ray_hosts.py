@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from journal.codec import MISSING
 from journal.redis import Durability, RedisStore
 from journal.store import Store
+from journal.texts import told
 from journal.url import shown
 
 from . import outcomes, seal
@@ -311,13 +312,13 @@ class Supervisor:
     async def _until_ended(self, about: About) -> None:
         """Return when a host's process has ended, or when Ray says so, which it does a second or two later."""
 
-        async def told() -> None:
+        async def tells() -> None:
             try:
                 await self._hosts[about.id].watch.remote()
             except RayActorError as error:
                 logger.info("host %s: %s", about.id, str(error).partition("\n")[0])
 
-        waits = [asyncio.ensure_future(told())]
+        waits = [asyncio.ensure_future(tells())]
         if has_ended(about.process) is not None:
             waits.append(asyncio.ensure_future(until_ended(about.process)))
         try:
@@ -398,7 +399,7 @@ class Outcomes:
         await asyncio.shield(self._opening)
         outcome = outcomes.checked(await self._client.outcome(id_))
         if outcomes.is_failure(outcome):
-            return _restored(outcome, returns, classes)
+            return _restored(outcome, returns, _named_in(outcome, classes))
         return Result(outcome, returns, classes)
 
 
@@ -406,18 +407,26 @@ class Result:
     """A result on its way: reading it gives the value, with the classes of the process that reads."""
 
     def __init__(self, outcome: bytes, returns: bytes, classes: Classes) -> None:
-        self._parts = outcome, returns, {name: code for name, code in classes.items() if name[1].encode() in outcome}
+        self._parts = outcome, returns, _named_in(outcome, classes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, self._parts
+
+
+def _named_in(outcome: bytes, classes: Classes) -> Classes:
+    return {name: code for name, code in classes.items() if name[1].encode() in outcome}
 
 
 def _restored(outcome: bytes, returns: bytes, classes: Classes) -> Any:
     """Return a result or raise a failure; classes that cannot be imported here are made of the code that came along."""
     for name, code in classes.items():
         if living(*name, imports=True) is None:
-            _kept[name] = api.cloudpickle.loads(code)
-            note_sent(_kept[name], name)
+            try:
+                _kept[name] = api.cloudpickle.loads(code)
+            except Exception as error:  # noqa: BLE001  # making a class runs code of users; its values say what is missing
+                logger.info("%s.%s cannot be made of its code: %s", *name, told(error))
+            else:
+                note_sent(_kept[name], name)
     annotation = MISSING
     if outcomes.needs_annotation(outcome):
         annotation = _annotations[returns] if returns in _annotations else api.cloudpickle.loads(returns)

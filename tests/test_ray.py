@@ -321,6 +321,15 @@ def test_a_class_that_cannot_be_pickled_holds_up_no_object_ref(session: actors.S
     assert ray.get(RayCount["unpicklable"].add.remote().to_object_ref(), timeout=WITHIN_S) == 1
 
 
+def test_a_class_that_cannot_be_made_again_holds_up_no_failure(session: actors.Session) -> None:
+    """Its pickle is good, and raises where it is read."""
+    kept = type("NoSeat", (), {"__class__": property(lambda _: object), "__module__": __name__, "__qualname__": "No"})
+    note_sent(kept)
+    ref = RayHall["unmade"].fail.remote(Seat(6)).to_object_ref()
+    with pytest.raises(NoSeat, match="no seat 6"):
+        ray.get(ref, timeout=WITHIN_S)
+
+
 async def test_an_object_ref_can_be_awaited(session: actors.Session) -> None:
     ref: Any = RayCount["o"].add.remote().to_object_ref()
     assert await asyncio.wait_for(ref, WITHIN_S) == 1
