@@ -343,7 +343,8 @@ class Client:
                 with self._lock:
                     taken = next_batch(self._queue)
                     self._is_woken = bool(self._queue)
-                await self._uploads.store(self._store)
+                if self._uploads.waiting:
+                    await self._uploads.store(self._store)
                 await self._submit(self._held.without(taken) if self._held else taken)
             with self._lock:
                 self._is_woken = bool(self._queue)

@@ -45,7 +45,7 @@ from .schedule import SCHEDULED_AT
 from .signals import Signals
 from .steps import Steps
 from .timers import Timers
-from .values import arguments_at, decode, scope_of
+from .values import decode, scope_of
 
 logger = logging.getLogger("actors")
 
@@ -116,7 +116,7 @@ class Execution:
         target, declared = self._message.target, self._declared
         self.view = StateView(fields, declared.fields, self.loop, refusal, self._scope, declared.cls, target)
         try:
-            where = arguments_at(target, self._message.handler)
+            where = "arguments", target, self._message.handler
             args, kwargs = decode(self._message.arguments, scope=self._scope, where=where)
             me = instance(self._declared.cls, self._target.key, self.view)
             message = self._message

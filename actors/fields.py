@@ -163,7 +163,7 @@ class StateView:
         if name in self._cleared:
             data = None
         if data is not None:
-            value = self._decoded(name, data)
+            value = self._decoded(name, data, field)
         elif field is None:
             return MISSING
         else:
@@ -172,7 +172,7 @@ class StateView:
         if type(value) in IMMUTABLE:
             self._before[name] = value
         else:
-            self._before[name] = encode(value, self._place_of(name)) if data is None else data
+            self._before[name] = self._encoded(name, value) if data is None else data
         return value
 
     # What the execution takes along
@@ -204,22 +204,21 @@ class StateView:
         """Whether a field that is as it was is written anew: it was sealed with an old secret, and may be written."""
         return not self._refusal and data != before and seal.bare(data) == seal.bare(before)
 
-    def _place_of(self, name: str) -> tuple[str, ...]:
-        return "state", self._target, name
-
     def _encoded(self, name: str, value: Any) -> bytes:
         try:
-            return encode(value, self._place_of(name))
+            return encode(value, ("state", self._target, name))
         except UsageError as error:
             raise UsageError(f"state {name!r}: {said(error)}") from error
 
-    def _decoded(self, name: str, data: bytes) -> Any:
-        field = self._declared.get(name)
-        return decode(data, MISSING if field is None else field.annotation, self._scope, self._place_of(name))
+    def _decoded(self, name: str, data: bytes, field: State[Any] | None) -> Any:
+        annotation = MISSING if field is None else field.annotation
+        return decode(data, annotation, self._scope, ("state", self._target, name))
 
     def _as_of_today(self, name: str, data: bytes) -> bytes:
         """Return how what was found is written here and now: a set has another order, a class a further field."""
-        return data if data[:1] == b"J" else self._encoded(name, self._decoded(name, data))
+        if data[:1] == b"J":
+            return data
+        return self._encoded(name, self._decoded(name, data, self._declared.get(name)))
 
     def absorb(self, fields: Mapping[str, bytes | None]) -> None:
         """Take what another invocation has written as found; what this one held of these fields is over."""

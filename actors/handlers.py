@@ -81,12 +81,14 @@ class Call(Generic[Remote]):
             TypeError: the arguments are not the handler's.
             UsageError: this is a step, or a process without `actors.init()`.
         """
-        return cast("Remote", self._call)
+        call: Any = self._call
+        return call
 
     @property
     def send(self) -> Remote:
         """Start an invocation whose result nobody waits for; else as `remote`."""
-        return cast("Remote", self._send)
+        send: Any = self._send
+        return send
 
     def options(
         self,

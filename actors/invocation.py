@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from journal.entries import EventKind, pack
 from journal.names import shard_in
@@ -235,10 +235,10 @@ class Invocation(Generic[R_co], metaclass=_Named):
         execution = place.execution()
         return self._source_here() if execution is None else execution
 
-    def _source_here(self) -> Source:
+    def _source_here(self) -> Any:
         if self._source is None or place.in_step.get() is not None:
-            return cast("Source", place.caller())
-        return cast("Source", self._source)
+            return place.caller()
+        return self._source
 
     @property
     def is_foreign(self) -> bool:

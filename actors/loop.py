@@ -273,21 +273,20 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         Unlike asyncio's loops this one takes whatever can be awaited: a call, a step and a sleep are no coroutines, and
         need not become one on the path of those who only await them. A cancel of the task cancels the wait.
         """
+        started: Any = coro
         future = None
-        if asyncio.iscoroutine(coro):
-            coro = cast("Coroutine[Any, Any, T]", coro)
-        elif isinstance(coro, Awaitable):
+        if not asyncio.iscoroutine(coro) and isinstance(coro, Awaitable):
             future = coro if asyncio.isfuture(coro) else None
-            coro = _outcome_of(cast("Awaitable[T]", coro))
+            started = _outcome_of(coro)
         if is_called_by_as_completed(sys._getframe(1)):
-            cast("Coroutine[Any, Any, T]", coro).close()
+            started.close()
             raise UsageError(
                 "as_completed starts coroutines in no certain order: give it tasks, "
                 "as_completed([asyncio.ensure_future(x) for x in ...])"
             )
         self._numbers = number = self._numbers + 1
         within = copy_context() if context is None else context
-        task = Task(number, cast("Coroutine[Any, Any, T]", coro), within, loop=self, name=name or f"task-{number}")
+        task: Task[T] = Task(number, started, within, loop=self, name=name or f"task-{number}")
         if future is not None:  # also of a task that is cancelled before it has begun to wait
             task.add_done_callback(lambda ended: future.cancel() if ended.cancelled() else None)
         if self._dead:

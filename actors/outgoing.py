@@ -14,7 +14,7 @@ from .handlers import Call, Handler, called
 from .members import RUN
 from .objects import Workflow
 from .place import EMPTY_OPTIONS, Request
-from .values import arguments_at, encode, encode_arguments
+from .values import encode, encode_arguments
 
 KEEP_MS: Final = 86_400_000
 """How long the outcome of an invocation with an idempotency key is kept, whatever the count, unless its policy says so:
@@ -54,7 +54,7 @@ def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     if request.options.arguments:
         return request.options.arguments
     try:
-        arguments = encode_arguments(request.args, request.kwargs, arguments_at(address, request.handler))
+        arguments = encode_arguments(request.args, request.kwargs, ("arguments", address, request.handler))
     except UsageError as error:
         raise _unsendable(request, error) from error
     if len(arguments) > payload_max:

@@ -198,7 +198,8 @@ def caller() -> Caller:
     """
     loop = running_loop()
     if isinstance(loop, DeterministicLoop):
-        return cast("Caller", loop.owner)  # the loop knows the half of its execution that it needs
+        owner: Any = loop.owner  # the loop knows the half of its execution that it needs
+        return owner
     if in_step.get() is not None:
         raise not_in_a_step()
     client = _driver.client

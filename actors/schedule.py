@@ -19,7 +19,7 @@ from .invocation import Invocation
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration
 from .ticks import Missed, Timing, timing_of
-from .values import arguments_at, encode_arguments
+from .values import encode_arguments
 
 INTERNAL: Final = "perdure."
 """How the names of types begin that are none of users'."""
@@ -193,7 +193,7 @@ def declared(request: Request, said: SaidOptions) -> Schedule:
         type=request.type_name,
         key=request.key,
         handler=request.handler,
-        arguments=encode_arguments(request.args, request.kwargs, arguments_at(address, request.handler)),
+        arguments=encode_arguments(request.args, request.kwargs, ("arguments", address, request.handler)),
         headers=options.headers,
     )
     _started(ALL, REGISTRY, "expect", (schedule.name,), one_way=True)

@@ -57,6 +57,8 @@ class OwnedShard:
         self.is_recovered = False
         """Whether what had begun before the takeover is known: from here on it is read like any other."""
         self.is_lost = False
+        self.is_draining = False
+        """Whether it is being handed over: nothing new begins, and what waits stays in the store."""
         self._asleep: dict[str, list[Event]] = {}
         """Invocations whose sleep is being written, with the events that came since."""
         self._waking: dict[str, list[Event]] = {}
@@ -433,14 +435,9 @@ class OwnedShard:
         for target in idle:
             del self.activations[target]
 
-    @property
-    def is_draining(self) -> bool:
-        """Whether it is being handed over: nothing new begins, and what waits stays in the store."""
-        return self._attempts.is_draining
-
     def drain(self) -> None:
         """Start nothing more."""
-        self._attempts.is_draining = True
+        self.is_draining = self._attempts.is_draining = True
 
     @property
     def is_drained(self) -> bool:

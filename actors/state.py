@@ -96,16 +96,16 @@ class State(Generic[T]):
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
     def __get__(self, instance: object, owner: type) -> T: ...
-    def __get__(self, instance: object | None, owner: type) -> Self | T:
+    def __get__(self, instance: Any, owner: type) -> Self | T:
         if instance is None:
             return self
-        fields = cast("Addressed", instance)._fields
+        fields = instance._fields
         if fields is None:
             raise UsageError(f"{instance!r}.{self.name} is state: it can be read only inside a handler")
         return fields.get(self)
 
-    def __set__(self, instance: object, value: T) -> None:
-        fields = cast("Addressed", instance)._fields
+    def __set__(self, instance: Any, value: T) -> None:
+        fields = instance._fields
         if fields is None:
             raise UsageError(f"{instance!r}.{self.name} is state: it can be written only inside a handler")
         fields.set(self, value)

@@ -28,22 +28,23 @@ class Uploads:
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
-        self._waiting: deque[Bundle] = deque()
+        self.waiting: deque[Bundle] = deque()
+        """What the store has not taken."""
         self._stored: list[Bundle] = []
 
     def put(self, bundle: Bundle) -> None:
         """Let this be stored before the next write."""
-        self._waiting.append(bundle)
+        self.waiting.append(bundle)
 
     def again(self) -> None:
         """Let all be stored once more: a store that was emptied has lost them."""
-        self._waiting.extendleft(self._stored)
+        self.waiting.extendleft(self._stored)
         self._stored = []
 
     async def store(self, store: Store) -> None:
         """Store what waits. A full store takes neither that nor what is started with it, but what frees memory."""
-        while self._waiting:
-            found = self._waiting[0]
+        while self.waiting:
+            found = self.waiting[0]
             try:
                 await put(store, found)
             except FullError:
@@ -52,4 +53,4 @@ class Uploads:
                 await self._patience.wait(error)
             else:
                 self._patience.renew()
-                self._stored.append(self._waiting.popleft())
+                self._stored.append(self.waiting.popleft())

@@ -105,11 +105,6 @@ def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], where: tuple
     return codec.encode_arguments(args, kwargs, dumps=partial(pickled, where=where))
 
 
-def arguments_at(address: str, handler: str) -> tuple[str, ...]:
-    """Return the place of arguments."""
-    return "arguments", address, handler
-
-
 def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE, where: tuple[str, ...] = ()) -> Any:
     """Return the value that `encode` was given, with the classes of this scope.
 

@@ -98,7 +98,7 @@ def ended(
     run: InFlight, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
 ) -> tuple[dict[str, bytes | None], Sequence[Bring]]:
     """Return what the end of an invocation changes and brings, with what it tells and takes along of watches."""
-    if changes and (found := told(activation, changes)) is not None:
+    if changes and activation.watches != {} and (found := told(activation, changes)) is not None:
         changes, brings, activation.watches = changes | found.fields, [*brings, *found.events], None
     mine = f"{WATCH}{run.id}:"
     is_shared = run.staged and not run.exclusive

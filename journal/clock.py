@@ -14,13 +14,14 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def boot_seconds() -> float:
-    """Return seconds that never go back and go on while the machine sleeps.
+boot_seconds: Callable[[], float] = functools.partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+"""Return seconds that never go back and go on while the machine sleeps.
 
-    Leases are counted by it: on a laptop that was shut for an hour a lease has lapsed. Where the system has no
-    CLOCK_BOOTTIME (macOS) it is the monotonic clock, which may stand still during sleep.
-    """
-    return time.clock_gettime(_CLOCK)
+Leases are counted by it: on a laptop that was shut for an hour a lease has lapsed. Where the system has no
+CLOCK_BOOTTIME (macOS) it is the monotonic clock, which may stand still during sleep.
+"""
 
 
 class StoreClock:
@@ -75,7 +76,6 @@ SLACK_MS = 5
 """What is too much by less stays: time does not go back for it."""
 STEP_MS = 50
 """A difference that is no matter of round trips."""
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 sleep = time.sleep
 """As it was when this was imported."""
 

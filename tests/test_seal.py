@@ -145,7 +145,7 @@ async def test_a_program_runs_nothing_that_was_written_behind_its_back(
         waiting = Sealed["state"].get.remote()
 
         forged: list[Outgoing] = []
-        copied = values.encode_arguments(({"a"},), {}, values.arguments_at("Sealed/other", "put"))
+        copied = values.encode_arguments(({"a"},), {}, ("arguments", "Sealed/other", "put"))
         for target, arguments, code in (
             ("Sealed/message", evil, UNSENT),
             ("Sealed/copied", copied, UNSENT),
