@@ -53,14 +53,16 @@ class Actions:
     def __init__(self, services: Services, staging: Staging, listener: Listener, leased: Callable[[], bool]) -> None:
         self._services, self._staging, self._listener, self._leased = services, staging, listener, leased
         self.blocked: set[InFlight] = set()
-        """Those whose actions wait for commits to be durable."""
+        """Those whose actions wait for commits to be durable, or are held back."""
+        self.is_held = False
+        """No action starts for now."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def start(self, run: InFlight, execution: Execution) -> None:
         """Start those that were not, as soon as they may."""
         if not execution.steps.unstarted or self._listener.is_draining:
             return
-        if self._staging.settled < run.leave_after:
+        if self.is_held or self._staging.settled < run.leave_after:
             self.blocked.add(run)
             return
         steps, execution.steps.unstarted = execution.steps.unstarted, {}
@@ -112,7 +114,7 @@ class Actions:
         return self._leased() and not self._listener.is_draining
 
     def take_blocked(self) -> set[InFlight]:
-        """Return those that waited for commits, and forget them here."""
+        """Return those that wait, and forget them here."""
         blocked, self.blocked = self.blocked, set()
         return blocked
 

@@ -273,10 +273,18 @@ class Attempts:
                 self._deliver_outcomes(run, run.execution, record, time_of(item.id))
             elif run.backing_off and run.pending:
                 self.try_again(run)
-        blocked = self._actions.take_blocked()
-        for run in blocked:
+        self._start_blocked()
+
+    def _start_blocked(self) -> None:
+        for run in self._actions.take_blocked():
             if run.execution is not None and not (run.ended or run.settling or run.pending):
                 self._actions.start(run, run.execution)
+
+    def hold(self, is_held: bool) -> None:
+        """Start no action, or again those that were held back."""
+        self._actions.is_held = is_held
+        if not is_held:
+            self._start_blocked()
 
     def _deliver_outcomes(self, run: InFlight, execution: Execution, record: Record, time_ms: int) -> None:
         run.settling = False

@@ -26,6 +26,7 @@ from journal.store import READ_BYTES, Cursor, Granted, Store, Where
 from journal.texts import told
 
 from .errors import DamagedError, UnavailableError
+from .handover import HandOver
 from .leases import LEASE_TTL, Leases
 from .outcomes import ERROR_MAX
 from .patience import Patience
@@ -38,10 +39,6 @@ logger = logging.getLogger("actors")
 
 PAGE: Final = 1_000
 """Most entries of a stream in one page of a recovery."""
-DRAIN_MAX: Final = 30.0
-"""Seconds for which a shard that is to have another owner lets its steps end, and starts nothing."""
-STEP_IS_LONG: Final = 0.5
-"""A shard with a step that has been under way for so many seconds is not handed over to share the load."""
 DRAIN_LOOK: Final = 0.005
 """Seconds between two looks whether shards have drained."""
 LOOK_EVERY: Final = 0.5
@@ -74,8 +71,7 @@ class Ownership:
         self.shards: dict[Shard, OwnedShard] = {}
         self._seen_hosts: dict[str, tuple[bytes, float]] = {}
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
-        self._draining: dict[Shard, float] = {}
-        """Since when, of those that are to have another owner."""
+        self._hand_over = HandOver(now, clock.now_ms)
         self._resting: dict[Shard, float] = {}
         """Until when none of them is taken again, of those that this host failed on."""
         self._looked_at = now()
@@ -144,9 +140,7 @@ class Ownership:
         if self._is_leaving:
             return
         mine = {shard for shard, host in placed(hosts, count).items() if host == self._host}
-        await self._give_up(
-            [owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining], services
-        )
+        await self._give_up([owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining])
         rested = {shard for shard in mine if self._resting.get(shard, 0.0) <= self._now()}
         wanted = sorted(rested - set(self.shards))
         # Together: each takes a few round trips, and none waits for another. All to their end, whatever one raises.
@@ -296,18 +290,10 @@ class Ownership:
         for owned in list(self.shards.values()) if found is None else [found]:
             self.failed(owned, error)
 
-    async def _give_up(self, extra: list[OwnedShard], services: Services) -> None:
-        """Hand over what another one is to have, as soon as no long step keeps it."""
-        now, now_ms = self._now(), services.surroundings.now_ms()
-        for owned in extra:
-            if not any(now_ms - since_ms >= STEP_IS_LONG * 1000 for since_ms in _acting_since(owned)):
-                owned.drain()
-        draining = [owned for owned in extra if owned.is_draining]
-        self._draining = {owned.shard: self._draining.get(owned.shard, now) for owned in draining}
-        # What turns out to be long is done again by the next owner: the other keys of the shard wait meanwhile.
-        ready = [owned for owned in draining if owned.is_drained or now - self._draining[owned.shard] >= DRAIN_MAX]
-        await self._release(ready, leaving=False)
-        if len(ready) < len(draining):
+    async def _give_up(self, extra: list[OwnedShard]) -> None:
+        """Hand over what another one is to have, as soon as no step keeps it."""
+        await self._release(self._hand_over.ready(extra), leaving=False)
+        if self._hand_over.is_near:
             self._again.set()
             await asyncio.sleep(0.01)
 
@@ -379,12 +365,6 @@ async def _in_turns(take: Callable[[Event], None], events: Iterable[Event]) -> N
         if number % PAGE == PAGE - 1:
             await asyncio.sleep(0)
         take(event)
-
-
-def _acting_since(owned: OwnedShard) -> list[int]:
-    """Return when the actions of steps began that are under way; one that waits for its next attempt has none."""
-    steps = [step for run in owned.in_flight.values() for step in run.running.values()]
-    return [step.acting_since_ms for step in steps if step.acting_since_ms]
 
 
 def _size_of(entry: Any) -> int:

@@ -439,13 +439,25 @@ class OwnedShard:
         """Start nothing more."""
         self.is_draining = self._attempts.is_draining = True
 
+    def hold(self, is_held: bool) -> None:
+        """Start no step for a while, or again those that were held back; everything else goes on."""
+        self._attempts.hold(is_held)
+
+    @property
+    def acting_since_ms(self) -> int:
+        """When the longest of the steps' actions began that are under way; 0 if none is."""
+        steps = (step for run in self.in_flight.values() for step in run.running.values())
+        return min((step.acting_since_ms for step in steps if step.acting_since_ms), default=0)
+
+    @property
+    def is_acting(self) -> bool:
+        """Whether a step is under way, or its outcome to be written; not one that waits for its next attempt."""
+        return any(run.is_acting for run in self.in_flight.values())
+
     @property
     def is_drained(self) -> bool:
         """Whether no step is under way and all that was staged is durable."""
-        if self.staging.backlog:
-            return False
-        # A step that waits for its next attempt is not waited for: the next owner makes it.
-        return not any(run.is_acting for run in self.in_flight.values())
+        return not (self.staging.backlog or self.is_acting)
 
     def lose(self) -> None:
         """Forget everything at once: another host owns the shard, or will."""

@@ -120,6 +120,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "loops",
         "leases",
         "placement",
+        "handover",
         "ownership",
         "writer",
         "blocking",

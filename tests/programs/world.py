@@ -37,8 +37,6 @@ STUCK_AFTER_S: Final = 1_500.0
 """Virtual seconds after which a program that has not ended never will."""
 QUIET_WITHIN_S: Final = 60.0
 LATENCY_S: Final = 0.02
-JOINED_S: Final = 10.0
-"""By then hosts have shared the shards out; one that is handed over waits for the steps that run there."""
 
 
 @dataclass
@@ -225,7 +223,6 @@ class ProgramWorld(World):
             async with asyncio.timeout(STUCK_AFTER_S):
                 playing = [self._root(root, results) for root in roots] + [self._guest(each) for each in guests]
                 if guests and is_fair:
-                    await asyncio.sleep(JOINED_S)
                     playing += [self._probe(key) for key in pests.probes(SHARDS)]
                 await asyncio.gather(*playing)
         except TimeoutError:
