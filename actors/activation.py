@@ -22,9 +22,9 @@ from .errors import TerminalError
 from .execution import Execution
 from .fields import laid_over
 from .objects import Declaration
-from .outgoing import run_id
 from .policy import Settled
 from .restarts import Restarts, kept, mark_of
+from .run_ids import run_id
 from .steps import Step
 
 FORGOTTEN_AFTER_MS: Final = 60_000

@@ -33,7 +33,7 @@ from . import outcomes, place
 from .awaited import Awaited
 from .errors import UsageError
 from .invocation import Accepted
-from .loop import DeterministicLoop
+from .loop import DeterministicLoop, running_loop
 from .restarts import Restarts, mark_of
 from .values import Scope
 
@@ -81,7 +81,7 @@ class MadeAwakeable(Awaited):
         self.id = id
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        if place.running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             raise UsageError(f"{self.id} belongs to its handler: it cannot be awaited elsewhere")
         return (yield from self.wait())
 

@@ -27,8 +27,7 @@ from typing import Any, Final
 from journal.clock import watch_sleep
 
 from .errors import UsageError
-from .loop import DeterministicLoop
-from .place import running_loop
+from .loop import DeterministicLoop, running_loop
 from .refusals import of_the_outside
 
 _FILES: Final = frozenset({"open", "os.listdir", "os.scandir"})

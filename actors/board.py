@@ -15,11 +15,10 @@ from . import outcomes
 from .activation import Activation, InFlight
 from .answers import Answers
 from .errors import TerminalError, UsageError
-from .members import RUN
-from .outgoing import run_id
 from .policy import resolve
 from .promises import PROMISE, WAIT, Posted
 from .restarts import mark_of
+from .run_ids import RUN, run_id
 from .services import Services
 from .staging import changes_of
 

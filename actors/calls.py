@@ -25,10 +25,10 @@ from .errors import TerminalError, UsageError
 from .handlers import Handler
 from .invocation import Invocation, Waiter
 from .loop import DeterministicLoop
-from .members import RUN
-from .outgoing import arguments_of, fingerprint_of, happens_once, late, message_of, outgoing_of, started_id
+from .outgoing import arguments_of, fingerprint_of, late, message_of, outgoing_of, started_id
 from .place import Request
 from .restarts import Restarts, mark_of
+from .run_ids import RUN, happens_once
 from .timers import Timers
 from .values import Scope
 

@@ -32,10 +32,10 @@ from .errors import DamagedError, FullError, NotFoundError, OverloadedError, Set
 from .heartbeat import Heartbeat, Written
 from .invocation import Accepted, Foreign, Invocation
 from .loops import close, new_loop
-from .members import RUN
-from .outgoing import arguments_of, bounded, fingerprint_of, happens_once, message_of, outgoing_of, started_id
+from .outgoing import arguments_of, bounded, fingerprint_of, message_of, outgoing_of, started_id
 from .patience import Patience, end
 from .place import Request
+from .run_ids import RUN, happens_once
 from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell, told_to
 from .standing import Watch, described
 from .starts import Start, Starts, refusals

@@ -26,6 +26,7 @@ from . import place
 from .annotations import ABSENT
 from .commands import Awakeable, Commands, Promise
 from .errors import UsageError
+from .loop import running_loop
 from .policy import Duration, Retry, seconds
 
 P = ParamSpec("P")
@@ -323,7 +324,7 @@ class Context:
 
     def _here(self) -> Commands:
         commands = self._commands
-        if place.running_loop() is commands.loop:
+        if running_loop() is commands.loop:
             return commands
         if place.in_step.get() is not None:
             raise place.not_in_a_step()

@@ -30,10 +30,9 @@ from journal.url import shown
 from . import place, seal
 from .client import Client
 from .errors import UsageError
-from .handlers import Call
+from .handlers import Call, run_of
 from .invocation import Invocation, R
 from .local import LocalHost, bury_ended
-from .outgoing import run_of
 from .policy import Policy
 from .services import Limits
 from .slots import Slot

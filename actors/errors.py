@@ -89,6 +89,10 @@ class CallTimeout(TerminalError, TimeoutError):
         super().__init__(message, code, metadata)
 
 
+class Refusal(UsageError):
+    """The use of the outside by a handler itself. Whatever a library makes of it, it ends the invocation."""
+
+
 class NotFoundError(DurableError):
     """No invocation of this id is known: it never was, or its retention is over."""
 

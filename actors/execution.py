@@ -27,7 +27,8 @@ from .awakeables import Awakeables, MadeAwakeable
 from .calls import Calls, Surroundings
 from .cancel import Unheeded, fail_waits
 from .context import Context
-from .errors import Cancelled, NondeterminismError, TerminalError, UsageError
+from .entries import Entries
+from .errors import Cancelled, NondeterminismError, Refusal, TerminalError, UsageError
 from .fields import StateView
 from .handlers import Handler
 from .invocation import Accepted, Invocation
@@ -37,8 +38,8 @@ from .objects import Declaration, instance
 from .outgoing import bounded, outcome_of_result
 from .place import Request, in_step, not_in_a_step
 from .promises import Board, MadePromise, Promises
-from .refusals import Refusal, of_the_outside
-from .replay import UNDER_WAY, Entries, Happening, Phase, advance
+from .refusals import of_the_outside
+from .replay import UNDER_WAY, Happening, Phase, advance
 from .restarts import Restarts
 from .sagas import CANCELLED, Sagas
 from .schedule import SCHEDULED_AT

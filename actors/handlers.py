@@ -32,6 +32,7 @@ from typing import (
 )
 
 from journal.codec import MISSING
+from journal.names import address_of
 
 from .annotations import checking
 from .context import Context
@@ -41,6 +42,7 @@ from .methods import awaited, check_method, is_async
 from .methods import short as _short
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration, Policy, check_policy
+from .run_ids import RUN, run_id
 from .schedule import SaidOptions, Schedule, declared, separated
 from .state import Addressed, Unkeyed, resolved
 from .ticks import Missed
@@ -181,6 +183,20 @@ class Call(Generic[Remote]):
 def called(call: Call[Any]) -> tuple[type[Addressed], str | None, Handler[Any, Any]]:
     """Return what a call is to: class, key and handler."""
     return call._owner, None if call._target is None else call._target._key, call._handler
+
+
+def run_of(call: Call[Any], shards: int) -> tuple[str, Handler[Any, Any]]:
+    """Return the id of the one invocation of a workflow's `run`, and its handler.
+
+    Raises:
+        UsageError: this is another handler.
+    """
+    if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+        raise UsageError(f"actors.attach() takes the id of an invocation, or a workflow's Type[key].run, not {call!r}")
+    owner, key, handler = called(call)
+    if handler.name != RUN or not owner._runs_once:
+        raise UsageError(f"{call!r} may have many invocations: attach to the id of one; a workflow's run has but one")
+    return run_id(address_of(owner._options.name, key), shards), handler
 
 
 def _not_in_place(call: Call[Any]) -> UsageError:

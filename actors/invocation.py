@@ -18,6 +18,7 @@ from journal.store import Bring
 
 from . import outcomes, place
 from .errors import UsageError
+from .loop import running_loop
 from .policy import Duration, seconds
 
 if TYPE_CHECKING:
@@ -358,7 +359,7 @@ def _source_of(invocations: Sequence[Invocation[Any]]) -> Source:
 
 def _refuse_to_block(what: str) -> None:
     # As Ray Serve does, in notebooks too: there one awaits.
-    if place.running_loop() is not None:
+    if running_loop() is not None:
         raise UsageError(f"{what} blocks, and an event loop runs here: await the invocation instead")
 
 

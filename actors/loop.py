@@ -42,7 +42,8 @@ FutureT = TypeVar("FutureT", bound="Future")
 TASKS_KEPT: Final = 64
 """How many tasks a loop lists before it looks for finished ones to forget; doubles with those it must keep."""
 
-_running_loop = asyncio._get_running_loop
+running_loop = asyncio._get_running_loop
+"""Return the loop that runs here, or None; `asyncio.get_running_loop` raises then."""
 _set_running_loop = asyncio._set_running_loop
 
 
@@ -188,7 +189,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def is_running(self) -> bool:
         """Return whether this is the running loop of this thread."""
-        return _running_loop() is self
+        return running_loop() is self
 
     def is_closed(self) -> bool:
         """Return whether the loop was finished or dropped."""
@@ -208,7 +209,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
         Raised in the foreign thread alone, the error would leave the handler waiting for ever.
         """
-        if _running_loop() is self or self._dead:
+        if running_loop() is self or self._dead:
             return self.call_soon(callback, *args, context=context)
         self.owner.foreign_call()
         raise UsageError("a thread called into a handler's event loop: what is done in threads belongs in ctx.run()")
@@ -386,7 +387,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def _inside(self, work: Callable[[], None]) -> None:
         # Async generators belong to the loop that is told of them first: the host's must not hear of a handler's.
-        previous, hooks = _running_loop(), sys.get_asyncgen_hooks()
+        previous, hooks = running_loop(), sys.get_asyncgen_hooks()
         assert previous is not self, "a handler's loop was driven from within the handler"
         _set_running_loop(self)
         self.inside = get_ident()
@@ -449,7 +450,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def _generator_left(self, generator: AsyncGenerator[Any, Any]) -> None:
         # The interpreter calls this for a generator that nobody holds and that has not ended.
-        if _running_loop() is self:
+        if running_loop() is self:
             if self._dead:
                 unwind(generator)
             else:

@@ -9,10 +9,9 @@ from typing import Any, Final, cast
 from .errors import UsageError
 from .handlers import Handler
 from .methods import FIRST, WRAPS, encloses, hides
+from .run_ids import RUN
 from .state import State, Unkeyed
 
-RUN: Final = "run"
-"""The handler of a workflow that happens once for each key."""
 TAKEN: Final = frozenset({"handle", "_fields", "_key", "_options", "_table", "_validates"})
 """Names that the bases use themselves."""
 

@@ -30,9 +30,10 @@ from journal.codec import MISSING
 from .errors import UsageError
 from .handlers import Handler, handler
 from .invocation import Invocation
-from .members import RUN, TAKEN, check_run, members
+from .members import TAKEN, check_run, members
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration, Policy, check_policy
+from .run_ids import RUN
 from .schedule import INTERNAL, SaidOptions, Schedule, declared, separated
 from .state import Addressed, Fields, Options, State, Unkeyed
 from .ticks import Missed

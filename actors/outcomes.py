@@ -15,9 +15,8 @@ from journal.entries import Failure, failure, outcome_of, success
 from journal.texts import cut, full_name, said, shown, told
 
 from . import seal
-from .errors import DecodeError, OverloadedError, TerminalError, UsageError
+from .errors import DecodeError, OverloadedError, Refusal, TerminalError, UsageError
 from .recorded import DESCRIBED_MAX, carried, code_and_metadata
-from .refusals import Refusal
 from .revived import attributes_of
 from .tracebacks import caused, leaves, led_to, traced
 from .values import LIVE, Scope, decode, encode, unpickled

@@ -3,17 +3,15 @@
 from typing import Any, Final
 
 from journal.entries import Message
-from journal.names import ObjectId, address_of, derived_id, invocation_id, shard_in
+from journal.names import derived_id, invocation_id, shard_in
 from journal.store import Outgoing
 from journal.texts import said
 
 from . import outcomes
 from .errors import CallTimeout, TerminalError, UsageError
 from .fingerprints import fingerprint
-from .handlers import Call, Handler, called
-from .members import RUN
-from .objects import Workflow
 from .place import EMPTY_OPTIONS, Request
+from .run_ids import RUN, already_started, happens_once, run_id
 from .values import encode, encode_arguments
 
 KEEP_MS: Final = 86_400_000
@@ -154,37 +152,6 @@ def asked_otherwise(message: Message, key: str) -> TerminalError:
     where = f"{message.target}.{message.handler}"
     why = f"was asked for with the idempotency key {key!r} before, and with other arguments"
     return TerminalError(f"{where} {why}: repeat those, or take another key for another request", 409)
-
-
-def happens_once(request: Request) -> bool:
-    """Whether a request for a handler called `run` is for that of a workflow."""
-    return request.owner is not None and Workflow in request.owner.__mro__
-
-
-def run_id(address: str, shards: int) -> str:
-    """Return the id of a workflow's `run`: there is one for each key."""
-    return invocation_id(derived_id(RUN, address), address, shards)
-
-
-def run_of(call: Call[Any], shards: int) -> tuple[str, Handler[Any, Any]]:
-    """Return the id of the one invocation of a workflow's `run`, and its handler.
-
-    Raises:
-        UsageError: this is another handler.
-    """
-    if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
-        raise UsageError(f"actors.attach() takes the id of an invocation, or a workflow's Type[key].run, not {call!r}")
-    owner, key, handler = called(call)
-    if handler.name != RUN or Workflow not in owner.__mro__:
-        raise UsageError(f"{call!r} may have many invocations: attach to the id of one; a workflow's run has but one")
-    return run_id(address_of(owner._options.name, key), shards), handler  # pyright: ignore[reportPrivateUsage]  # as objects do
-
-
-def already_started(address: str) -> TerminalError:
-    """Return the error of a second start."""
-    where = ObjectId.parse(address)
-    how = f"actors.attach({where.type}[{where.key!r}].run) joins it, as does the same start with its idempotency key"
-    return TerminalError(f"{address} was started already: {how}", 409)
 
 
 def message_of(

@@ -6,8 +6,6 @@ cannot. Only steps, which run on loops and threads that are not ours, are marked
 
 from __future__ import annotations
 
-# Private by name, public by intent ("for event loops"); `get_running_loop` raises where this one returns None.
-from asyncio import _get_running_loop as running_loop  # pyright: ignore[reportPrivateUsage]
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from typing import Any, NoReturn, Protocol, cast
 from journal.store import Bring
 
 from .errors import UsageError
-from .loop import DeterministicLoop
+from .loop import DeterministicLoop, running_loop
 from .policy import Duration, seconds
 
 in_step: ContextVar[str | None] = ContextVar("in_step", default=None)

@@ -37,7 +37,7 @@ from . import outcomes, place
 from .answers import Answers
 from .awaited import Awaited
 from .errors import UsageError
-from .loop import DeterministicLoop
+from .loop import DeterministicLoop, running_loop
 from .outgoing import bounded
 from .values import Scope
 
@@ -175,7 +175,7 @@ class MadePromise:
     def _here(self) -> Promises:
         if place.in_step.get() is not None:
             raise place.not_in_a_step()
-        if place.running_loop() is not self._promises.loop:
+        if running_loop() is not self._promises.loop:
             raise UsageError(f"the promise {self._name!r} belongs to its handler: it cannot be used from elsewhere")
         return self._promises
 

@@ -5,15 +5,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, cast
 
-from .errors import UsageError
+from .errors import Refusal
 
 _ASYNCIO_TASKS: Final = cast("dict[str, Any]", vars(tasks))
 _WRAPS_A_FUTURE: Final = cast("Any", wrap_future).__code__
 _AS_COMPLETED: Final = {"as_completed", "_AsCompletedIterator.__init__"}
-
-
-class Refusal(UsageError):
-    """The use of the outside by a handler itself. Whatever a library makes of it, it ends the invocation."""
 
 
 def of_the_outside(what: str) -> Refusal:

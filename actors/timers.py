@@ -9,8 +9,8 @@ from asyncio import futures
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from .entries import Entries
 from .loop import DeterministicLoop
-from .replay import Entries
 
 _SLEEP_ENDS: Final[object] = vars(futures)["_set_result_unless_cancelled"]
 

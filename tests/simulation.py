@@ -15,9 +15,9 @@ from typing import Any
 
 from actors import outcomes
 from actors.host import Host, Identity
-from actors.outgoing import run_id
 from actors.policy import Policy
 from actors.restarts import kept, mark_of
+from actors.run_ids import run_id
 from journal.codec import encode
 from journal.entries import EventKind, Message, Record, pack, teller_of_driver
 from journal.keys import OWN

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from actors.client import PENDING_MAX
+from actors.entries import ENTRY_MAX
 from actors.leases import BLOCK_LIMIT, LEASE_TTL
 from actors.outgoing import HEADERS_MAX, KEY_MAX
-from actors.replay import ENTRY_MAX, TRANSITIONS, Happening, Phase
+from actors.replay import TRANSITIONS, Happening, Phase
 from actors.services import Limits
 from journal.keys import TABLE
 from journal.store import SHARDS
