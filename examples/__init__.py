@@ -1,1 +1,1 @@
-"""Examples, each run as `python -m examples.<name>`; the README lists them in learning order, with what each shows."""
+"""Examples, each run as `python -m examples.<name>`; README.md beside it lists them in learning order."""

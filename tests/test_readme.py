@@ -1,4 +1,4 @@
-"""The README: its programs print what it says, its tables are those of the code, its commands are there."""
+"""The pages: their programs print what they say, their tables are those of the code, their links lead somewhere."""
 
 import os
 import re
@@ -21,20 +21,22 @@ from journal.store import SHARDS
 from journal.store import Limits as Kept
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-TEXT = README.read_text("utf-8")
+PAGES = ("README.md", "examples/README.md", "actors/README.md", "journal/README.md", "tests/README.md")
+TEXTS = {page: ROOT.joinpath(page).read_text("utf-8") for page in PAGES}
+TEXT = TEXTS["README.md"]
+JOINED = "examples/README.md"
+"""The page whose blocks are one program."""
+LINES = 250
+"""Most lines of the README, which is to be read in ten minutes."""
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
-SECTIONS = re.split(r"^(?=## )", TEXT, flags=re.MULTILINE)
-JOINED = "## The building blocks\n"
-"""The section whose blocks are one program."""
+FENCED = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 def programs() -> list[tuple[str, str]]:
-    """Return the page's programs, each with what it prints."""
-    found: list[tuple[str, str]] = []
-    for blocks in (BLOCKS.findall(section) for section in SECTIONS if not section.startswith(JOINED)):
-        found += blocks
-    joined = next(BLOCKS.findall(section) for section in SECTIONS if section.startswith(JOINED))
+    """Return the pages' programs, each with what it prints."""
+    found = [block for page in PAGES if page != JOINED for block in BLOCKS.findall(TEXTS[page])]
+    joined = BLOCKS.findall(TEXTS[JOINED])
     return [*found, ("\n\n".join(program for program, _ in joined), "".join(output for _, output in joined))]
 
 
@@ -65,21 +67,70 @@ def keys() -> str:
     return table(["key", "type", "holds"], ([f"`{key}`", kind, holds] for key, kind, holds in TABLE))
 
 
-TABLES = {"phases": phases, "keys": keys}
+def scripts() -> str:
+    """Return the table of all scripts, by the comments that they begin with."""
+    found = sorted((ROOT / "journal").rglob("*.lua"), key=lambda path: path.stem)
+    return table(["script", "purpose", "promises"], (row(path.stem, path.read_text("utf-8")) for path in found))
+
+
+def row(name: str, text: str) -> list[str]:
+    head = re.split(r"^(?!--)", text, maxsplit=1, flags=re.MULTILINE)[0].replace("\n--", "").removeprefix("--")
+    purpose = head.partition(" KEYS:")[0].strip()
+    promises = re.findall(r"\d+", " ".join(re.findall(r"Promises? ([\d, and]+):", head)))
+    return [f"`{name}`", purpose, ", ".join(promises)]
+
+
+TABLES = {"actors/README.md": {"phases": phases}, "journal/README.md": {"keys": keys, "scripts": scripts}}
 
 
 def section(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 
-def test_the_tables_are_those_of_the_code() -> None:
-    assert all(section(name).search(TEXT) for name in TABLES)
-    assert with_tables(TEXT) == TEXT, "`python tests/test_readme.py` writes them anew"
+@pytest.mark.parametrize("page", TABLES)
+def test_the_tables_are_those_of_the_code(page: str) -> None:
+    assert all(section(name).search(TEXTS[page]) for name in TABLES[page])
+    assert with_tables(page) == TEXTS[page], "`python tests/test_readme.py` writes them anew"
 
 
-def test_every_python_block_is_a_program_with_its_output() -> None:
-    assert all(len(BLOCKS.findall(section)) == section.count("```python\n") for section in SECTIONS)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_python_block_is_a_program_with_its_output(page: str) -> None:
+    assert len(BLOCKS.findall(TEXTS[page])) == TEXTS[page].count("```python\n")
+
+
+def test_there_are_programs() -> None:
     assert len(PROGRAMS) > 2
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXT.splitlines()) <= LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    links = [(path, anchor) for path, anchor in LINK.findall(TEXTS[page]) if "://" not in path]
+
+    assert [link for link in links if not leads(page, *link)] == []
+    assert links
+
+
+def leads(page: str, path: str, anchor: str) -> bool:
+    """Whether there is such a file, and in it such a heading."""
+    target = (ROOT / page).parent.joinpath(path) if path else ROOT / page
+    return target.exists() and (not anchor or anchor in anchors(target.read_text("utf-8")))
+
+
+def anchors(text: str) -> list[str]:
+    """Return what leads to the headings of a page, as GitHub names them."""
+    titles = re.findall(r"^#+ (.*)$", FENCED.sub("", text), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_a_link_that_leads_nowhere_is_seen() -> None:
+    assert leads("README.md", "", "try-it")
+    assert leads("tests/README.md", "../README.md", "limits")
+    assert not leads("README.md", "", "nowhere")
+    assert not leads("README.md", "nowhere.md", "")
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
@@ -137,12 +188,14 @@ def test_every_limit_has_its_default() -> None:
     assert wrong == []
 
 
-def with_tables(text: str) -> str:
-    """Return the page with its tables written anew."""
-    for name, made in TABLES.items():
+def with_tables(page: str) -> str:
+    """Return a page with its tables written anew."""
+    text = TEXTS[page]
+    for name, made in TABLES[page].items():
         text = section(name).sub(lambda _, made=made: f"{made()}\n", text, count=1)
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(TEXT), "utf-8")
+    for changed in TABLES:
+        ROOT.joinpath(changed).write_text(with_tables(changed), "utf-8")

@@ -1,6 +1,6 @@
 """What type checkers say of users' code: `typing/ok.py` is clean, each line of `typing/bad.py` marked E is an error.
 
-So are the programs of the README.
+The programs of the pages are clean.
 """
 
 import json
@@ -34,9 +34,9 @@ def marked() -> Lines:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The programs of the README, as files."""
-    directory = tmp_path_factory.mktemp("readme")
-    files = [directory / f"readme_{number}.py" for number in range(len(PROGRAMS))]
+    """The programs of the pages, as files."""
+    directory = tmp_path_factory.mktemp("pages")
+    files = [directory / f"page_{number}.py" for number in range(len(PROGRAMS))]
     for file, (program, _) in zip(files, PROGRAMS, strict=True):
         file.write_text(program, "utf-8")
     return files
@@ -93,7 +93,7 @@ def by_file(found: Iterable[tuple[str, int]]) -> Lines:
 def test_a_checker_refuses_the_marked_lines_and_no_others(
     checker: Callable[[list[Path], Path], Lines], written: list[Path], tmp_path: Path
 ) -> None:
-    """Issue 15.38: in the README's programs too, from its first line on."""
+    """Issue 15.38: in the pages' programs too, from its first line on."""
     assert checker([*FILES, *written], tmp_path) == {name: lines for name, lines in marked().items() if lines}
 
 
