@@ -26,6 +26,7 @@ import cloudpickle
 
 from journal.clock import boot_seconds
 from journal.store import Store
+from journal.texts import told
 
 from . import seal
 from .bundles import PYTHON, Bundle, bundle_of, digest_of, is_type, living_bundle_of
@@ -57,6 +58,10 @@ _lived: Final[WeakValueDictionary[tuple[str, str], type[Durable]]] = WeakValueDi
 
 class MissingCodeError(TerminalError):
     """Neither this process nor the store has the class."""
+
+
+class UnusableCodeError(Exception):
+    """The code of a class raises something as it is loaded, whatever that is."""
 
 
 class Sender:
@@ -142,9 +147,20 @@ def _digest_here(cls: type[Durable]) -> str:
 class CodeBook:
     """The classes that this host knows, by type and by the hash of their code."""
 
-    def __init__(self, store: Store, *, live: bool, now: Callable[[], float] = boot_seconds) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        live: bool,
+        now: Callable[[], float] = boot_seconds,
+        new_classes: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store, self._live, self._now = store, live, now
+        self._new_classes = new_classes
+        """Told when this process has classes that were not there before."""
         self._known: dict[tuple[str, str], Declaration] = {}
+        self._unusable: dict[str, tuple[UnusableCodeError, float]] = {}
+        """Code that has raised, and until when it is not loaded again: many may wait for it."""
         self._current: dict[str, tuple[Declaration, float]] = {}
         self._own: dict[tuple[str, str], ref[type[Durable]] | None] = {}
         """What was found while no class has changed since; weak, as what a function defines may go."""
@@ -174,6 +190,7 @@ class CodeBook:
         """Return the class that lives here, if it has this hash."""
         if self._changed != (changed := classes_changed()):
             self._changed, self._own = changed, {}
+            self._new_classes()
         key = type_, digest
         if key in self._own:
             known = self._own[key]
@@ -200,7 +217,7 @@ class CodeBook:
 
         Raises:
             MissingCodeError: nobody has stored such a type (404).
-            Exception: whatever the code raises as it is loaded.
+            UnusableCodeError: its code raises as it is loaded.
         """
         async with self._lock:  # else two who ask at once make two classes
             if digest and digest != UNSENT:
@@ -226,12 +243,22 @@ class CodeBook:
                 f"({type_}[...].<handler>.remote(...)), so that its code is stored",
                 404,
             )
-        for name, cls in _loaded(digest, data).items():
-            self._known[name, digest] = declaration(cls)
+        for name, declared in self._loaded(digest, data).items():
+            self._known[name, digest] = declared
         found = self._known.get((type_, digest))
         if found is None:
             raise TerminalError(f"the code {digest} has no class {type_!r}", 404)
         return found
+
+    def _loaded(self, digest: str, data: bytes) -> dict[str, Declaration]:
+        error, until = self._unusable.pop(digest, (None, 0.0))
+        if error is None or self._now() >= until:
+            try:
+                return _loaded(digest, data)
+            except UnusableCodeError as raised:
+                error, until = raised, self._now() + MISSING_FOR
+        self._unusable[digest] = error, until
+        raise UnusableCodeError(*error.args) from error.__cause__
 
 
 def _living_type(type_: str, digest: str) -> type[Durable] | None:
@@ -253,28 +280,39 @@ def _own_type(type_: str) -> type[Durable] | None:
     return cast("type[Durable]", found) if is_own else None
 
 
-def _loaded(digest: str, data: bytes) -> dict[str, type[Durable]]:
-    """Return the types of a bundle, made anew in this process."""
+def _loaded(digest: str, data: bytes) -> dict[str, Declaration]:
+    """Return the types of a bundle, made anew in this process.
+
+    Raises:
+        UnusableCodeError: making them raises something: a metaclass, an `__init_subclass__`, a module that is imported.
+    """
     head, _, body = seal.broken(data, ("code", digest)).partition(b"\n")
     header = json.loads(head)
+    try:
+        return _made(digest, header, body)
+    except BaseException as error:  # the user's code may raise anything
+        types = ", ".join(header["types"])
+        raise UnusableCodeError(f"the code of {types} cannot be loaded: {told(error)}") from error
+
+
+def _made(digest: str, header: Any, body: bytes) -> dict[str, Declaration]:
     if header["python"] != PYTHON:
         logger.warning("the code %s is of Python %s: importing its classes by path", digest, header["python"])
-        return {name: _imported(name, *place) for name, place in header["types"].items()}
+        return {name: declaration(_imported(name, *place)) for name, place in header["types"].items()}
     names: dict[Name, type] = cloudpickle.loads(body)
     scope = Scope(digest, names)
     for name, cls in names.items():
         if living(*name) is not cls:
             cls.__qualname__ = name[1]  # cloudpickle keeps the last part of it alone
             adopt(cls, scope)
-    return {type_name(cls): cls for cls in names.values() if is_type(cls)}
+    return {type_name(cls): declaration(cls) for cls in names.values() if is_type(cls)}
 
 
 def _imported(type_: str, module: str, qualname: str) -> type[Durable]:
     found = living(module, qualname, imports=True)
     if not (isinstance(found, type) and issubclass(found, Durable)):
-        raise TerminalError(
+        raise ImportError(
             f"the class {type_!r} was sent by another Python than {PYTHON}, and {module}.{qualname} cannot be "
-            "imported here: use one minor version everywhere, or install the package on the hosts",
-            500,
+            "imported here: use one minor version everywhere, or install the package on the hosts"
         )
     return found

@@ -1,5 +1,6 @@
 """Code: what a program's classes need travels with them, and nothing else; values find their classes by name."""
 
+import asyncio
 import dataclasses
 import gc
 import json
@@ -13,14 +14,18 @@ from typing import Any, cast
 
 import cloudpickle
 import pytest
+from test_semantics import Member, Simulation, mode, played
 
-from actors import Context, TerminalError, UsageError, VirtualObject, handler, state, values
+from actors import Cancelled, Context, Policy, TerminalError, UsageError, VirtualObject, handler, state, values
 from actors.bundles import bundle_of, digest_of
-from actors.code import CURRENT_FOR, OFTEN, UNSENT, CodeBook, MissingCodeError, Sender
+from actors.code import CURRENT_FOR, MISSING_FOR, OFTEN, UNSENT, CodeBook, MissingCodeError, Sender, UnusableCodeError
 from actors.code_hash import CodeHash
+from actors.objects import object_handle
 from actors.scheduling import Clockwork
 from actors.values import Scope, name_of
 from journal.memory import MemoryStore
+
+__all__ = ["mode"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,7 +92,7 @@ import dataclasses, sys
 from pathlib import Path
 from actors import values
 from actors.code import _loaded
-loaded = _loaded("d1", Path("bundle").read_bytes())
+loaded = {name: found.cls for name, found in _loaded("d1", Path("bundle").read_bytes()).items()}
 assert sorted(loaded) == ["Cart", "Stock"], loaded
 assert "shop" not in sys.modules and "prices" not in sys.modules
 scope = values.scope_of(loaded["Cart"])
@@ -115,7 +120,7 @@ TRACE = """
 import traceback
 from pathlib import Path
 from actors.code import _loaded
-total = _loaded("d1", Path("bundle").read_bytes())["Cart"].__dict__["add"].fn.__globals__["total"]
+total = _loaded("d1", Path("bundle").read_bytes())["Cart"].cls.__dict__["add"].fn.__globals__["total"]
 try:
     total(["no line"])
 except AttributeError:
@@ -499,3 +504,92 @@ def test_a_live_host_runs_the_latest_class_of_a_name_and_none_that_is_gone() -> 
     kept.clear()
     gc.collect()
     assert book.find("LiveOrGone", UNSENT) is None
+
+
+UNUSABLE = {
+    "metaclass": "class Meta(type):\n    def __new__(meta, *args): return once(type.__new__(meta, *args))",
+    "subclass": "class Base:\n    def __init_subclass__(cls): once(cls)",
+    "attributes": "class Meta(type):\n    def __setattr__(cls, name, value): once(name, cls)",
+    "reduced": "class Base:\n    def __reduce__(self): return once, (1,)",
+}
+THEIRS = {
+    "metaclass": "class Theirs(metaclass=Meta): ...",
+    "subclass": "class Theirs(Base): ...",
+    "attributes": "class Theirs(metaclass=Meta):\n    x = 5",
+    "reduced": "Theirs = Base()",
+}
+AT_FAULT = """
+import os
+from actors import Context, TerminalError, VirtualObject, handler
+def once(*found):
+    if "UNUSABLE_HERE" in os.environ:
+        raise {error}
+    return found[0]
+{unusable}
+{theirs}
+class AtFault(VirtualObject):
+    @handler
+    async def ask(self, ctx: Context) -> str:
+        return str(Theirs)
+"""
+
+
+def code_at_fault(kind: str, error: str, folder: Path) -> bytes:
+    """Return the code of a class, by a program that can make what it refers to, as nobody else can."""
+    source = AT_FAULT.format(error=error, unusable=UNUSABLE[kind], theirs=THEIRS[kind])
+    (folder / "at_fault.py").write_text(source)
+    send = (
+        "import sys, at_fault\n"
+        "from actors.bundles import bundle_of\n"
+        "sys.stdout.buffer.write(bundle_of(at_fault.AtFault).data)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "UNUSABLE_HERE"} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", send], cwd=folder, env=env, check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [*zip(UNUSABLE, ["KeyError", "SystemExit", "GeneratorExit", "TerminalError"], strict=True)],
+)
+async def test_code_that_cannot_be_loaded_says_what_it_raised_and_is_not_loaded_for_each_that_waits(
+    kind: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15: whatever it raises, once a second; when it can be loaded it is."""
+    now, store = [100.0], MemoryStore(lambda: 0)
+    book = CodeBook(store, live=False, now=lambda: now[0])
+    await store.put_code("bad", code_at_fault(kind, f"{error}('odd')", tmp_path), ["AtFault"])
+    monkeypatch.setenv("UNUSABLE_HERE", "1")
+    for _ in range(3):
+        with pytest.raises(UnusableCodeError, match=r"^the code of AtFault cannot be loaded: .*odd"):
+            await book.fetch("AtFault", "bad")
+        monkeypatch.delenv("UNUSABLE_HERE", raising=False)  # mended, and not looked at
+    now[0] += MISSING_FOR
+    assert "ask" in (await book.fetch("AtFault", "bad")).handlers
+
+
+def test_code_that_cannot_be_loaded_fails_its_own_attempts_alone(mode: Policy | None, tmp_path: Path) -> None:
+    """Issue 15, promise 8: status says what it raised; it goes on once that is mended, and can be cancelled."""
+    data = code_at_fault("metaclass", "BaseException('odd')", tmp_path)
+
+    async def scenario(world: Simulation) -> None:
+        world.members["a"] = member = Member(world, "a")
+        member.host._code = CodeBook(world.store.connect(), live=False, now=world.loop.time)
+        await world.store.put_code("bad", data, ["AtFault"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("UNUSABLE_HERE", "1")
+            asked = [object_handle("AtFault", key).handle.remote("ask") for key in "abc"]
+            good = object_handle("CodeCounter", "a").handle.remote("add")
+            await world.store.put_code("good", bundle_of(CodeCounter).data, ["CodeCounter"])
+            assert await good is not None
+            await asyncio.sleep(30)
+            assert (await world.until_status(asked[0], "open")) == "open"
+            assert any(
+                "the code of AtFault cannot be loaded" in notice and "odd" in notice for notice in world.program.notices
+            )
+            asked[1].cancel()
+            with pytest.raises(Cancelled):
+                await asked[1]
+        assert "Theirs" in await asked[0]
+        assert "Theirs" in await asked[2]
+
+    played(scenario, mode, [])
