@@ -11,6 +11,8 @@ itself. Not seen: what reads and writes an open socket or file; `os.stat`; libra
 said `from time import sleep` before the host began, only Python 3.13 tells; of threads Python 3.11 tells nothing, so
 that `threading` is watched there.
 
+Of Ray those calls are refused that ask the cluster (`RAY`), if Ray was imported when the class was first looked for.
+
 Why audit events: they come before the effect, from C and Python alike, and cost 0.2 µs where nothing is refused. A hook
 stays until the process ends, so there is one for all its hosts.
 """
@@ -20,7 +22,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from types import FrameType
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ from journal.clock import watch_sleep
 
 from .errors import UsageError
 from .loop import DeterministicLoop, running_loop
-from .refusals import of_the_outside
+from .refusals import of_ray, of_the_outside
 
 _FILES: Final = frozenset({"open", "os.listdir", "os.scandir"})
 """Events of what may be read where it is installed; their first argument is the path."""
@@ -74,6 +76,9 @@ REFUSED: Final = (
 )
 """Audit events, each named after the function that raises it."""
 
+RAY: Final = ("cancel", "get", "get_actor", "init", "kill", "wait")
+"""Functions of Ray that wait for the cluster, or act on it."""
+
 _ALLOWED_FROM: Final = frozenset({"bdb", "importlib", "linecache", "logging", "pdb", "pydevd", "warnings", "zoneinfo"})
 """Packages on whose behalf anything is allowed."""
 _OFFLOADING: Final = frozenset({"anyio", "asgiref", "asyncio", "concurrent"})
@@ -92,6 +97,29 @@ def refuse_blocking() -> None:
             watch_sleep(lambda: _refuse_in_a_handler("time.sleep", ()))
         if sys.version_info < (3, 12):
             _watch_threads()
+
+
+def refuse_ray() -> None:
+    """Refuse calls of handlers that wait for Ray, if it was imported in this process; ask again when it may have been.
+
+    A function of Ray is replaced in the modules that give it: what has imported it by name before keeps it.
+    """
+    for module in (sys.modules.get("ray._private.worker"), sys.modules.get("ray")):
+        names: dict[str, Any] = {} if module is None else vars(module)
+        for name in RAY:
+            if callable(found := names.get(name)) and not hasattr(found, "refuses_handlers"):
+                names[name] = _refused_in_handlers(f"ray.{name}", found)
+
+
+def _refused_in_handlers(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        if isinstance(running_loop(), DeterministicLoop):
+            raise of_ray(name)
+        return call(*arguments, **named)
+
+    watched.refuses_handlers = True  # pyright: ignore[reportAttributeAccessIssue]
+    return watched
 
 
 def _watch_threads() -> None:

@@ -28,7 +28,7 @@ from journal.store import SHARDS, Arrivals, Cursor, Dormant, Store, Trimmed, Whe
 
 from .activation import Activation
 from .black_box import BlackBox
-from .blocking import refuse_blocking
+from .blocking import refuse_blocking, refuse_ray
 from .calls import Surroundings
 from .cancel import ENDING
 from .code import CodeBook
@@ -124,7 +124,7 @@ class Host:
             box.is_left_alone, self._ownership.taken_over = lambda: self._ownership.is_left_alone, box.look
         ways_out = self._ownership.lose, self._ownership.went_back
         self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, *ways_out)
-        self._code = CodeBook(self._store, live=live)
+        self._code = CodeBook(self._store, live=live, new_classes=refuse_ray)
         self._patience = Patience(f"host {identity.id}")
         self._count = SHARDS
         self._fetch = asyncio.Event()
@@ -140,6 +140,7 @@ class Host:
     async def run(self) -> None:
         """Serve until cancelled; a store that does not answer is waited for."""
         refuse_blocking()
+        refuse_ray()
         try:
             await self._serve()
         except Exception:

@@ -17,6 +17,14 @@ def of_the_outside(what: str) -> Refusal:
     return Refusal(f"{what} in a handler: I/O, threads and processes belong in ctx.run()")
 
 
+def of_ray(what: str) -> Refusal:
+    """Return the error of a handler that waits for the cluster, or acts on it."""
+    return Refusal(
+        f"{what} in a handler stops its whole host, and each replay would do it again: "
+        'write `await ctx.run("x", f.remote, x)` for `ray.get(f.remote(x))`; all else of Ray belongs in ctx.run() too'
+    )
+
+
 def foreign_future(frame: FrameType) -> Refusal | None:
     """Return the error of a handler that awaits what a thread completes, where that makes its future; else None."""
     if frame.f_code is not _WRAPS_A_FUTURE:

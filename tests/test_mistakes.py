@@ -13,12 +13,14 @@ import queue
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time as library  # what a library does inside: a test of its own never sleeps
 import urllib.request
 from collections.abc import Callable, Iterator
 from logging.handlers import SysLogHandler
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -357,6 +359,36 @@ def test_a_sleep_that_blocks_is_refused_with_the_one_that_does_not(where: Any) -
     assert refusal(where.remote("time.sleep")) == (
         "time.sleep in a handler: await asyncio.sleep(), which is durable; what blocks belongs in ctx.run()"
     )
+
+
+@pytest.mark.usefixtures("connected")
+def test_what_waits_for_a_ray_that_was_imported_is_refused_in_a_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15.40: also where the program imported it after its first host began, and by its other name."""
+    Basket["before ray"].add.remote("a").result(timeout=SOON)
+    ray, worker = ModuleType("ray"), ModuleType("ray._private.worker")
+    names = vars(ray), vars(worker)
+    for module in names:
+        module.update(get=lambda ref: ref, wait=lambda ref, timeout: ref)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray._private.worker", worker)
+
+    class AsksRay(VirtualObject):
+        @handler
+        async def get(self, ctx: Context) -> int:
+            return names[0]["get"](1)
+
+        @handler
+        async def wait(self, ctx: Context) -> int:
+            return names[1]["wait"](1, timeout=5)
+
+        @handler
+        async def get_in_a_step(self, ctx: Context) -> int:
+            return await ctx.run("step", lambda: names[0]["get"](1))
+
+    assert refusal(AsksRay["a"].get.remote()).startswith("ray.get in a handler stops its whole host")
+    assert refusal(AsksRay["a"].wait.remote()).startswith("ray.wait in a handler stops its whole host")
+    assert AsksRay["a"].get_in_a_step.remote().result(timeout=SOON) == 1
+    assert names[0]["get"](1) == 1
 
 
 @pytest.mark.usefixtures("connected")

@@ -111,6 +111,11 @@ class RayCount(VirtualObject):
         return await squared.remote(x)
 
     @handler
+    async def got(self, ctx: Context, x: int) -> Any:
+        ref = squared.remote(x)
+        return api.get(ref) if x else api.wait([ref])
+
+    @handler
     async def run_by_remote(self, ctx: Context, x: int) -> int:
         return await ctx.run("x", squared.remote, x)
 
@@ -185,6 +190,14 @@ def test_a_ray_task_that_a_handler_awaits_is_refused_with_what_works(session: ac
 
     assert caught.value.code == 400
     assert RayCount["r"].run_by_remote.remote(7).result(timeout=WITHIN_S) == 49
+
+
+@pytest.mark.parametrize(("x", "what"), [(7, "ray.get"), (0, "ray.wait")])
+def test_what_waits_for_ray_is_refused_in_a_handler(session: actors.Session, x: int, what: str) -> None:
+    """Issue 15.40: it would stop the host."""
+    with pytest.raises(TerminalError, match=f"^{what} in a handler stops its whole host") as caught:
+        RayCount["r"].got.remote(x).result(timeout=WITHIN_S)
+    assert caught.value.code == 400
 
 
 def test_hosts_hash_alike(session: actors.Session) -> None:
