@@ -251,6 +251,10 @@ class InFlight:
             self.records = kept(self.records)
         self.staged = len(self.recorded)
 
+    def unread(self, journal: list[str]) -> None:
+        """Forget a journal that cannot be read; where it lies is known."""
+        self.records, self.journal, self.backing_off, self.staged = [], journal, False, 0
+
     def is_misdirected(self, shards: int) -> bool:
         """Whether its class has no such handler, is called as what it is not, or happens once and this is another."""
         assert self.declared is not None

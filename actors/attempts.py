@@ -24,6 +24,7 @@ from . import outcomes
 from .actions import Actions
 from .activation import Activation, InFlight, Renewal
 from .board import Board, with_waits
+from .calls import SENT_MAX
 from .cancel import after_failure, brought, ending_in
 from .deadlock import Deadlocks
 from .errors import TerminalError, UsageError
@@ -34,7 +35,7 @@ from .reentry import Reentry
 from .replay import Phase
 from .restarts import at_its_entry
 from .services import Services
-from .staging import BACK_OFF, Staged, Staging, changes_of, must_commit
+from .staging import BACK_OFF, BYTES_MAX, Staged, Staging, changes_of, must_commit
 from .steps import Exhausted, Step
 from .turns import Turns
 from .verdicts import is_last, last_word, named, used_up
@@ -206,6 +207,9 @@ class Attempts:
             self._services.idle.remove(run)
         probes: Sequence[Event] = ()
         while run.pending and not run.settling and not execution.has_ended:
+            if execution.calls.unsent > SENT_MAX:
+                self._let_out_first(run, execution)
+                return
             event = run.pending.popleft()
             run.spent.append(event.id)
             if event.kind is EventKind.PROBE:
@@ -295,17 +299,31 @@ class Attempts:
                 execution.deliver_outcome(index, outcome, time_ms)
         self.deliver(run)
 
-    def _let_out(self, run: InFlight, execution: Execution) -> None:
-        """The handler waits: commit what must not wait, start actions, and see whether it leaves memory."""
-        activation = self._turns.activation_of(run)
+    def _changes(self, run: InFlight, activation: Activation, execution: Execution) -> dict[str, bytes | None] | None:
+        """Return what its state has become; None if that cannot be stored, which has ended it."""
         try:
-            changes = changes_of(run, activation, self._services.limits.payload_max)
+            return changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
             execution.drop()
             self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
+            return None
+
+    def _let_out_first(self, run: InFlight, execution: Execution) -> None:
+        """Commit before more is delivered: what the handler has sent is enough for a write."""
+        activation = self._turns.activation_of(run)
+        changes = self._changes(run, activation, execution)
+        if changes is not None:
+            self._commit(run, activation, changes, [], sleeps=False)
+            execution.calls.unsent = 0
+            self._services.loop.call_soon(self.deliver, run, context=Context())
+
+    def _let_out(self, run: InFlight, execution: Execution) -> None:
+        """The handler waits: commit what must not wait, start actions, and see whether it leaves memory."""
+        activation = self._turns.activation_of(run)
+        changes = self._changes(run, activation, execution)
+        if changes is None:
             return
-        results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
-        run.outcomes = []
+        results = self._results(run, execution)
         assert run.policy is not None
         idle = not (execution.steps.unstarted or run.running or results)
         sleeps = idle and not run.policy.idle_timeout and not self.is_draining
@@ -351,6 +369,20 @@ class Attempts:
             run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
         if sleeps:
             self._leave_memory(run, activation)
+
+    @staticmethod
+    def _results(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
+        """Take the outcomes of steps that are to be recorded, as many as one write takes."""
+        results, size, taken = list[tuple[int, bytes]](), 0, 0
+        for index, outcome in run.outcomes:
+            if size > BYTES_MAX:
+                break
+            taken += 1
+            if execution.steps.holds(index):
+                results.append((index, outcome))
+                size += len(outcome)
+        run.outcomes = run.outcomes[taken:]
+        return results
 
     def _commit_now(self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]) -> None:
         self._commit(run, activation, changes, [], sleeps=False)
@@ -464,8 +496,9 @@ class Attempts:
         """What has used its attempts up waits for an operator; steps that have ended meanwhile keep their outcomes."""
         execution = run.execution
         if execution is not None and not execution.has_ended:
-            results = [(index, outcome) for index, outcome in run.outcomes if execution.steps.holds(index)]
-            self._commit(run, activation, {}, results, sleeps=False)
+            self._commit(run, activation, {}, self._results(run, execution), sleeps=False)
+            while run.outcomes:
+                self._commit(run, activation, {}, self._results(run, execution), sleeps=False)
         tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
         reason = f"{what}: {tries} failed: {told(error, outcomes.ERROR_MAX)}"
         text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"

@@ -20,7 +20,7 @@ from .promises import PROMISE, WAIT, Posted
 from .restarts import mark_of
 from .run_ids import RUN, run_id
 from .services import Services
-from .staging import changes_of
+from .staging import bound_state, changes_of
 
 Changes = dict[str, bytes | None]
 ALREADY: Final = {True: "was rejected already", False: "has its value already"}
@@ -52,7 +52,7 @@ class Board:
         self._run.leave_after = max(self._run.leave_after, self._activation.staged)
         return _fields(self._activation).get(PROMISE + name)
 
-    def refusal(self, name: str, /) -> bytes | None:
+    def refusal(self, name: str, outcome: bytes, /) -> bytes | None:
         """Return why a promise cannot be completed here, as a failure."""
         found = self.find(name)
         if found is not None:
@@ -60,6 +60,7 @@ class Board:
             return outcomes.encoded_error(TerminalError(why, 409))
         try:
             self._changes = changes_of(self._run, self._activation, self._field_max)
+            bound_state(self._activation.target, _fields(self._activation), self._changes | {PROMISE + name: outcome})
         except UsageError as error:
             return outcomes.encoded_error(TerminalError(said(error), 400))
         return None

@@ -53,6 +53,8 @@ def _over() -> None:
     """The timer of a time-out has nothing to call: its execution looks for it, and may have entries to make."""
 
 
+SENT_MAX: Final = 32_000_000
+"""Most bytes that one handler sends, calls and brings before it waits again: they leave in one write."""
 CHAIN_MAX: Final = 100
 """So many exclusive handlers may wait for one call, each through the next."""
 
@@ -94,6 +96,10 @@ class Calls:
         self._by_id: dict[str, _Call] = {}
         self.messages: list[Leaving] = []
         """What leaves with the next commit, in order."""
+        self.sent = 0
+        """Bytes of what was sent since something was delivered last."""
+        self.unsent = 0
+        """Bytes of `messages`, or more."""
 
     def start(
         self, request: Request, make: Callable[[str], int], is_new: Callable[[int], bool], source: Waiter
@@ -102,6 +108,7 @@ class Calls:
         around = self._surroundings
         address = address_of(request.type_name, request.key)
         arguments = arguments_of(request, address, around.payload_max)
+        self.leaves(arguments)
         name = f"{'send' if request.one_way else 'call'} {address}.{request.handler}"
         is_run = request.handler == RUN and happens_once(request)
         if is_run or request.options.idempotency_key is not None:
@@ -126,6 +133,20 @@ class Calls:
             message.chain = chain
             self.messages.append(outgoing_of(request, id_, caller, message, fingerprint_of(request)))
         return Invocation(id_, source, call if is_named else None)
+
+    def leaves(self, data: bytes) -> None:
+        """Count what a handler sends before it waits again; a replay counts alike.
+
+        Raises:
+            UsageError: it is more than one write takes.
+        """
+        self.sent += len(data)
+        self.unsent += len(data)
+        if self.sent > SENT_MAX:
+            raise UsageError(
+                f"{self._message.target}.{self._message.handler} sends {self.sent:,} bytes before it waits, the limit "
+                f"sent_max is {SENT_MAX:,}: await some of it before it sends more, or pass references"
+            )
 
     @property
     def shards(self) -> int:
@@ -159,7 +180,7 @@ class Calls:
 
     def take_messages(self) -> list[Leaving]:
         """Return what leaves with the next commit, and forget it here."""
-        messages, self.messages = self.messages, []
+        messages, self.messages, self.unsent = self.messages, [], 0
         return messages
 
     def expects(self, index: int) -> bool | None:

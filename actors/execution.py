@@ -43,7 +43,7 @@ from .replay import UNDER_WAY, Happening, Phase, advance
 from .restarts import Restarts
 from .sagas import CANCELLED, Sagas
 from .schedule import SCHEDULED_AT
-from .signals import Signals
+from .signals import Signals, dropped
 from .steps import Steps
 from .timers import Timers
 from .values import decode, scope_of
@@ -133,7 +133,10 @@ class Execution:
     def deliver(self, event: Delivered) -> bool:
         """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
         if event.kind is EventKind.SIGNAL:
-            self._set_time(event.time_ms)
+            if not (self.repeats or self._signals.has_room(event.payload)):
+                self._say_dropped(event)
+                return False
+            self._take_in(event)
             self._signals.take(event.payload)
         elif event.kind is EventKind.CANCEL:
             if self.is_compensating:
@@ -143,7 +146,7 @@ class Execution:
         elif event.kind is EventKind.AWAKEABLE:
             if not self._awakeables.expects(event.index, len(self._entries.made)):
                 return False
-            self._set_time(event.time_ms)
+            self._take_in(event)
             if event.index in self._watched and self._awakeables.is_awaited(event.index):
                 self.state.read_all(self._watched[event.index])  # who is told has seen it
             self._awakeables.complete(event.index, event.payload)
@@ -153,7 +156,7 @@ class Execution:
         elif event.kind is EventKind.PROMISE:
             if not self._promises.expects(event.index):
                 return False
-            self._set_time(event.time_ms)
+            self._take_in(event)
             self._promises.deliver(event.index, event.payload)
         elif event.kind is EventKind.TIMER:
             handle = self.timers.due(event.index)
@@ -170,10 +173,14 @@ class Execution:
                 return True
             if not expected:
                 return False
-            self._set_time(event.time_ms)
+            self._take_in(event)
             self.calls.reply(event.index, event.payload)
         self._drain()
         return True
+
+    def _take_in(self, event: Delivered) -> None:
+        self._set_time(event.time_ms)
+        self._entries.size += len(event.payload)
 
     def _cancel(self) -> None:
         """Raise `Cancelled` from every open wait, and ask the same of the calls without an outcome."""
@@ -185,11 +192,13 @@ class Execution:
             self._root_is_cancelled = Cancelled()
 
     def _pass_on(self, cancels: list[Bring]) -> None:
-        try:
-            for event in cancels:
+        for event in cancels:
+            try:
                 self._tell(event, f"cancel {event.invocation}")
-        except NondeterminismError:
-            pass  # it is noted, and ends the attempt
+            except NondeterminismError:
+                return  # it is noted, and ends the attempt
+            except (Refusal, asyncio.CancelledError):  # the journal is full: a replay tells it again, to no harm
+                self.calls.tell(event)
 
     def deliver_outcome(self, index: int, outcome: bytes, time_ms: int) -> None:
         """Deliver the recorded outcome of a step and run dry."""
@@ -199,6 +208,7 @@ class Execution:
                 self._diverge(self._entries.unexpected(index, "the outcome of a step"))
             return  # else an outcome that came with it, in one record, has made the handler give it up
         self._set_time(time_ms)
+        self._entries.size += len(outcome)
         self.steps.complete(step, outcome)
         self._drain()
 
@@ -207,8 +217,9 @@ class Execution:
         if self.phase is Phase.REPLAYING:
             if (short := self._entries.missing("nothing: it waits")) is not None:
                 self._diverge(short)
-            else:
-                self.phase = advance(self.phase, Happening.DRAINED)
+                return
+            self.phase = advance(self.phase, Happening.DRAINED)
+            self._end_if_too_large()
 
     def drop(self) -> None:
         """Leave memory: coroutines are closed, and nothing that they ask for happens."""
@@ -233,6 +244,7 @@ class Execution:
             self.loop.advance(time_ms / 1000)
 
     def _drain(self) -> None:
+        self.calls.sent = 0
         self.loop.drain()
         if self._entries.divergence is not None:
             self._diverge(self._entries.divergence, self._raised())
@@ -241,13 +253,20 @@ class Execution:
         elif self._root is not None and self._root.done():
             self._end(self._root)
         elif self._foreign and not self.is_compensating:
-            self._end_of_foreign()
+            self._foreign = False
+            self._end_wait(of_the_outside("a thread called into its event loop, which is done"))
+        elif not self.repeats:
+            self._end_if_too_large()
 
-    def _end_of_foreign(self) -> None:
+    def _end_if_too_large(self) -> None:
+        """End a handler that waits for more than its journal may hold; one that goes on is told where it asks."""
+        if self._entries.are_too_large and not self.is_compensating:
+            self._end_wait(self._entries.full or self._entries.refused())
+
+    def _end_wait(self, error: Refusal) -> None:
         """End the handler's wait, and the handler with it, for good, as for any other I/O."""
         assert self._root is not None
-        error = of_the_outside("a thread called into its event loop, which is done")
-        self._foreign, self._root_is_cancelled = False, error
+        self._root_is_cancelled = error
         self._root.cancel()
         self.loop.drain()
         if self._root.done():
@@ -262,7 +281,7 @@ class Execution:
         return None if root is None or not root.done() or root.cancelled() else root.exception()
 
     def _end(self, root: "asyncio.Task[Any]") -> None:
-        error = root.exception() if not root.cancelled() else self._root_is_cancelled or asyncio.CancelledError()
+        error = root.exception() if not root.cancelled() else self._why_cancelled()
         sagas = self._sagas
         if sagas is not None and sagas.error is not None:
             error = sagas.error if error is None else error
@@ -281,11 +300,15 @@ class Execution:
         else:
             self._complete(root.result())
 
+    def _why_cancelled(self) -> BaseException:
+        return self._root_is_cancelled or self._entries.full or asyncio.CancelledError()
+
     def _compensates(self, error: BaseException) -> bool:
         """Begin to undo what was deferred, if there is something and no other attempt follows."""
         self.loop.settle()  # as they end, tasks may defer something too
         if not self._sagas or self._entries.divergence is not None:
             return False
+        self._entries.unbind()
         if outcomes.terminal(error) is None:
             found = self.last_word(self, error, self._entries.next_recorded())
             if found is None:
@@ -385,6 +408,9 @@ class Execution:
             where = f"{self._message.target}.{self._message.handler}"
             trace = "" if exception is None else f"\n{outcomes.traced(exception)}"
             logger.warning("%s (%s): %s%s", where, self.id, message, trace)
+
+    def _say_dropped(self, signal: Delivered) -> None:
+        dropped(f"{self._message.target}.{self._message.handler} ({self.id})", signal.payload)
 
     def _say(self, message: str) -> None:
         if not self.repeats:
@@ -510,6 +536,7 @@ class Execution:
         """Make the entry of an event for another invocation; it leaves with the next commit."""
         if in_step.get() is not None:
             raise not_in_a_step()
+        self.calls.leaves(event.data)
         bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
         self._tell(event, entry)
         return Invocation(entry, self).accepted()

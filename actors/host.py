@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from journal.clock import StoreClock, boot_seconds
-from journal.entries import Event, EventKind, Message, order_of, time_of
+from journal.entries import Event, EventKind, order_of, target_of, time_of
 from journal.names import Shard, new_id
 from journal.store import SHARDS, Arrivals, Cursor, Dormant, Store, Trimmed, Where
 
@@ -416,7 +416,7 @@ class Host:
 
     async def _reread(self, shard: OwnedShard, id_: str, events: list[Event], dormant: Dormant) -> str:
         """Complete the events of a paused invocation by those read before; return the hash of its type's code."""
-        type_ = Message.parse(dormant.message).target.partition("/")[0]
+        type_ = target_of(dormant.message).partition("/")[0]
         code = await self._patience.until_answered(lambda: self._code.current(type_))
         found = await pages(self._patience, lambda after: self._store.events(shard.shard, after, PAGE))
         known, read = {event.id for event in events}, order_of(shard.cursor.events)

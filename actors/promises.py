@@ -63,7 +63,7 @@ class Board(Protocol):
         """Return the outcome of a promise, None if it is not completed."""
         ...
 
-    def refusal(self, name: str, /) -> bytes | None:
+    def refusal(self, name: str, outcome: bytes, /) -> bytes | None:
         """Return the failure of a completion that cannot be, None if it can."""
         ...
 
@@ -132,7 +132,7 @@ class Promises:
         """Complete a promise; raise the `TerminalError` of the second who does."""
         bounded(outcome, f"value of the promise {name!r}", self._outcome_max)
         index = self._make(f"{verb} {name}")
-        refusal = self._board.answers.give(index, lambda: self._board.refusal(name))
+        refusal = self._board.answers.give(index, lambda: self._board.refusal(name, outcome))
         if refusal is not None:
             outcomes.decoded(refusal)
         elif self._is_new(index):

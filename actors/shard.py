@@ -28,6 +28,7 @@ from .ends import Ends
 from .expiries import Expiries
 from .paused import COMMANDS, answer, command_in
 from .services import Services
+from .signals import SIGNALS_BYTES_MAX, SIGNALS_MAX, dropped, is_early
 from .staging import Room, Staging, Unwritten
 from .unhandled import serving
 from .watches import told
@@ -67,10 +68,12 @@ class OwnedShard:
         """Events of invocations whose messages are still to be read, from behind in the inbox."""
         self._delayed: dict[str, list[Event]] = {}
         """Events of invocations whose messages come into the inbox when they are due."""
+        self._keeping = (self._asleep, self._waking, self._unread, self._delayed)
         self._ending: set[str] = set()
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._paused: dict[str, list[str]] = {}
         """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
+        self._paused_bytes: dict[str, int] = {}
         self._classes = Classes(services, self.staging, self._attempts, self._sort, self.load_again)
         self._expiries: Expiries | None = None
         """Made with the first one."""
@@ -110,7 +113,7 @@ class OwnedShard:
         run = InFlight(message, self.shard, inbox_id)
         run.pending.extend(events)
         if has_begun:
-            run.adopt(self._recovered_of(message.id))
+            self._adopt(run, self._recovered_of(message.id))
             self._attempts.end_back_off(run)
         self._admit(run)
 
@@ -119,12 +122,23 @@ class OwnedShard:
         due_ms = message.due_ms
         return due_ms > 0 and (due_ms > time_of(inbox_id) or due_ms > self._services.surroundings.now_ms())
 
-    def _recovered_of(self, id_: str) -> list[tuple[str, Record]]:
+    def _adopt(self, run: InFlight, found: list[tuple[str, bytes]]) -> None:
+        """Give an invocation its journal; where that cannot be read, it is set aside, and nothing else of the shard."""
+        if not found:
+            return
+        ids = [*run.journal, *(id_ for id_, _ in found)]
+        try:
+            run.adopt([(id_, Record.parse(data)) for id_, data in found])
+        except Exception as error:  # noqa: BLE001  # bytes of anybody
+            run.unread(ids)
+            self._services.suspects.cannot_read(self.shard, run.id, error, self._services.surroundings.now_ms())
+
+    def _recovered_of(self, id_: str) -> list[tuple[str, bytes]]:
         found = self.recovered.pop(id_, [])
         if self._expiries is not None and not self.recovered:
             for target in self._expiries.waiting:
                 self._services.loop.call_soon(self._sort, self._activation(target))
-        return [(id_, Record.parse(data)) for id_, data in found]
+        return found
 
     def expect(self, unread: Iterable[str]) -> None:
         """At the takeover: keep events of these for their messages, which are still to be read from the inbox."""
@@ -166,6 +180,8 @@ class OwnedShard:
             self._sort(self._activation(id_))
             return
         run = self.in_flight.get(id_)
+        if event.kind is EventKind.SIGNAL and self._is_dropped(event, run):
+            return
         if run is not None:
             if event.kind is EventKind.PROBE and self._attempts.deadlocks.is_taken(run, event):
                 return
@@ -191,6 +207,22 @@ class OwnedShard:
         else:
             self._fetch_dormant(id_, [event])
 
+    def _is_dropped(self, event: Event, run: InFlight | None) -> bool:
+        """Whether too many signals wait for one that does not execute; where it does, it keeps them itself."""
+        id_ = event.invocation
+        if run is not None:
+            waiting = run.pending if run.execution is None else ()
+        else:
+            waiting = next((kept[id_] for kept in self._keeping if id_ in kept), ())
+        if not is_early(waiting, event):
+            return False
+        self._drop(event)
+        return True
+
+    def _drop(self, signal: Event) -> None:
+        dropped(signal.invocation, signal.payload)
+        self.staging.stray([signal.id])
+
     def wake(self, id_: str) -> None:
         """Ask for an invocation asleep although no event names it: its journal does, or it is to let one in."""
         if id_ not in self._waking and id_ not in self._asleep:
@@ -206,7 +238,10 @@ class OwnedShard:
         if self._waking.get(id_) is not events:
             return  # its message came in meanwhile, and took the events
         del self._waking[id_]
-        message, ending = Message.parse(dormant.message) if dormant is not None else None, ending_in(events)
+        message, ending = self._message_of(id_, dormant), ending_in(events)
+        if dormant is not None and message is None:
+            self._keep_for_paused(id_, events)
+            return
         if is_unread:
             self._unread[id_] = events
         elif message and dormant and message.due_ms and not (dormant.records or dormant.paused):
@@ -216,29 +251,51 @@ class OwnedShard:
         elif dormant is None or message is None:
             self.staging.stray([event.id for event in events])
         elif dormant.paused and ending is None and command_in(events) is None:
-            kept = self._attempts.deadlocks.without_probes(events)
-            self._paused.setdefault(id_, []).extend(event.id for event in kept)
+            self._keep_for_paused(id_, self._attempts.deadlocks.without_probes(events))
         else:
             run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
-            run.adopt([(record_id, Record.parse(data)) for record_id, data in dormant.records])
+            self._adopt(run, dormant.records)
             run.journal = []  # those lie in its hash
             if dormant.paused and ending is None:
                 if not self.is_draining:  # else the next owner does
-                    self._paused.pop(id_, None)
+                    self._no_longer_paused(id_)
                     self._asleep[id_] = answer(run, events, dormant, code, self.staging)
                 return
             if dormant.paused and ending is not None:
                 self.ends.doom(id_, ending, while_paused(ending, dormant.paused))
             elif ending is EventKind.KILL:
                 self.ends.doom(id_, ending, killed())
-            run.spent += self._paused.pop(id_, ())
-            run.adopt(self._recovered_of(id_))
+            run.spent += self._no_longer_paused(id_)
+            self._adopt(run, self._recovered_of(id_))
             # Of one that was paused it is answered already, and wakes it here.
             unheard = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
             run.spent += [event.id for event in events if event.kind in unheard]
             run.pending.extend(event for event in events if event.kind not in unheard)
             self._attempts.end_back_off(run)
             self._admit(run, first=True)
+
+    def _message_of(self, id_: str, dormant: Dormant | None) -> Message | None:
+        try:
+            return None if dormant is None else Message.parse(dormant.message)
+        except Exception as error:  # noqa: BLE001  # bytes of anybody
+            self._services.suspects.cannot_read(self.shard, id_, error, self._services.surroundings.now_ms())
+            return None
+
+    def _keep_for_paused(self, id_: str, events: Iterable[Event]) -> None:
+        """Leave events in the store, but for signals beyond their limit."""
+        ids, size = self._paused.setdefault(id_, []), self._paused_bytes.get(id_, 0)
+        for event in events:
+            size += len(event.payload)
+            if event.kind is EventKind.SIGNAL and (len(ids) >= SIGNALS_MAX or size > SIGNALS_BYTES_MAX):
+                size -= len(event.payload)
+                self._drop(event)
+            else:
+                ids.append(event.id)
+        self._paused_bytes[id_] = size
+
+    def _no_longer_paused(self, id_: str) -> list[str]:
+        self._paused_bytes.pop(id_, None)
+        return self._paused.pop(id_, [])
 
     @serving
     def loaded(self, activation: Activation, found: Loaded) -> None:

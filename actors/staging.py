@@ -12,7 +12,7 @@ Invariants:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,13 @@ COMMANDS_MAX: Final = 2_000
 """Most progress in one commit, of all shards of a host: the store does nothing else meanwhile, for some 50 ms."""
 BYTES_MAX: Final = 4_000_000
 """Most bytes in one commit, but for a single progress that is larger."""
+
+STATE_MAX: Final = 64_000_000
+"""Most bytes of all fields of one object: so much is written, and read, at once."""
+
+WRITTEN_MAX: Final = 32_000_000
+"""Most bytes of state in one write of one handler, with the values before: of more the store makes a pause in which
+leases lapse."""
 
 REASON_MAX: Final = 4_000
 """Most characters of the reason of a pause."""
@@ -379,7 +386,32 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
     for name, value in changed.items():
         if value is not None:
             bounded(value, f"state {name!r}", field_max)
+    if (len(stored) + len(changed)) * field_max > STATE_MAX:  # fewer fields cannot be more
+        bound_state(run.message.target, stored, changed)
+    if 2 * len(changed) * field_max > WRITTEN_MAX:
+        written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
+        if written > WRITTEN_MAX:
+            raise UsageError(
+                f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, with those that they "
+                f"take the place of, before it waits, the limit written_max is {WRITTEN_MAX:,}: let it wait for "
+                "something, a step or a sleep, after each few of the large fields"
+            )
     return changed
+
+
+def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None]) -> None:
+    """Refuse changes that let the state of an object grow beyond its limit.
+
+    Raises:
+        UsageError: they do.
+    """
+    grown = sum(len(value or b"") - len(stored.get(name, b"")) for name, value in changed.items())
+    if grown > 0 and (size := sum(map(len, stored.values())) + grown) > STATE_MAX:
+        largest = max(changed, key=lambda name: len(changed[name] or b""))
+        raise UsageError(
+            f"the state of {target} takes {size:,} bytes with what was written, the limit state_max is {STATE_MAX:,} "
+            f"(the largest of it is {largest!r}): spread it over more keys, or keep large data elsewhere"
+        )
 
 
 def must_commit(run: InFlight, execution: Execution) -> bool:

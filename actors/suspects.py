@@ -4,7 +4,8 @@ A failure names the invocation that the host was busy with: the frames of its tr
 noted on the way of those that work. The host steps down from the shard and takes it again at once, since what it failed
 on may pass. An invocation at which it fails twice is set aside: it is paused with that reason as soon as it would
 begin, which needs no code of the user, and an operator may resume, cancel or kill it. Where the host fails even so, or
-where nothing names an invocation, the shard rests between two attempts.
+where nothing names an invocation, the shard rests between two attempts. One whose journal cannot be read is set aside
+at once; nothing was lost of it then, and a version that can read it goes on.
 
 What is kept here dies with the process: another version of Perdure may do better. What was paused stays paused.
 
@@ -63,8 +64,8 @@ class Suspects:
             f", at {invocation}" if invocation else "",
             traced(error, whole=True),
         )
-        said = told(error, 500).encode(errors="backslashreplace").decode()  # it goes through JSON
-        self.faults.append(Fault(shard, invocation, said, at_ms))
+        said = told(error, 500)
+        self._keep(shard, invocation, said, at_ms)
         if not invocation:
             return False
         count = self._counts[invocation] = self._counts.pop(invocation, 0) + 1
@@ -73,6 +74,17 @@ class Suspects:
         if count >= SET_ASIDE_AT:
             self.set_aside[invocation] = f"its host failed on it {count} times, a defect of Perdure: {said}"
         return count <= SET_ASIDE_AT
+
+    def cannot_read(self, shard: Shard, invocation: str, error: Exception, at_ms: int) -> None:
+        """Set an invocation aside whose journal or message cannot be read."""
+        why = f"what the store holds of it cannot be read: {told(error, 500)}"
+        logger.error("shard %d: %s: %s", shard, invocation, why)
+        self._keep(shard, invocation, why, at_ms)
+        self.set_aside[invocation] = f"{why}. It is left as it is: resume it with a version that can, or end it"
+
+    def _keep(self, shard: Shard, invocation: str, said: str, at_ms: int) -> None:
+        said = said.encode(errors="backslashreplace").decode()  # it goes through JSON
+        self.faults.append(Fault(shard, invocation, said, at_ms))
 
     def pass_on(self, invocation: str) -> str:
         """Return why an invocation is set aside, and forget it: whoever resumes it wants it executed."""
