@@ -31,7 +31,7 @@ MODES = pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "as
 UNDONE: list[str] = []
 
 
-class Bulk(VirtualObject):
+class BoundBulk(VirtualObject):
     count: int = state(0)
 
     @handler
@@ -56,7 +56,7 @@ class Bulk(VirtualObject):
 
     @handler
     async def asks(self, ctx: Context) -> int:
-        refs = [Giver.give.remote(3_000) for _ in range(10)]
+        refs = [BoundGiver.give.remote(3_000) for _ in range(10)]
         return sum([len(await ref) for ref in refs])
 
     @handler
@@ -64,12 +64,12 @@ class Bulk(VirtualObject):
         out: list[str] = []
         for _ in range(count):
             try:
-                Bulk["sink"].keep.send("x" * size)
+                BoundBulk["sink"].keep.send("x" * size)
                 out.append("sent")
             except UsageError as error:
                 out.append("sent_max" if "sent_max" in str(error) else str(error))
         await ctx.sleep(1)
-        Bulk["sink"].keep.send("")
+        BoundBulk["sink"].keep.send("")
         await ctx.sleep(1)
         return out
 
@@ -77,7 +77,7 @@ class Bulk(VirtualObject):
     async def relays(self, ctx: Context, count: int, size: int) -> int:
         for _ in range(count):
             await ctx.signal("go", str)
-            Bulk["sink"].keep.send("x" * size)
+            BoundBulk["sink"].keep.send("x" * size)
         return count
 
     @handler
@@ -106,7 +106,7 @@ class Bulk(VirtualObject):
         return await ctx.signal("go", str)
 
 
-class Giver(Service):
+class BoundGiver(Service):
     @handler
     async def give(self, ctx: Context, size: int) -> str:
         return "x" * size
@@ -120,7 +120,7 @@ def run(scenario: Callable[[World], Awaitable[Any]], policy: Policy | None, *cra
 
 async def refused(world: World, handler: str, *args: Any) -> str:
     with pytest.raises(TerminalError) as found:
-        await world.driver.call("Bulk/a", handler, *args)
+        await world.driver.call("BoundBulk/a", handler, *args)
     assert found.value.code == 400
     return str(found.value)
 
@@ -138,7 +138,7 @@ def test_a_journal_has_no_more_entries_than_its_limit(policy: Policy | None, mon
     monkeypatch.setattr(entries, "ENTRIES_MAX", 20)
 
     async def scenario(world: World) -> str:
-        assert await world.driver.call("Bulk/a", "many", 20, 1) == 20
+        assert await world.driver.call("BoundBulk/a", "many", 20, 1) == 20
         return await refused(world, "many", 21, 1)
 
     for crashes in weathers():
@@ -154,7 +154,7 @@ def test_a_journal_takes_no_more_bytes_than_its_limit(policy: Policy | None, mon
     monkeypatch.setattr(entries, "JOURNAL_BYTES_MAX", 10_000)
 
     async def scenario(world: World) -> list[str]:
-        assert await world.driver.call("Bulk/a", "many", 3, 3_000) == 3
+        assert await world.driver.call("BoundBulk/a", "many", 3, 3_000) == 3
         found = [await refused(world, "many", 9, 3_000), await refused(world, "wide", 9, 3_000)]
         return [*found, await refused(world, "asks")]
 
@@ -178,7 +178,7 @@ def test_a_cancel_reaches_who_has_a_full_journal(policy: Policy | None, monkeypa
     monkeypatch.setattr(entries, "ENTRIES_MAX", 10)
 
     async def scenario(world: World) -> None:
-        waiting = await world.driver.start("Caller/a", "calls", 10)
+        waiting = await world.driver.start("BoundCaller/a", "calls", 10)
         await asyncio.sleep(2)
         await world.driver.end(waiting)
         with pytest.raises(TerminalError, match="cancelled"):
@@ -187,10 +187,10 @@ def test_a_cancel_reaches_who_has_a_full_journal(policy: Policy | None, monkeypa
     run(scenario, policy)
 
 
-class Caller(VirtualObject):
+class BoundCaller(VirtualObject):
     @handler
     async def calls(self, ctx: Context, count: int) -> None:
-        await asyncio.gather(*(Bulk[f"callee{number}"].wait.remote() for number in range(count)))
+        await asyncio.gather(*(BoundBulk[f"callee{number}"].wait.remote() for number in range(count)))
 
 
 @MODES
@@ -202,7 +202,7 @@ def test_outcomes_of_steps_are_recorded_in_writes_of_bounded_size(
     largest = watch_records(monkeypatch)
 
     async def scenario(world: World) -> Any:
-        return await world.driver.call("Bulk/a", "wide", 20, 3_000)
+        return await world.driver.call("BoundBulk/a", "wide", 20, 3_000)
 
     for crashes in weathers():
         assert run(scenario, policy, *crashes) == 60_000
@@ -230,7 +230,7 @@ def test_a_handler_sends_no_more_at_once_than_one_write_takes(
     monkeypatch.setattr(attempts, "SENT_MAX", 10_000)
 
     async def scenario(world: World) -> Any:
-        return await world.driver.call("Bulk/a", "sends", 5, 3_000)
+        return await world.driver.call("BoundBulk/a", "sends", 5, 3_000)
 
     for crashes in weathers():
         assert run(scenario, policy, *crashes) == ["sent"] * 3 + ["sent_max"] * 2
@@ -246,14 +246,14 @@ def test_what_many_events_let_a_handler_send_leaves_in_several_writes(
     largest = watch_records(monkeypatch)
 
     async def scenario(world: World) -> Any:
-        blocking = await world.driver.start("Bulk/a", "late", 1)
-        waiting = await world.driver.start("Bulk/a", "relays", 20, 3_000)
+        blocking = await world.driver.start("BoundBulk/a", "late", 1)
+        waiting = await world.driver.start("BoundBulk/a", "relays", 20, 3_000)
         for number in range(20):
             await world.driver.signal(waiting, "go", f"{number}")
         await world.driver.signal(blocking, "go", "on")
         assert await world.driver.result(waiting) == 20
         await asyncio.sleep(1)
-        return world.state("Bulk/sink")["count"]
+        return world.state("BoundBulk/sink")["count"]
 
     for crashes in weathers():
         assert run(scenario, policy, *crashes) == 20
@@ -272,8 +272,8 @@ def test_signals_that_nobody_asks_for_are_bounded(
 
     async def scenario(world: World) -> Any:
         if where == "queued":
-            await world.driver.start("Bulk/a", "late", 0)
-        waiting = await world.driver.start("Bulk/a", "late", 4, delay_s=30 if where == "delayed" else 0)
+            await world.driver.start("BoundBulk/a", "late", 0)
+        waiting = await world.driver.start("BoundBulk/a", "late", 4, delay_s=30 if where == "delayed" else 0)
         await asyncio.sleep(1)
         for number in range(6):
             await world.driver.signal(waiting, "go", f"{number}" + "x" * 1_000)
@@ -294,11 +294,11 @@ def test_the_state_of_an_object_is_bounded(policy: Policy | None, monkeypatch: p
 
     async def scenario(world: World) -> str:
         for name in ("one", "two", "three"):
-            await world.driver.call("Bulk/a", "put", name, 3_000)
+            await world.driver.call("BoundBulk/a", "put", name, 3_000)
         said = await refused(world, "put", "four", 3_000)
-        assert "four" not in world.state("Bulk/a")
+        assert "four" not in world.state("BoundBulk/a")
         monkeypatch.setattr(staging, "STATE_MAX", 5_000)
-        await world.driver.call("Bulk/a", "put", "one", 2_000)
+        await world.driver.call("BoundBulk/a", "put", "one", 2_000)
         return said
 
     assert "the limit state_max is 10,000" in run(scenario, policy)
@@ -312,8 +312,8 @@ def test_a_handler_writes_no_more_at_once_than_one_write_takes(
     monkeypatch.setattr(staging, "WRITTEN_MAX", 10_000)
 
     async def scenario(world: World) -> str:
-        await world.driver.call("Bulk/a", "fill", 6, 3_000, True)
-        assert len(world.state("Bulk/a")) == 6
+        await world.driver.call("BoundBulk/a", "fill", 6, 3_000, True)
+        assert len(world.state("BoundBulk/a")) == 6
         await refused(world, "fill", 2, 3_001, False)
         return await refused(world, "fill", 4, 3_001, False)
 
@@ -329,8 +329,8 @@ def test_a_journal_that_cannot_be_read_sets_its_invocation_aside_and_no_other(
     dies = Faults()
 
     async def scenario(world: World) -> str:
-        waiting = await world.driver.start("Bulk/a", "wait")
-        others = [await world.driver.start(f"Bulk/o{number}", "wait") for number in range(12)]
+        waiting = await world.driver.start("BoundBulk/a", "wait")
+        others = [await world.driver.start(f"BoundBulk/o{number}", "wait") for number in range(12)]
         await asyncio.sleep(2)
         _spoil(world, waiting)
         dies.crashed.set()
@@ -342,7 +342,7 @@ def test_a_journal_that_cannot_be_read_sets_its_invocation_aside_and_no_other(
         async with asyncio.timeout(1):
             assert [await world.driver.result(other) for other in others] == ["on"] * 12
         reason = await world.until_paused(waiting)
-        behind = await world.driver.start("Bulk/a", "keep", "")
+        behind = await world.driver.start("BoundBulk/a", "keep", "")
         await world.driver.end(waiting)
         with pytest.raises(TerminalError, match="while it was paused"):
             await world.driver.result(waiting)
@@ -369,8 +369,8 @@ def test_a_message_asleep_that_cannot_be_read_holds_no_other(caplog: pytest.LogC
     """Issue 15.1."""
 
     async def scenario(world: World) -> None:
-        waiting = await world.driver.start("Bulk/a", "wait")
-        others = [await world.driver.start(f"Bulk/o{number}", "wait") for number in range(12)]
+        waiting = await world.driver.start("BoundBulk/a", "wait")
+        others = [await world.driver.start(f"BoundBulk/o{number}", "wait") for number in range(12)]
         await asyncio.sleep(2)
         for each in world.store._world.shards:  # pyright: ignore[reportPrivateUsage]
             if waiting in each.asleep:
