@@ -16,6 +16,7 @@ from journal.codec import MISSING
 
 from . import place
 from .errors import UsageError
+from .stored import pinned
 from .values import encode
 
 Fits = Callable[[Any], bool]
@@ -28,6 +29,7 @@ _LIMITING: Final = ("annotated_types", "pydantic")
 _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (float, int), complex: (complex, float, int)}
 
 
+@pinned("WrongTypeError")
 class WrongTypeError(UsageError, TypeError):
     """A value is not of the type that its annotation says."""
 

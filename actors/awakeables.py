@@ -35,11 +35,13 @@ from .errors import UsageError
 from .invocation import Accepted
 from .loop import DeterministicLoop, running_loop
 from .restarts import Restarts, mark_of
+from .stored import public
 from .values import Scope
 
 _ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,12})")
 
 
+@public
 def resolve(id: str, value: Any) -> Accepted:
     """Complete an awakeable: who awaits it gets this value. It leaves in the order of all that is sent here.
 
@@ -53,6 +55,7 @@ def resolve(id: str, value: Any) -> Accepted:
     return place.caller().bring(completion(id, outcomes.encoded_value(value)), f"resolve {id}")
 
 
+@public
 def reject(id: str, message: str) -> Accepted:
     """Complete an awakeable: who awaits it gets a `TerminalError` with this message. Otherwise as `resolve`."""
     return place.caller().bring(completion(id, outcomes.encoded_rejection(message)), f"reject {id}")

@@ -22,18 +22,17 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
-import cloudpickle
-
 from journal.clock import boot_seconds
 from journal.store import Store
 from journal.texts import told
 
-from . import seal
+from . import seal, stored
 from .bundles import PYTHON, Bundle, bundle_of, digest_of, is_type, living_bundle_of
 from .code_hash import Globals
 from .errors import TerminalError, UsageError
 from .objects import Declaration, Durable, classes_changed, declaration, find_type, type_name
 from .schedule import INTERNAL
+from .stored import pinned
 from .values import Name, Scope, adopt, living, name_of, scope_of
 
 logger = logging.getLogger("actors")
@@ -56,6 +55,7 @@ _lived: Final[WeakValueDictionary[tuple[str, str], type[Durable]]] = WeakValueDi
 """Classes of this process by type and hash, those too that another class has replaced."""
 
 
+@pinned("MissingCodeError")
 class MissingCodeError(TerminalError):
     """Neither this process nor the store has the class."""
 
@@ -299,7 +299,7 @@ def _made(digest: str, header: Any, body: bytes) -> dict[str, Declaration]:
     if header["python"] != PYTHON:
         logger.warning("the code %s is of Python %s: importing its classes by path", digest, header["python"])
         return {name: declaration(_imported(name, *place)) for name, place in header["types"].items()}
-    names: dict[Name, type] = cloudpickle.loads(body)
+    names: dict[Name, type] = stored.loads(body)
     scope = Scope(digest, names)
     for name, cls in names.items():
         if living(*name) is not cls:

@@ -8,12 +8,14 @@ from collections.abc import Generator, Mapping
 from typing import Any, Protocol, TypeVar, overload
 
 from .policy import Retry
+from .stored import public
 
 T_co = TypeVar("T_co", covariant=True)
 V = TypeVar("V")
 D = TypeVar("D")
 
 
+@public
 class Awakeable(Protocol[T_co]):
     """What is completed from outside: hand its `id` to whoever is to complete it, and `await` it.
 
@@ -61,6 +63,7 @@ class Fields(Protocol):
         ...
 
 
+@public
 class Promise(Protocol[V]):
     """A durable promise of a workflow: a named value, written once, that all handlers of the key share.
 

@@ -28,6 +28,7 @@ from .commands import Awakeable, Commands, Promise
 from .errors import UsageError
 from .loop import running_loop
 from .policy import Duration, Retry, seconds
+from .stored import public
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
+@public
 class Context:
     """Commands that are journaled, and what is known of this invocation.
 

@@ -37,6 +37,7 @@ from .policy import Policy
 from .services import Limits
 from .slots import Slot
 from .startup import handlers_put_back, is_entered
+from .stored import pinned, public
 from .suspects import Fault
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Settings:
         object.__setattr__(self, "store", "embedded" if self.redis is None else shown(self.redis))
 
 
+@pinned("HostStatus")
 @dataclass(frozen=True, slots=True)
 class HostStatus:
     """One host, as it last described itself."""
@@ -88,6 +90,7 @@ class HostStatus:
     """What it failed on itself, the last few: defects of Perdure, with the invocations that they came with."""
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Status:
     """What `actors.status()` tells."""
@@ -101,6 +104,7 @@ class Status:
     """Why this program can start nothing any more: its client has failed, or was shut down."""
 
 
+@public
 class Session:
     """What `init` opened; also a context manager, sync and async, that shuts it down."""
 
@@ -244,6 +248,7 @@ class _Slot:
 _slot = _Slot()
 
 
+@public
 def init(
     redis: str | None = None,
     *,
@@ -337,6 +342,7 @@ def _durability(durability: str | None) -> Durability:
     raise UsageError(f'durability is "disk" or "relaxed", not {found!r}')
 
 
+@public
 def shutdown() -> None:
     """Wait for unsent submits, disconnect, and stop what this program started; invocations go on where hosts remain."""
     with _slot.lock:
@@ -363,6 +369,7 @@ def _session() -> tuple[Session, Client]:
 def attach(target: str) -> Invocation[Any]: ...
 @overload
 def attach(target: Call[Callable[..., Invocation[R]]]) -> Invocation[R]: ...
+@public
 def attach(target: str | Call[Any]) -> Invocation[Any]:
     """Return the invocation with this id, or that of a workflow's run (`Signup["k"].run`), whoever started it.
 
@@ -386,6 +393,7 @@ def attach(target: str | Call[Any]) -> Invocation[Any]:
     return Invocation(id_, execution, handler)
 
 
+@public
 def status() -> Status:
     """Return hosts, store and namespace, as they are now.
 

@@ -34,6 +34,8 @@ from journal.errors import (
 )
 from journal.texts import told
 
+from .stored import pinned, public
+
 __all__ = [
     "CallTimeout",
     "Cancelled",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 
+@public
 class TerminalError(DurableError):
     """End the invocation: this failure is its outcome and reaches the caller as itself.
 
@@ -68,6 +71,7 @@ class TerminalError(DurableError):
         self.metadata = dict(metadata or {})
 
 
+@public
 class Cancelled(TerminalError):
     """The invocation was cancelled; raised by each wait that was open then."""
 
@@ -75,6 +79,7 @@ class Cancelled(TerminalError):
         super().__init__(message, code, metadata)
 
 
+@public
 class DeadlockError(TerminalError):
     """A call was refused: its key is held by an invocation that waits, through calls, for this call."""
 
@@ -82,6 +87,7 @@ class DeadlockError(TerminalError):
         super().__init__(message, code, metadata)
 
 
+@public
 class CallTimeout(TerminalError, TimeoutError):
     """A call took longer than its option `timeout`; the invocation it waited for was ended."""
 
@@ -89,14 +95,17 @@ class CallTimeout(TerminalError, TimeoutError):
         super().__init__(message, code, metadata)
 
 
+@pinned("Refusal")
 class Refusal(UsageError):
     """The use of the outside by a handler itself. Whatever a library makes of it, it ends the invocation."""
 
 
+@public
 class NotFoundError(DurableError):
     """No invocation of this id is known: it never was, or its retention is over."""
 
 
+@public
 class NondeterminismError(DurableError):
     """Replay asked for something other than what the journal holds."""
 

@@ -45,6 +45,7 @@ from .policy import Duration, Policy, check_policy
 from .run_ids import RUN, run_id
 from .schedule import SaidOptions, Schedule, declared, separated
 from .state import Addressed, Unkeyed, resolved
+from .stored import pinned
 from .ticks import Missed
 
 P = ParamSpec("P")
@@ -55,6 +56,7 @@ Plain = TypeVar("Plain", covariant=True)
 """How it is called in place: `(ctx, item: str) -> Coroutine[Any, Any, int]`."""
 
 
+@pinned("Call")
 class Call(Generic[Remote]):
     """A handler at an address."""
 
@@ -203,6 +205,7 @@ def _not_in_place(call: Call[Any]) -> UsageError:
     return UsageError(f"{call!r} is at an address: use .remote(...) or .send(...)")
 
 
+@pinned("BoundHandler")
 class BoundHandler(Call[Remote], Generic[Remote, Plain]):
     """A handler of an object; inside another handler of it, it may also be called in place."""
 
@@ -221,6 +224,7 @@ class BoundHandler(Call[Remote], Generic[Remote, Plain]):
         return cast("Plain", self._handler.fn.__get__(target))
 
 
+@pinned("Handler")
 class Handler(Generic[Remote, Plain]):
     """A method that others may invoke."""
 
@@ -349,6 +353,7 @@ class Handler(Generic[Remote, Plain]):
         return _restored_handler, (self.fn, self.name, self.exclusive, self.policy, dict(self.hints), self.reentrant)
 
 
+@pinned("_restored_handler")
 def _restored_handler(
     fn: Callable[..., Any],
     name: str,
@@ -404,6 +409,7 @@ class Decorator(Protocol):
     ) -> Handler[Callable[P, Invocation[R]], Callable[Concatenate[Context, P], R]]: ...
 
 
+@pinned("_Maker")
 class _Maker:
     """`handler` and `shared`: used bare and with options, so the signatures stand once."""
 

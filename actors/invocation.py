@@ -20,6 +20,7 @@ from . import outcomes, place
 from .errors import UsageError
 from .loop import running_loop
 from .policy import Duration, seconds
+from .stored import pinned, public
 
 if TYPE_CHECKING:
     from ray import ObjectRef  # the one name of Ray outside its file: the type that users see
@@ -40,6 +41,7 @@ _ADVICE: Final = {"asyncio": f": {_AS_TASK}", "ray": ": give Ray ref.to_object_r
 _OF_FUTURES: Final = frozenset({"add_done_callback", "done", "cancelled", "exception", "remove_done_callback"})
 
 
+@pinned("NoFutureError")
 class NoFutureError(UsageError, AttributeError):
     """An invocation was used as a future of asyncio's."""
 
@@ -96,6 +98,7 @@ class Source(Waiter, Protocol):
         ...
 
 
+@public
 class Invocation(Generic[R_co], metaclass=_Named):
     """One durable request to run one handler; `await` it, or ask for its `result()`.
 
@@ -276,6 +279,7 @@ class Foreign(Bring):
     """An event for an invocation that came here from another program."""
 
 
+@pinned("Accepted")
 class Accepted:
     """The acknowledgement of one invocation: from then on it will be executed, whatever dies."""
 
@@ -304,6 +308,7 @@ class Accepted:
 def get(refs: Invocation[R], *, timeout: Duration | None = None) -> R: ...
 @overload
 def get(refs: Sequence[Invocation[R]], *, timeout: Duration | None = None) -> list[R]: ...
+@public
 def get(refs: Invocation[Any] | Sequence[Invocation[Any]], *, timeout: Duration | None = None) -> Any:
     """Return the result of one invocation, or the results of many in their order, as `ray.get` does.
 
@@ -323,6 +328,7 @@ def get(refs: Invocation[Any] | Sequence[Invocation[Any]], *, timeout: Duration 
     return [ref.result() for ref in invocations]
 
 
+@public
 def wait(
     refs: Sequence[Invocation[R]], *, num_returns: int = 1, timeout: Duration | None = None
 ) -> tuple[list[Invocation[R]], list[Invocation[R]]]:

@@ -36,6 +36,7 @@ from .policy import Duration, Policy, check_policy
 from .run_ids import RUN
 from .schedule import INTERNAL, SaidOptions, Schedule, declared, separated
 from .state import Addressed, Fields, Options, State, Unkeyed
+from .stored import pinned, public
 from .ticks import Missed
 from .ttl import Lifetimes, ttl_ms
 from .values import LIVE, scope_of
@@ -95,6 +96,7 @@ def without(cls: type[Durable], name: str) -> str:
 _numbers = itertools.count()
 
 
+@pinned("_Table")
 class _Table:
     """A class's declaration, once it was read. It pickles empty, so that a class set anew in place is read anew."""
 
@@ -232,6 +234,7 @@ def _check_place(one: type | None, other: type) -> None:
         raise UsageError(f"{places[0]} and {places[1]} are one type by name: give one of them another, name=...")
 
 
+@pinned("ByName")
 class ByName:
     """An address whose handlers are called by their names: `handle.remote("reserve", "alice")`.
 
@@ -335,6 +338,7 @@ class ByName:
 def object_handle(type_name: str, /) -> ByName: ...
 @overload
 def object_handle(type_name: str, key: str, /) -> ByName: ...
+@pinned("object_handle")
 def object_handle(type_name: str, key: Any = MISSING, /) -> ByName:
     """Return the address of an object, or without a key of a service, whose class need not be known here.
 
@@ -364,6 +368,7 @@ class _Handle:
         return self if instance is None else ByName(type_name(owner), cast("Durable", instance)._key, owner)
 
 
+@pinned("Keyed")
 class Keyed(ABCMeta):
     """What makes `Ticket["A1"]` an address. ABCMeta, so that users may mix in abstract classes."""
 
@@ -392,6 +397,7 @@ def _specialised(cls: type, parameters: object) -> object:
     return cast("Any", cls).__class_getitem__(parameters)
 
 
+@pinned("Durable")
 class Durable(Addressed):
     """What objects and services share."""
 
@@ -447,6 +453,7 @@ class Durable(Addressed):
         return _restored_address, (self._options.name, self._key)
 
 
+@public
 class VirtualObject(Durable, metaclass=Keyed):
     """The base of classes whose every key is an object: it always exists, keeps its state, runs one handler at a time.
 
@@ -459,6 +466,7 @@ class VirtualObject(Durable, metaclass=Keyed):
     __slots__ = ()
 
 
+@public
 class Workflow(Durable, metaclass=Keyed):
     """The base of classes whose `run` happens once for each key; all other handlers are shared.
 
@@ -483,6 +491,7 @@ if TYPE_CHECKING:
     Unindexed = ABCMeta  # of another metaclass's classes pyright does not check the keywords
 else:
 
+    @pinned("Unindexed")
     class Unindexed(ABCMeta):
         """What makes a service its own address, and says so of what it has not."""
 
@@ -490,6 +499,7 @@ else:
             raise AttributeError(without(cls, name), name=name, obj=cls)
 
 
+@public
 class Service(Durable, Unkeyed, metaclass=Unindexed):
     """The base of classes without key and state: any number of invocations at once.
 
@@ -516,6 +526,7 @@ def instance(cls: type[Durable], key: str | None, fields: Fields) -> Durable:
     return _made(cls, key, fields)
 
 
+@pinned("_restored_address")
 def _restored_address(name: str, key: str | None) -> object:
     cls = find_type(name)
     return ByName(name, key) if cls is None else _made(cls, key, None)

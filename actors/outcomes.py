@@ -6,7 +6,6 @@ the API is.
 """
 
 import asyncio
-import sys
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -14,7 +13,7 @@ from journal.codec import MISSING
 from journal.entries import Failure, failure, outcome_of, success
 from journal.texts import cut, full_name, said, shown, told
 
-from . import seal
+from . import seal, stored
 from .errors import DecodeError, OverloadedError, Refusal, TerminalError, UsageError
 from .recorded import DESCRIBED_MAX, carried, code_and_metadata
 from .revived import attributes_of
@@ -130,12 +129,12 @@ def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
 
     Whatever object it is: what cannot be recorded of it is said in its place.
     """
-    module, name = full_name(type(error))
+    type_ = stored.type_of(type(error))
     code, metadata = code_and_metadata(error)
     if not_undone:
         metadata[NOT_UNDONE] = cut(not_undone, ERROR_MAX)
-    pickled = b"" if module.startswith("actors.") else carried(error)
-    return failure(Failure(code, said(error), metadata, f"{module}:{name}", pickled))
+    pickled = carried(error) if ":" in type_ else b""
+    return failure(Failure(code, said(error), metadata, type_, pickled))
 
 
 def encoded_rejection(message: str) -> bytes:
@@ -194,16 +193,16 @@ def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
     """Return the error that a failure stands for; where its class is not here, a `TerminalError` with its name."""
     if found.type == "OverloadedError":
         return OverloadedError(found.message)
-    module, _, name = found.type.partition(":")
+    _, is_named, name = found.type.partition(":")
     if found.pickled:
         error = _read(found, scope)
         if error is not None:
             return error
-    elif module.startswith("actors."):
-        kind = getattr(sys.modules.get(module), name, TerminalError)
+    else:
+        kind = stored.class_of(found.type)
         if isinstance(kind, type) and issubclass(kind, TerminalError):
             return kind(found.message, found.code, dict(found.metadata))
-    if not name:  # the store's own, or another program's
+    if not is_named:  # the store's own, or another program's
         return TerminalError(found.message, found.code, dict(found.metadata))
     error = TerminalError(
         cut(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code

@@ -19,6 +19,7 @@ from journal.store import Bring
 from .errors import UsageError
 from .loop import DeterministicLoop, running_loop
 from .policy import Duration, seconds
+from .stored import pinned
 
 in_step: ContextVar[str | None] = ContextVar("in_step", default=None)
 """The id of the step this code belongs to, or None."""
@@ -37,6 +38,7 @@ def not_in_a_step() -> UsageError:
     return UsageError(NOT_IN_A_STEP)
 
 
+@pinned("CallOptions")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOptions:
     """How one call or send differs from the usual."""

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from .errors import UsageError
+from .stored import public
 from .tracebacks import leaves
 
 Duration = timedelta | float | str
@@ -58,6 +59,7 @@ def _checked(*durations: Duration | None) -> None:
             seconds(duration)
 
 
+@public
 class RetryAfter(Exception):
     """Raised in a step or a handler: this attempt has failed, and the next follows after `delay` instead of a back-off.
 
@@ -88,6 +90,7 @@ def _asked_by(error: Any) -> float | None:
         return None
 
 
+@public
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """When something that failed is tried again, and when no more."""
@@ -142,6 +145,7 @@ class Retry:
         return self.max_duration is not None and elapsed_s >= seconds(self.max_duration)
 
 
+@public
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How invocations are treated; None means: not said here."""

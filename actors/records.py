@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from .errors import DecodeError
+from .stored import pinned
 
 logger = logging.getLogger("actors")
 
@@ -212,11 +213,13 @@ def _private(state: Mapping[str, Any]) -> dict[str, Any] | None:
 # Reading
 
 
+@pinned("made")
 def made(cls: type[Any], *content: Any) -> Any:
     """Return an instance as the builtin below its class makes it."""
     return _base_of(cls).__new__(cls, *content)
 
 
+@pinned("made_tuple")
 def made_tuple(cls: type[Any], names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
     """Return a named tuple; its items go by their names.
 
@@ -240,6 +243,7 @@ def _default(defaults: Mapping[str, Any], name: str) -> Callable[[Mapping[str, A
     return (lambda _: defaults[name]) if name in defaults else None
 
 
+@pinned("restore")
 def restore(value: Any, state: tuple[Any, ...]) -> None:
     """Give an instance what was stored of it.
 

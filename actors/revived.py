@@ -10,6 +10,8 @@ from contextlib import suppress
 from types import FunctionType, MemberDescriptorType
 from typing import Any, Final, cast
 
+from .stored import pinned
+
 _ERROR: Final = cast("Any", BaseException)
 _SAYS_HOW: Final = (
     "__reduce__",
@@ -52,6 +54,7 @@ def attributes_of(error: BaseException) -> dict[str, Any]:
     return _ERROR.__dict__["__dict__"].__get__(error)
 
 
+@pinned("revived")
 def revived(kind: type, args: tuple[Any, ...], attributes: dict[str, Any], members: dict[str, Any]) -> BaseException:
     """Return the error that is made of these."""
     inner: Any = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_BY_CLASS)

@@ -38,6 +38,7 @@ from . import outcomes
 from .errors import DecodeError, TerminalError
 from .invocation import Invocation
 from .place import address_in, refused_in_step
+from .stored import pinned
 
 logger = logging.getLogger("actors")
 
@@ -47,6 +48,7 @@ CANCELLED: Final = "give up cancelled"
 """The entry of one that failed before it could be told that it was cancelled."""
 
 
+@pinned("AsHandler")
 class AsHandler(TerminalError):
     """The outcome of a step that asked for what its handler alone may do: it is to run as the handler does."""
 

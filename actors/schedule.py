@@ -18,6 +18,7 @@ from .errors import UsageError
 from .invocation import Invocation
 from .place import EMPTY_OPTIONS, CallOptions, Request, caller
 from .policy import Duration
+from .stored import pinned, public
 from .ticks import Missed, Timing, timing_of
 from .values import encode_arguments
 
@@ -32,6 +33,7 @@ SCHEDULED_AT: Final = "perdure-scheduled-at"
 """The header of a fired invocation: the tick, as ISO 8601."""
 
 
+@pinned("Spec")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """What is fired; the timing says when."""
@@ -44,6 +46,7 @@ class Spec:
     headers: Mapping[str, str]
 
 
+@pinned("Firing")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firing:
     """What became of one tick."""
@@ -56,6 +59,7 @@ class Firing:
     """`open`, `succeeded`, `failed: why`, or `unknown` where its retention is over."""
 
 
+@pinned("ScheduleStatus")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleStatus:
     """What `schedule.status()` tells."""
@@ -76,6 +80,7 @@ class ScheduleStatus:
     """What became of the last five ticks that were fired, the newest first."""
 
 
+@public
 class Schedule:
     """A durable schedule, by its name; `Report["daily"].build.schedule(cron="0 9 * * *")` declares one and returns it.
 

@@ -32,6 +32,7 @@ from .objects import VirtualObject
 from .place import CallOptions, Request
 from .schedule import ALL, ONE, REGISTRY, Firing, Schedule, ScheduleStatus, Spec, fire
 from .state import state
+from .stored import public
 from .ticks import Timing, instant_of, time_of
 
 LATE_MS: Final = 60_000
@@ -231,6 +232,7 @@ class Directory(VirtualObject, name=ALL):
         return [field.removeprefix(_FIELD) for field in ctx.keys()]  # noqa: SIM118  # no dict
 
 
+@public
 def schedules() -> list[Schedule]:
     """Return all schedules of the namespace, by name; blocks as `actors.status()` does.
 

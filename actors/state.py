@@ -25,6 +25,7 @@ from journal.codec import MISSING
 from .annotations import check, exact, fits
 from .errors import UsageError
 from .policy import Duration, Policy
+from .stored import pinned, public
 from .ttl import ttl_ms
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Fields(Protocol):
     def set(self, field: State[Any], value: Any, /) -> None: ...
 
 
+@pinned("State")
 class State(Generic[T]):
     """A durable field."""
 
@@ -122,6 +124,7 @@ def _annotation_in(owner: type, name: str) -> Any:
     return resolved(inspect.get_annotations(owner).get(name, MISSING), vars(module) if module else {}, vars(owner))
 
 
+@pinned("_restored_state")
 def _restored_state(
     name: str, default: Any, factory: Callable[[], Any] | None, annotation: Any, ttl_ms: int
 ) -> State[Any]:
@@ -137,6 +140,7 @@ def state(default: T, /, *, ttl: Duration | None = None) -> T: ...
 def state(*, default_factory: type[list[Any] | dict[Any, Any] | set[Any]], ttl: Duration | None = None) -> Any: ...
 @overload
 def state(*, default_factory: Callable[[], T], ttl: Duration | None = None) -> T: ...
+@public
 def state(
     default: Any = MISSING, /, *, default_factory: Callable[[], Any] | None = None, ttl: Duration | None = None
 ) -> Any:
@@ -171,6 +175,7 @@ def resolved(annotation: Any, names: Mapping[str, Any], local_names: Mapping[str
         return MISSING
 
 
+@pinned("Options")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the keywords of a class said."""
@@ -181,6 +186,7 @@ class Options:
     """How long all state outlives its last change; 0 is for ever."""
 
 
+@pinned("Addressed")
 class Addressed:
     """What fields and handlers know of the classes that declare them."""
 
@@ -196,6 +202,7 @@ class Addressed:
     """None at an address."""
 
 
+@pinned("Unkeyed")
 class Unkeyed:
     """Marks classes that are their own address, so that `Checkout.process` is a call and `Ticket.reserve` is not."""
 

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from .errors import UsageError
 from .policy import Duration, seconds
+from .stored import pinned
 
 Missed = Literal["skip", "last", "all"]
 EVERY_MIN: Final = 1.0
@@ -22,6 +23,7 @@ _RANDOM: Final = re.compile(r"(?<![a-z])[rh](?![a-z])", re.IGNORECASE)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@pinned("Timing")
 @dataclass(frozen=True, slots=True)
 class Timing:
     """When a schedule fires: `cron` in `timezone`, or each `every_ms` from when it was declared."""

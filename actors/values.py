@@ -14,7 +14,7 @@ import io
 import operator
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -27,8 +27,9 @@ import cloudpickle
 from journal import codec
 from journal.codec import MISSING
 
-from . import records, seal
+from . import records, seal, stored
 from .revived import is_revived, parts_of, revived
+from .stored import pinned
 
 Name = tuple[str, str]
 """Module and qualified name."""
@@ -182,6 +183,7 @@ def _reduced(cls: type) -> tuple[Any, ...] | None:
     return _named, (*name, cast("Any", cloudpickle).dumps(cls, _PROTOCOL))
 
 
+@pinned("_named")
 def _named(module: str, qualname: str, code: bytes = b"") -> type:
     """Return a class by its name; while a value is read, the method of its unpickler stands for this function."""
     raise pickle.UnpicklingError("a value of Perdure's is read by actors.values alone")
@@ -195,17 +197,14 @@ class _Unpickler(pickle.Unpickler):
         self._names, self._annotation = scope.names, annotation
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name == __name__ and global_name == _named.__name__:
-            return cast("Callable[..., Any]", self._named)
-        if module_name == records.__name__:
-            return getattr(records, global_name)
-        found = self._names.get((module_name, global_name))
+        name = module_name, global_name
+        found = self._names.get(name) or stored.NAMES.get(name)
         if found is not None:
-            return found
+            return cast("Any", self._named if found is _named else found)
         try:
             return super().find_class(module_name, global_name)
         except (ImportError, AttributeError):
-            moved = _sent.get((module_name, global_name)) or records.class_in(self._annotation, global_name)
+            moved = _sent.get(name) or records.class_in(self._annotation, global_name)
             if moved is None:
                 raise
             return moved
@@ -213,7 +212,7 @@ class _Unpickler(pickle.Unpickler):
     def _named(self, module: str, qualname: str, code: bytes = b"") -> Any:
         found = self._names.get((module, qualname)) or living(module, qualname, imports=True)
         if found is None and code:
-            found = cloudpickle.loads(code)
+            found = stored.loads(code)
         found = found or records.class_in(self._annotation, qualname)
         if found is None:
             raise AttributeError(f"there is no class {qualname} in {module} here")

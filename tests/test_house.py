@@ -47,6 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "actors": (
         "aside",
         "perdure",
+        "stored",
         "errors",
         "tracebacks",
         "revived",

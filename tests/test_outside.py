@@ -162,7 +162,7 @@ def connected(directory: Path) -> None:
 def refusal(ref: Invocation[Any]) -> str:
     with pytest.raises(TerminalError) as raised:
         ref.result(timeout=SOON)
-    assert (raised.value.code, raised.value.metadata) == (400, {"error": "journal.errors:UsageError"})
+    assert (raised.value.code, raised.value.metadata) == (400, {"error": "actors:UsageError"})
     return str(raised.value)
 
 

@@ -2,11 +2,23 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from actors import TerminalError
+import actors
+from actors import (
+    Cancelled,
+    Context,
+    Invocation,
+    Policy,
+    Retry,
+    RetryAfter,
+    Schedule,
+    TerminalError,
+    VirtualObject,
+    handler,
+)
 
 
 class Ripeness(Enum):
@@ -14,16 +26,16 @@ class Ripeness(Enum):
     RIPE = "ripe"
 
 
-class Crate(NamedTuple):
+class Punnet(NamedTuple):
     fruit: str
-    count: int = 1
+    amount: int = 1
 
 
 @dataclass
 class Jam:
     fruit: str
     sugar: float = 0.5
-    crates: list[Crate] = field(default_factory=list[Crate])
+    crates: list[Punnet] = field(default_factory=list[Punnet])
 
 
 class Recipe(BaseModel):
@@ -31,7 +43,7 @@ class Recipe(BaseModel):
     minutes: int = 5
 
 
-class Basket(list[str]):
+class Trug(list[str]):
     """A subclass of a builtin."""
 
 
@@ -45,9 +57,32 @@ class Scale:
         return f"Scale({self.weight})"
 
 
-class SoldOut(TerminalError):
+class PickedBare(TerminalError):
     """An error with arguments and an attribute of its own."""
 
     def __init__(self, fruit: str, left: int) -> None:
         super().__init__(f"no {fruit}", 410, {"fruit": fruit})
         self.left = left
+
+
+class Orchard(VirtualObject):
+    @handler
+    def pick(self, ctx: Context, jam: Jam) -> Jam:
+        return jam
+
+
+def arguments() -> list[Any]:
+    """Return values that every process can read, and whose fingerprint is the same in each."""
+    return [
+        *(Jam("plum", 0.25, [Punnet("plum", 2)]), Recipe(name="jam"), Trug(["a"]), Scale(3), Ripeness.RIPE, Jam),
+        *(Orchard["x"], Orchard, actors.object("Orchard", "y").options(delay=1)),
+        *(Schedule("a"), Invocation[int]("some-id"), Policy(retry=Retry(initial=2)), RetryAfter(3, "later")),
+        *(
+            Cancelled("x"),
+            PickedBare("plums", 3),
+            actors.UsageError("u"),
+            actors.get,
+            actors.object,
+            actors.DecodeError,
+        ),
+    ]

@@ -13,12 +13,12 @@ _BINARY = "base64:"
 _PICKLE = b"\x80\x05\x95"
 
 
-def dumped(url: str, namespace: str, due_before: float) -> dict[str, Any]:
-    """Return what a namespace holds, as of long after the end of all its processes, with the timers before then due."""
+def dumped(url: str, namespace: str) -> dict[str, Any]:
+    """Return what a namespace holds, as of long after the end of all its processes."""
     with client(url) as redis:
         keys = sorted(cast("list[bytes]", redis.keys(f"{namespace}:*")))
         kept = (key for key in keys if key.decode().rpartition(":")[2] not in GONE_WITH_ITS_PROCESSES)
-        return {text(key): _dumped(redis, key, due_before) for key in kept}
+        return {text(key): _dumped(redis, key) for key in kept}
 
 
 def restored(url: str, keyspace: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def data(found: str) -> bytes:
     return base64.b64decode(found[len(_BINARY) :]) if found.startswith(_BINARY) else found.encode()
 
 
-def _dumped(redis: Any, key: bytes, due_before: float) -> dict[str, Any]:
+def _dumped(redis: Any, key: bytes) -> dict[str, Any]:
     kind = redis.type(key).decode()
     if kind == "string":
         return {kind: text(redis.get(key))}
@@ -58,7 +58,7 @@ def _dumped(redis: Any, key: bytes, due_before: float) -> dict[str, Any]:
         return {kind: {text(field): text(value) for field, value in sorted(redis.hgetall(key).items())}}
     if kind == "zset":
         scores = redis.zrange(key, 0, -1, withscores=True)
-        return {kind: {text(member): 1 if score < due_before else str(score) for member, score in scores}}
+        return {kind: {text(member): str(score) for member, score in scores}}
     assert kind == "stream", kind
     last = redis.xinfo_stream(key)["last-generated-id"]
     entries = redis.xrange(key)
@@ -103,7 +103,7 @@ def globals_in(pickle: bytes) -> set[tuple[str, str]]:
             named.add((module, name))
             strings.append(None)
         elif opcode.name in ("BINGET", "LONG_BINGET"):
-            strings.append(memo[argument])
+            strings.append(memo[cast("int", argument)])
         else:
             strings.append(argument if "UNICODE" in opcode.name else None)
     return named
