@@ -38,6 +38,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 30.0
+RAY_ENDS_S = 120.0
+"""A Ray takes 15 s to end on a machine with nothing else to do; how long is none of our promises."""
 TAKEOVER_MAX_S = 2.0
 """Far below the lease of three seconds, far above what it takes on a machine with nothing else to do."""
 api: Any = ray
@@ -144,8 +146,8 @@ def hosts(session: actors.Session) -> list[HostStatus]:
     )
 
 
-def until(ask: Callable[[], Any], is_over: Callable[[Any], bool]) -> Any:
-    deadline = boot_seconds() + WITHIN_S
+def until(ask: Callable[[], Any], is_over: Callable[[Any], bool], within_s: float = WITHIN_S) -> Any:
+    deadline = boot_seconds() + within_s
     while not is_over(found := ask()):
         assert boot_seconds() < deadline, found
         guard.pause()
@@ -375,6 +377,47 @@ def test_survivors_take_over_at_once_when_a_host_is_killed_and_ray_restarts_it(h
     assert victim.pid not in {host.pid for host in found}
 
 
+class RayPoison(VirtualObject):
+    @handler
+    async def die(self, ctx: Context) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_that_kills_its_host_each_time_holds_no_other_shard_up(hosts: list[HostStatus]) -> None:
+    """Issue 15.30: others wait for the restart of a host where none is left, and never for what has ended it."""
+    keys = [f"k{number}" for number in range(32)]
+    actors.get([RayCount[key].add.remote() for key in keys], timeout=WITHIN_S)
+    seen, is_over, without = {host.pid for host in hosts}, threading.Event(), [0.0]
+
+    def watch() -> None:
+        last = boot_seconds()
+        while not is_over.is_set():
+            guard.pause()
+            seen.update(host.pid for host in actors.status().hosts if host.shards)
+            now = boot_seconds()
+            if not any(Path(f"/proc/{pid}").exists() for pid in seen):
+                without[0] += now - last
+            last = now
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    poison, begun, waits = RayPoison["a"].die.remote(), boot_seconds(), list[float]()
+    ended = set[int]()
+    while len(ended) < 2 or ended >= seen:
+        assert boot_seconds() < begun + WITHIN_S, (ended, seen)
+        asked, before = boot_seconds(), without[0]
+        actors.get([RayCount[key].add.remote() for key in keys], timeout=WITHIN_S)
+        waits.append(boot_seconds() - asked - (without[0] - before))
+        ended = {pid for pid in seen if not Path(f"/proc/{pid}").exists()}
+        guard.pause()
+    poison.kill()
+    is_over.set()
+    watching.join()
+    with pytest.raises(TerminalError):
+        poison.result(timeout=WITHIN_S)
+    assert max(waits) < TAKEOVER_MAX_S
+
+
 def test_it_recovers_without_the_supervisor_which_adopts_the_hosts_when_it_is_back(
     session: actors.Session, hosts: list[HostStatus]
 ) -> None:
@@ -538,13 +581,13 @@ def test_a_program_with_a_ray_of_its_own_leaves_no_process(tmp_path: Path, end: 
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(end)
-    output, _ = process.communicate(timeout=WITHIN_S)
+    output, _ = process.communicate(timeout=RAY_ENDS_S)
 
     assert output.count("Traceback") == (1 if end is signal.SIGINT else 0), output
     assert output == "" or output.rstrip().endswith("KeyboardInterrupt"), output
     # A killed Ray's agents try to report that for a minute, and then end as well.
     allowed = "Agent" if end is signal.SIGKILL else "nothing"
-    until(left, lambda found: not [line for line in found if allowed not in line])
+    until(left, lambda found: not [line for line in found if allowed not in line], RAY_ENDS_S)
 
 
 def environ(entry: Path) -> list[str]:
