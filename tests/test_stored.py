@@ -7,7 +7,6 @@ travelled. None of its classes is here, unless `tests.stored.goods` has it.
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ from actors import (
     stored,
     values,
 )
-from actors.bundles import bundle_of
+from actors.bundles import PYTHON, bundle_of
 from actors.code import MissingCodeError
 from actors.fingerprints import fingerprint
 from actors.schedule import Firing, ScheduleStatus, Spec
@@ -46,14 +45,11 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "stored" / "namespa
 NAMESPACE = "stored"
 SOON = 60.0
 
-pytestmark = pytest.mark.skipif(
-    f"{sys.version_info[0]}.{sys.version_info[1]}" != GOLDEN["python"],
-    reason="code runs on the minor version of Python that has sent it",
-)
-
 
 @pytest.fixture(scope="module", params=["valkey_url", "redis7_url"])
 def session(request: pytest.FixtureRequest) -> Iterator[actors.Session]:
+    if GOLDEN["python"] != PYTHON:
+        pytest.skip("code runs on the minor version of Python that has sent it")
     url = request.getfixturevalue(request.param)
     restored(url, GOLDEN["keyspace"])
     with actors.init(url, hosts="local", namespace=NAMESPACE) as session:
