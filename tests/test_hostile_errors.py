@@ -24,19 +24,10 @@ from actors.tracebacks import TRACEBACK_MAX, leaves, traced
 from actors.values import decode, encode
 from journal.entries import Failure, outcome_of
 from journal.texts import MESSAGE_MAX
+from tests.chaos import hostile
+from tests.chaos.hostile import Mute, chained, grouped, refuses
 
 __all__ = ["mode"]
-
-
-def refuses(*_: Any) -> NoReturn:
-    raise SystemExit("refused")
-
-
-class Mute(TerminalError):
-    """A subclass that never calls the `__init__` of its base."""
-
-    def __init__(self, what: Any) -> None:  # pyright: ignore[reportMissingSuperCall]
-        self.what = what
 
 
 class OutOfStock(TerminalError):
@@ -67,94 +58,23 @@ class Later(RetryAfter):
         pass
 
 
-class Never(RetryAfter):
-    delay_s = property(refuses)  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
-
-    def __init__(self) -> None:  # pyright: ignore[reportMissingSuperCall]
-        pass
-
-
-class Own(BaseException):
-    pass
-
-
-def chained(kind: Callable[[], BaseException], depth: int = 1_500) -> BaseException:
-    error = kind()
-    for number in range(depth):
-        one = KeyError(number)
-        if number % 2:
-            one.__cause__ = error
-        else:
-            one.__context__ = error
-        error = one
-    return error
-
-
-def round_about() -> BaseException:
-    one, other = KeyError("a"), KeyError("b")
-    one.__cause__, other.__cause__ = other, one
-    return one
-
-
-def grouped(leaf: Exception, depth: int = 1_500, width: int = 1) -> Exception:
-    error = leaf
-    for _ in range(depth):
-        error = ExceptionGroup("group", [error] * width)
-    return error
-
-
 TERMINAL: dict[str, Callable[[], BaseException]] = {
-    "decimal": lambda: TerminalError("x", 402, {"price": Decimal("1.5")}),  # pyright: ignore[reportArgumentType]
-    "set": lambda: TerminalError("x", 402, {"seats": {1}, (1, 2): b"\xff", "error": Spiteful()}),  # pyright: ignore[reportArgumentType]
-    "no mapping": lambda: changed(TerminalError("x"), metadata=5),
-    "spiteful metadata": lambda: changed(TerminalError("x"), metadata=Spiteful()),
-    "code": lambda: TerminalError("x", "odd"),  # pyright: ignore[reportArgumentType]
-    "huge code": lambda: TerminalError("x", 10**5_000),
+    **{name: make for name, (make, _) in hostile.TERMINAL.items()},
+    "spiteful metadata": lambda: hostile.odd(402, Spiteful()),
     "spiteful code": lambda: TerminalError("x", Spiteful()),  # pyright: ignore[reportArgumentType]
-    "mute": lambda: Mute("x"),
-    "mute lock": lambda: Mute(threading.Lock()),
+    "mute text": lambda: Mute("x"),
     "message": lambda: TerminalError(Spiteful()),  # pyright: ignore[reportArgumentType]
-    "surrogate": lambda: TerminalError("caf\udce9", 409, {"caf\udce9": "\udce9"}),
-    "spiteful": SpitefulEnd,
-    "group": lambda: grouped(TerminalError("x")),
-    "wide group": lambda: grouped(TerminalError("x"), 60, 2),
-    "huge": lambda: TerminalError("x" * 3_000_000, 409, {"y" * 3_000_000: "z" * 3_000_000}),
-    "local": lambda: type("Local", (TerminalError,), {})("x"),
+    "disguised end": SpitefulEnd,
 }
 OTHERS: dict[str, Callable[[], BaseException]] = {
-    "other spiteful": Spiteful,
-    "other later": Later,
-    "other never": Never,
-    "other nameless": lambda: type("Nameless", (Exception,), {"__module__": 5})(),
-    "other chain": lambda: chained(ValueError),
-    "other spiteful chain": lambda: chained(Spiteful),
-    "other circle": round_about,
-    "other group": lambda: grouped(ValueError("x")),
-    "other wide group": lambda: grouped(Spiteful(), 60, 2),
-    "other own": Own,
-    "other exit": SystemExit,
-    "other interrupt": KeyboardInterrupt,
-    "other generator": GeneratorExit,
-    "other stop": lambda: StopIteration(5),
-    "other stop async": StopAsyncIteration,
-    "other cancelled": asyncio.CancelledError,
-    "other time-out": TimeoutError,
-    "other huge": lambda: ValueError("x" * 3_000_000),
-    "other nested": lambda: ValueError(nested()),
+    **{name: make for name, (make, _) in hostile.OTHERS.items()},
+    "later": Later,
+    "nameless": lambda: type("Nameless", (Exception,), {"__module__": 5})(),
+    "spiteful chain": lambda: chained(1_500, Spiteful()),
+    "group of others": lambda: grouped(ValueError("x"), 1_500),
+    "time-out": TimeoutError,
 }
-
-
-def changed(error: Any, **attributes: Any) -> BaseException:
-    for name, value in attributes.items():
-        setattr(error, name, value)
-    return error
-
-
-def nested() -> list[Any]:
-    found: list[Any] = []
-    for _ in range(200_000):
-        found = [found]
-    return found
+"""Those of the campaign, and those whose classes would not travel to its hosts, or whose code it does not say."""
 
 
 def throw(name: str) -> NoReturn:
@@ -230,7 +150,7 @@ def test_no_error_hurts_another_invocation(mode: Policy | None, name: str, caplo
         ]
         for how, call in zip(HOWS, calls, strict=True):
             failure = await failure_of(call)
-            if name in OTHERS and not (name == "other time-out" and how in HOWS[:2]):
+            if name in OTHERS and not (name == "time-out" and how in HOWS[:2]):
                 assert failure.metadata["attempts"] == "2", how
         for how in HOWS:
             assert await Hostile[how].append.remote("next") == ["next"]
@@ -267,9 +187,9 @@ async def cancels_itself(how: str) -> str:
             raise ValueError("before the cancel has come")
         await asyncio.sleep(5)
     elif how == "exit of its task":
-        await asyncio.ensure_future(throw_async("other exit"))
+        await asyncio.ensure_future(throw_async("exit"))
     elif how == "interrupt of its task":
-        asyncio.ensure_future(throw_async("other interrupt"))
+        asyncio.ensure_future(throw_async("interrupt"))
         await asyncio.sleep(0.05)
         raise ValueError("after it")
     return ""
@@ -330,7 +250,7 @@ def test_a_task_of_a_step_cannot_end_its_host(how: str) -> None:
 
 
 @pytest.mark.usefixtures("connected")
-@pytest.mark.parametrize("name", ["other exit", "other interrupt", "other stop", "other generator", "other own"])
+@pytest.mark.parametrize("name", ["exit", "interrupt", "stop", "closed", "base"])
 def test_a_sync_step_may_raise_whatever_there_is(name: str) -> None:
     """Issue 15.3, 16.3 and 15.42: it is a failed attempt, and says its class."""
     said = CancellerOfHostileErrors["c"].exits.remote(name).result(timeout=20)
@@ -469,7 +389,7 @@ def test_a_walk_meets_each_error_once() -> None:
     """Issue 16.3: a group that holds itself twice, sixty times."""
     assert len(list(leaves(grouped(ValueError("x"), 60, 2)))) == 1
     assert terminal(grouped(TerminalError("x"), 60, 2)) is not None
-    text = traced(chained(lambda: ValueError("the first")))
+    text = traced(chained(1_500, ValueError("the first")))
     assert ("ValueError: the first" in text, "errors between are left out" in text) == (True, True)
 
 

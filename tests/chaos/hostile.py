@@ -216,11 +216,14 @@ def grouped(leaf: Exception, depth: int, width: int = 1) -> Exception:
     return leaf
 
 
-def chained(depth: int) -> BaseException:
-    found: BaseException = SpitefulError()
+def chained(depth: int, first: BaseException) -> BaseException:
+    found = first
     for number in range(depth):
         error = KeyError(number)
-        error.__cause__ = found
+        if number % 2:
+            error.__cause__ = found
+        else:
+            error.__context__ = found
         found = error
     return found
 
@@ -237,7 +240,7 @@ def odd(code: Any, metadata: Any = None) -> TerminalError:
     return error
 
 
-ERRORS: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
+TERMINAL: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
     "decimal": (lambda: odd(402, {"price": Decimal("1.5")}), "402"),
     "set": (lambda: odd(402, {"seats": {1}, (1, 2): b"\xff", "error": SpitefulError()}), "402"),
     "no mapping": (lambda: odd(402, 5), "402"),
@@ -247,14 +250,16 @@ ERRORS: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
     "mute": (lambda: Mute(threading.Lock()), LOST),
     "own": (lambda: OwnEnd("pear", 3), "402"),
     "spiteful end": (SpitefulEnd, LOST),
-    "terminal group": (lambda: grouped(TerminalError("x", 402), 1_000), "402"),
+    "terminal group": (lambda: grouped(TerminalError("x", 402), 1_500), "402"),
     "wide group": (lambda: grouped(TerminalError("x", 402), 60, 2), "402"),
     "huge end": (lambda: TerminalError("x" * 1_000_000, 402, {"y" * 1_000_000: "z" * 1_000_000}), "402"),
     "local": (lambda: type("Local", (TerminalError,), {})("x", 402), "402"),
+}
+OTHERS: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
     "spiteful": (SpitefulError, LOST),
     "disguised": (disguised, LOST),
     "never": (Never, LOST),
-    "chain": (lambda: chained(1_000), LOST),
+    "chain": (lambda: chained(1_500, SpitefulError()), LOST),
     "circle": (round_about, LOST),
     "group": (lambda: grouped(SpitefulError(), 60, 2), LOST),
     "base": (OwnBase, LOST),
@@ -262,10 +267,12 @@ ERRORS: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
     "interrupt": (KeyboardInterrupt, LOST),
     "closed": (GeneratorExit, LOST),
     "stop": (lambda: StopIteration(5), LOST),
+    "stop async": (StopAsyncIteration, LOST),
     "cancelled": (asyncio.CancelledError, LOST),
     "huge": (lambda: ValueError("x" * 1_000_000), LOST),
     "nested": (lambda: ValueError(nested(50_000)), LOST),
 }
+ERRORS: Final = TERMINAL | OTHERS
 """Each with the code that it has at its caller."""
 
 
