@@ -104,6 +104,9 @@ class Invocation(Generic[R_co], metaclass=_Named):
 
     It may be awaited any number of times, from any loop; ending a wait does not end the invocation. It is equal to
     every other invocation of the same id, pickles as that id, and in another process asks the client there.
+
+    `asyncio.gather` awaits equal ones once. Where an idempotency key came with other arguments the second request is
+    refused, under the same id: await each by itself, or by `actors.get`, to hear of it.
     """
 
     __slots__ = ("__weakref__", "_id", "_source", "kept")
