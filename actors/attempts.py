@@ -45,7 +45,7 @@ logger = logging.getLogger("actors")
 
 HOLD_LOOK: Final = 0.25
 """Seconds between two looks whether one that is held back may begin."""
-UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE)
+UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
 """Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
 END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
 
@@ -164,6 +164,10 @@ class Attempts:
             return
         found = next((event for event in run.pending if event.kind in END_OF_BACK_OFF), None)
         if found is None:
+            for event in run.pending:
+                if event.kind is EventKind.RETIME and not event.index:
+                    event.index = 1  # it stays for the next attempt, which waits for the timers of its entries
+                    self._staging.backs_off_again(run)
             return
         if found.kind is not EventKind.CANCEL:
             run.pending.remove(found)
@@ -216,6 +220,8 @@ class Attempts:
                 probes = [*probes, event]
                 continue
             if event.kind in UNHEARD:
+                if event.kind is EventKind.RETIME:
+                    execution.timers.set_again(self._services.surroundings.now_ms() / 1000)
                 if event.kind is EventKind.RESUME and run.resume is None and run.is_failing:
                     run.resume = event
                     run.spent.pop()

@@ -483,8 +483,19 @@ class Host:
                     lambda owned=owned: self._store.trim(self.incarnation, owned, FORGOTTEN_AT_ONCE), DamagedError
                 )
                 forgotten, early = forgotten + trimmed.count, early or trimmed.is_full
+            for shard in list(self._shards.values()):
+                await self._patrol(shard)
             if early and forgotten:
                 logger.warning("%d outcomes were forgotten: the store is nearly full (its maxmemory)", forgotten)
+
+    async def _patrol(self, shard: OwnedShard) -> None:
+        """Look for what is said to be asleep and is not there, a little of the shard at a time: nobody may wake it."""
+        try:
+            shard.patrolled, has_gone = await self._store.has_gone(shard.shard, shard.patrolled)
+            if has_gone:
+                await self._mend(shard)
+        except (UnavailableError, DamagedError):
+            return  # who serves the shard says so
 
     async def _collect(self) -> None:
         while True:

@@ -219,6 +219,12 @@ class Ownership:
     async def _mend(self, shard: Shard, granted: Granted) -> None:
         """Find what is there of a shard of which something is gone, and end the rest."""
         logger.error("shard %d: something of it is gone from the store; looking for what is there", shard)
+        if granted.is_untimed:
+            logger.error(
+                "shard %d: its timers are gone, and are set again; only state that was to expire (ttl, or after a "
+                "workflow) stays until it is written again, since nothing else says when",
+                shard,
+            )
         lost = await self._store.mend(shard, granted.epoch, self._leases.incarnation)
         named = f": {', '.join(lost[:NAMED_MAX])}" if lost else ""
         logger.error("shard %d: %d of its invocations are lost%s", shard, len(lost), named)

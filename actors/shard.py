@@ -58,6 +58,8 @@ class OwnedShard:
         self.is_recovered = False
         """Whether what had begun before the takeover is known: from here on it is read like any other."""
         self.is_lost = False
+        self.patrolled = 0
+        """How far it was looked through for what is gone."""
         self.is_draining = False
         """Whether it is being handed over: nothing new begins, and what waits stays in the store."""
         self._asleep: dict[str, list[Event]] = {}

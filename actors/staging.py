@@ -179,6 +179,14 @@ class Staging:
         run.timers[BACK_OFF] = member  # cleared with the others, should something else end the back-off
         return number
 
+    def backs_off_again(self, run: InFlight) -> None:
+        """Stage the timer of the next attempt once more: the store has lost it."""
+        progress = _progress_of(run, {})
+        due_ms = next((record.next_ms for _, record in reversed(run.records) if record.attempt), self._now_ms())
+        member = run.timers[BACK_OFF] = run.timers.get(BACK_OFF) or self._member(run.id, BACK_OFF, {})
+        progress.timers = [(due_ms, member)]
+        self._add(progress, run)
+
     def tried(self, run: InFlight, tries: Tries, error: BaseException, notice: str) -> int:
         """Stage a failed attempt of a step that another one follows, after all that its handler has asked for."""
         assert run.execution is not None
@@ -280,7 +288,8 @@ class Staging:
             now_ms, recorded = self._now_ms(), record.timers if record is not None else {}
             for index, delay_s in timers.set.items():
                 mark = str(mark_of(index, execution.restarts))
-                run.timers[mark] = self._member(run.id, mark, recorded)
+                # Of one that is set again, since the store has lost it, it is there: its journal names it so.
+                run.timers[mark] = run.timers.get(mark) or self._member(run.id, mark, recorded)
                 progress.timers.append((now_ms + int(delay_s * 1000), run.timers[mark]))
             timers.set = {}
         for index in timers.cleared:

@@ -70,6 +70,10 @@ class Timers:
             if self.set.pop(index, None) is None:
                 self.cleared.append(index)
 
+    def set_again(self, now: float) -> None:
+        """Make all that have not fired durable once more: a replay knows when each is due."""
+        self.set |= {index: handle.when() - now for index, handle in self._handles.items()}
+
     def due(self, index: int) -> asyncio.TimerHandle | None:
         """Take the timer of an entry, None if it was cleared."""
         handle = self._handles.pop(index, None)

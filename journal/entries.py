@@ -136,6 +136,8 @@ class EventKind(StrEnum):
     """Asks along who waits for whom; carries its path, or with the index 1 why a queued call is refused."""
     NOTICE = "n"
     """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
+    RETIME = "v"
+    """The store has lost its timers: its owner sets them again."""
     UNREADABLE = "?"
     """Of a newer version, or damaged: it stays where it lies."""
     EXPIRE = "e"

@@ -216,7 +216,9 @@ class MemoryStore:
             raise DamagedError(f"shard {shard}: {head}; nobody serves it until its head is mended")
         target.head = Head(max(head.epoch + 1, self._world.tick()), incarnation, head.number)
         target.lease = f"{incarnation} {target.head.epoch} 0"
-        return Granted(Epoch(target.head.epoch), head.number, head.incarnation == "-", not target.is_torn)
+        return Granted(
+            Epoch(target.head.epoch), head.number, head.incarnation == "-", not target.is_torn, target.is_untimed
+        )
 
     def _owned(self, shard: Shard, epoch: Epoch, incarnation: str) -> ShardData | None:
         target = self._world.shard(shard)
@@ -243,6 +245,10 @@ class MemoryStore:
     async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
         target = self._owned(shard, epoch, incarnation)
         return [] if target is None else self._world.mend(target)
+
+    async def has_gone(self, shard: Shard, cursor: int) -> tuple[int, bool]:
+        source = self._world.shard(shard)
+        return 0, any(place.kind == "a" and id_ not in source.asleep for id_, place in source.ids.items())
 
     async def lose(self) -> None:
         self._world.losses += 1

@@ -80,6 +80,8 @@ Page = tuple[bytes, Any]
 _PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",), "mend": ("tell",)}
 """What stands before a script: functions that others have too."""
 
+PATROL: Final = 500
+"""About so many entries of `ids` are looked at, at once, for what is asleep and not there."""
 _FULL_FROM: Final = 0.9
 """The share of the server's `maxmemory` from which hosts forget outcomes before their time."""
 
@@ -263,7 +265,7 @@ class RedisStore:
     async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
         answer = await self._run("acquire", shard, incarnation, seen)
         if answer[0] == b"g":
-            return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1, answer[4] == 1)
+            return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1, answer[4] == 1, answer[4] == 2)
         if answer[0] == b"d":
             raise DamagedError(
                 f"shard {shard}: {answer[1].decode('utf-8', 'replace')}; nobody serves it until its head is mended"
@@ -287,6 +289,18 @@ class RedisStore:
 
     async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
         return await mended(self._lines, partial(self._run, "mend"), self._keys, shard, f"{epoch} {incarnation}")
+
+    async def has_gone(self, shard: Shard, cursor: int) -> tuple[int, bool]:
+        following, found = await self._do("HSCAN", self._keys.ids(shard), cursor, "COUNT", PATROL)
+        ids = [text_of(name) for name, place in pairs_in(found) if place[:1] == b"a"]
+        gone = await self._not_there(shard, ids)
+        asleep = await self.where(gone) if gone else []  # what has ended meanwhile is not asleep any more
+        gone = [id_ for id_, where in zip(gone, asleep, strict=True) if where is Where.ASLEEP]
+        return int(following), bool(gone and await self._not_there(shard, gone))
+
+    async def _not_there(self, shard: Shard, ids: list[str]) -> list[str]:
+        found = await self._lines.ask_all(*(("EXISTS", self._keys.asleep(shard, id_)) for id_ in ids)) if ids else []
+        return [id_ for id_, is_there in zip(ids, found, strict=True) if not is_there]
 
     async def lose(self) -> None:
         await self._do("HINCRBY", self._keys.meta, "losses", 1)

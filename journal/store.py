@@ -235,6 +235,8 @@ class Granted:
     clean: bool
     is_whole: bool = True
     """Whether nothing of the shard is known to be gone; else it is to be mended before it is recovered."""
+    is_untimed: bool = False
+    """Whether its timers are gone: mending sets those of delayed messages, and tells what has begun (`RETIME`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +418,10 @@ class Store(Protocol):
 
     async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
         """Find what is open or has finished in a torn shard, end the rest (`GONE`), and return the ids of that."""
+        ...
+
+    async def has_gone(self, shard: Shard, cursor: int) -> tuple[int, bool]:
+        """Look through some of what is open; return where to go on (0: at the beginning), and whether one is gone."""
         ...
 
     async def lose(self) -> None:

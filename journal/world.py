@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from .entries import EventKind, Message, order_of, timer_of_field, timer_of_object
+from .entries import EventKind, Message, order_of, timer_of, timer_of_field, timer_of_object
 from .losses import GONE
 from .names import shard_in
 from .store import (
@@ -130,6 +130,8 @@ class ShardData:
         self.lease = ""
         self.is_torn = False
         """Whether something that `ids` names is known to be gone."""
+        self.is_untimed = False
+        """Whether its timers are known to be gone."""
 
     def ends_before(self, read: Cursor) -> bool:
         """Whether a stream ends before what was read of it."""
@@ -428,6 +430,8 @@ class World:
 
     def mend(self, shard: ShardData) -> list[str]:
         """Make `ids` anew, of what is there; end what it names and is not, and return that."""
+        if shard.is_untimed:
+            self._set_again(shard)
         there = [(data, "i", id_) for id_, data in shard.inbox.entries.items()]
         there += [(dormant.message, "a", dormant.inbox_id) for dormant in shard.asleep.values()]
         for data, kind, id_ in there:
@@ -450,9 +454,20 @@ class World:
         for target, invocation in list(shard.held.items()):
             if invocation not in shard.ids:
                 del shard.held[target]
-        shard.is_torn = False
+        shard.is_torn = shard.is_untimed = False
         self.wake()
         return lost
+
+    def _set_again(self, shard: ShardData) -> None:
+        begun = dict.fromkeys(invocation for invocation, _ in shard.journal.entries.values())
+        for invocation, dormant in shard.asleep.items():
+            due_ms = Message.parse(dormant.message).due_ms
+            if due_ms and not (dormant.records or dormant.paused):
+                shard.timers.setdefault(timer_of("0" * 20, invocation, "d"), due_ms)
+            else:
+                begun[invocation] = None
+        for invocation in begun:
+            self.bring(Bring(shard_in(invocation), invocation, EventKind.RETIME, 0, b""))
 
     # What `move_due.lua` does
 

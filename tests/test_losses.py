@@ -8,7 +8,7 @@ import pytest
 from servers import Server, ask, valkey_binary
 
 import actors
-from actors import Context, DurableError, VirtualObject, handler, state
+from actors import Context, DurableError, VirtualObject, handler, host, state
 from journal import clock, guard
 from journal.names import new_id
 
@@ -26,6 +26,18 @@ class Lossy(VirtualObject):
     @handler
     async def wait(self, ctx: Context) -> str:
         return await ctx.signal("go", str)
+
+    @handler
+    async def sleep(self, ctx: Context, seconds: float) -> str:
+        await ctx.sleep(seconds)
+        return "slept"
+
+    @handler(policy=actors.Policy(retry=actors.Retry(initial=2.0)))
+    async def stumble(self, ctx: Context) -> int:
+        await ctx.run("once", lambda: 1)
+        if ctx.attempt == 1:
+            raise ValueError("the first attempt")
+        return ctx.attempt
 
     @handler
     async def relay(self, ctx: Context, key: str) -> str:
@@ -134,6 +146,25 @@ def test_a_key_of_a_shard_that_somebody_deletes_holds_nobody(
     assert "half way" not in caplog.text
 
 
+def test_timers_that_somebody_deletes_are_set_again(
+    session: actors.Session, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issues 15.31 and 16.4: what slept, backed off or was delayed never went on."""
+    began = clock.boot_seconds()
+    refs = [
+        Lossy["a"].sleep.remote(3),
+        Lossy["b"].stumble.remote(),
+        Lossy["c"].sleep.options(delay="3s").remote(0),
+    ]
+    wait_until(lambda: refs[2].status() == "asleep" and all(ref.status() for ref in refs))
+    for ref in refs:
+        tell(server, "DEL", f"{session.settings.namespace}:{ref.id.rpartition('-')[2]}:timers")
+
+    assert [ref.result(SOON) for ref in refs] == ["slept", 2, "slept"]
+    assert clock.boot_seconds() - began >= 2.9
+    assert "its timers are gone, and are set again" in caplog.text
+
+
 def test_a_deleted_inbox_is_said_and_who_waits_is_told(
     session: actors.Session, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,6 +201,24 @@ def test_an_invocation_asleep_that_somebody_deletes_is_said_and_frees_its_key(
 
         assert lost(ref)
         assert behind.result(SOON) == 1
+        works()
+        assert ref.id in caplog.text
+
+
+def test_an_invocation_asleep_that_is_gone_is_noticed_by_looking(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 16.4: nothing came for it, so nobody noticed."""
+    monkeypatch.setattr(host, "TRIM_EVERY", 0.2)
+    with actors.init(
+        redis=server.url, namespace=new_id(), hosts="local", policy=actors.Policy(idle_timeout=0)
+    ) as session:
+        ref = waiting("a")
+        wait_until(lambda: ref.status() == "asleep")
+
+        tell(server, "DEL", f"{session.settings.namespace}:{ref.id.rpartition('-')[2]}:asleep:{ref.id}")
+
+        assert lost(ref)
         works()
         assert ref.id in caplog.text
 

@@ -1,7 +1,7 @@
 -- Takes a shard's lease that nobody has, or that its owner has not renewed since the challenger looked.
 -- KEYS: none
 -- ARGV: namespace, shard, incarnation, value seen for a whole time to live ('' if none)
--- Returns: {'g', epoch, number, clean (0/1), whole (0/1: it is to be mended first)} | {'h', value held} | {'d', damaged head}
+-- Returns: {'g', epoch, number, clean (0/1), whole (1, or it is to be mended first: 0, 2: its timers are gone)} | {'h', value held} | {'d', damaged head}
 -- Promise 6: the epoch grows with every grant, so what the former owner still sends is refused.
 local prefix = ARGV[1] .. ':' .. ARGV[2]
 local lease = redis.call('GET', prefix .. ':lease')
@@ -20,8 +20,9 @@ if not (mark or timed) then -- nobody has owned it yet, or who knows of no marks
   for k, name in ipairs(others) do others[k] = prefix .. name end
   whole = redis.call('EXISTS', prefix .. ':ids') == 1 or redis.call('EXISTS', unpack(others)) == 0
 end
-redis.call('HSET', prefix .. ':ids', '', whole and '-' or 'torn')
+local untimed = not whole and (not timed or mark == 'untimed')
+redis.call('HSET', prefix .. ':ids', '', whole and '-' or untimed and 'untimed' or 'torn')
 redis.call('ZADD', prefix .. ':timers', 'inf', '')
 redis.call('SET', prefix .. ':head', grown .. ' ' .. ARGV[3] .. ' ' .. number .. ' ')
 redis.call('SET', prefix .. ':lease', ARGV[3] .. ' ' .. grown .. ' 0')
-return {'g', grown, number, owner == '-' and 1 or 0, whole and 1 or 0}
+return {'g', grown, number, owner == '-' and 1 or 0, whole and 1 or untimed and 2 or 0}

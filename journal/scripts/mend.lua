@@ -1,14 +1,23 @@
 -- Makes `ids` of a torn shard anew, of what is there, and ends what it names and is not there.
 -- KEYS: none
 -- ARGV: namespace, shard, owner (`epoch incarnation`), outcome of what is gone, whether this is the last call (0/1), then
---       for each open invocation that is there: its id, its entry
+--       for each open invocation that is there: its id, its entry (or nothing, if it has one), and what of its timers
+--       is to be set again where they are gone: nothing, `w` (its owner does it), or due time and member
 -- Returns: the ids of those that are gone (with the last call; before it, none), or false if the shard is another host's
 -- Promise 8: what somebody has deleted holds nobody. Fenced, not numbered: once more finds nothing more to mend.
 local prefix = ns .. ':' .. ARGV[2]
 local head = call('GET', prefix .. ':head') or ''
 if string.sub(head, 1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then return false end
 local ids, done = prefix .. ':ids', prefix .. ':done'
-for i = 6, #ARGV, 2 do call('HSETNX', ids, ARGV[i], ARGV[i + 1]) end
+local untimed = call('HGET', ids, '') == 'untimed'
+for i = 6, #ARGV, 3 do
+  if ARGV[i + 1] ~= '' then call('HSETNX', ids, ARGV[i], ARGV[i + 1]) end
+  if untimed and ARGV[i + 2] == 'w' then
+    bring(prefix, ARGV[i], 'v', '0', '')
+  elseif untimed and ARGV[i + 2] ~= '' then
+    call('ZADD', prefix .. ':timers', 'NX', string.match(ARGV[i + 2], '^(%d+) (.+)$'))
+  end
+end
 if ARGV[5] == '0' then return {} end
 
 local after = '-'

@@ -35,10 +35,11 @@ for i = 6, #ARGV, 4 do
   if string.sub(head, 1, #owner + 1) == owner .. ' ' then
     number = tonumber(string.match(head, '^%d+ %S+ (%d+)'))
     redis.call('SET', prefix .. ':lease', incarnation .. ' ' .. epoch .. ' ' .. ARGV[4])
-    if redis.call('EXISTS', prefix .. ':ids', prefix .. ':timers') < 2
+    local mark = redis.call('HGET', prefix .. ':ids', '')
+    if not (mark and redis.call('ZSCORE', prefix .. ':timers', ''))
       or is_gone(prefix .. ':inbox', ARGV[i + 2]) or is_gone(prefix .. ':events', ARGV[i + 3]) then
       number = -2
-      redis.call('HSET', prefix .. ':ids', '', 'torn')
+      if mark ~= 'untimed' then redis.call('HSET', prefix .. ':ids', '', 'torn') end
     end
   elseif tonumber(string.match(head, '^%d+') or epoch) < tonumber(epoch) then
     number = -2
