@@ -23,7 +23,7 @@ from .errors import TerminalError, UsageError
 from .execution import Execution
 from .restarts import mark_of
 from .services import Services
-from .staging import Staging
+from .staging import BYTES_MAX, Staging
 from .steps import Exhausted, LeaseLapsed, Step, context_of
 from .verdicts import named
 
@@ -138,3 +138,17 @@ class Actions:
             task.cancel()
         self._tasks.clear()
         self.blocked.clear()
+
+
+def outcomes_of(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
+    """Take the outcomes of steps that are to be recorded, as many as one write takes."""
+    results, size, taken = list[tuple[int, bytes]](), 0, 0
+    for index, outcome in run.outcomes:
+        if size > BYTES_MAX:
+            break
+        taken += 1
+        if execution.steps.holds(index):
+            results.append((index, outcome))
+            size += len(outcome)
+    run.outcomes = run.outcomes[taken:]
+    return results

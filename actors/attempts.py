@@ -21,7 +21,7 @@ from journal.store import Bring
 from journal.texts import said, told
 
 from . import outcomes
-from .actions import Actions
+from .actions import Actions, outcomes_of
 from .activation import Activation, InFlight, Renewal
 from .board import Board, with_waits
 from .calls import SENT_MAX
@@ -35,7 +35,7 @@ from .reentry import Reentry
 from .replay import Phase
 from .restarts import at_its_entry
 from .services import Services
-from .staging import BACK_OFF, BYTES_MAX, Staged, Staging, changes_of, must_commit
+from .staging import BACK_OFF, Staged, Staging, changes_of, must_commit
 from .steps import Exhausted, Step
 from .turns import Turns
 from .verdicts import is_last, last_word, named, used_up
@@ -164,10 +164,7 @@ class Attempts:
             return
         found = next((event for event in run.pending if event.kind in END_OF_BACK_OFF), None)
         if found is None:
-            for event in run.pending:
-                if event.kind is EventKind.RETIME and not event.index:
-                    event.index = 1  # it stays for the next attempt, which waits for the timers of its entries
-                    self._staging.backs_off_again(run)
+            self._staging.backs_off_again(run)
             return
         if found.kind is not EventKind.CANCEL:
             run.pending.remove(found)
@@ -329,7 +326,7 @@ class Attempts:
         changes = self._changes(run, activation, execution)
         if changes is None:
             return
-        results = self._results(run, execution)
+        results = outcomes_of(run, execution)
         assert run.policy is not None
         idle = not (execution.steps.unstarted or run.running or results)
         sleeps = idle and not run.policy.idle_timeout and not self.is_draining
@@ -375,20 +372,6 @@ class Attempts:
             run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
         if sleeps:
             self._leave_memory(run, activation)
-
-    @staticmethod
-    def _results(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
-        """Take the outcomes of steps that are to be recorded, as many as one write takes."""
-        results, size, taken = list[tuple[int, bytes]](), 0, 0
-        for index, outcome in run.outcomes:
-            if size > BYTES_MAX:
-                break
-            taken += 1
-            if execution.steps.holds(index):
-                results.append((index, outcome))
-                size += len(outcome)
-        run.outcomes = run.outcomes[taken:]
-        return results
 
     def _commit_now(self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]) -> None:
         self._commit(run, activation, changes, [], sleeps=False)
@@ -502,9 +485,9 @@ class Attempts:
         """What has used its attempts up waits for an operator; steps that have ended meanwhile keep their outcomes."""
         execution = run.execution
         if execution is not None and not execution.has_ended:
-            self._commit(run, activation, {}, self._results(run, execution), sleeps=False)
+            self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
             while run.outcomes:
-                self._commit(run, activation, {}, self._results(run, execution), sleeps=False)
+                self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
         tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
         reason = f"{what}: {tries} failed: {told(error, outcomes.ERROR_MAX)}"
         text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from journal.entries import Delivered, Event, Message, Record, Tries, order_of, timer_of, timer_of_object
+from journal.entries import Delivered, Event, EventKind, Message, Record, Tries, order_of, timer_of, timer_of_object
 from journal.names import Epoch, Shard
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
 from journal.texts import cut, shown, told
@@ -180,7 +180,12 @@ class Staging:
         return number
 
     def backs_off_again(self, run: InFlight) -> None:
-        """Stage the timer of the next attempt once more: the store has lost it."""
+        """Stage the timer of the next attempt once more, if the store has lost it."""
+        found = [event for event in run.pending if event.kind is EventKind.RETIME and not event.index]
+        if not found:
+            return
+        for event in found:
+            event.index = 1  # it stays for the next attempt, which waits for the timers of its entries
         progress = _progress_of(run, {})
         due_ms = next((record.next_ms for _, record in reversed(run.records) if record.attempt), self._now_ms())
         member = run.timers[BACK_OFF] = run.timers.get(BACK_OFF) or self._member(run.id, BACK_OFF, {})

@@ -17,6 +17,7 @@ from actors import (
     TerminalError,
     UsageError,
     VirtualObject,
+    actions,
     attempts,
     calls,
     entries,
@@ -198,7 +199,7 @@ def test_outcomes_of_steps_are_recorded_in_writes_of_bounded_size(
     policy: Policy | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 16.2: a hundred steps that end at once were one write of all they had returned."""
-    monkeypatch.setattr(attempts, "BYTES_MAX", 10_000)
+    monkeypatch.setattr(actions, "BYTES_MAX", 10_000)
     largest = watch_records(monkeypatch)
 
     async def scenario(world: World) -> Any:
