@@ -1,17 +1,8 @@
 """Durable virtual objects for Python: the public names, and nothing else."""
 
 from . import aside as _aside  # first: it sees that `journal` is ours  # isort: split  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from .awakeables import reject as reject
-from .awakeables import resolve as resolve
-from .commands import Awakeable as Awakeable
-from .commands import Promise as Promise
-from .context import Context as Context
-from .driver import Session as Session
-from .driver import Status as Status
-from .driver import attach as attach
-from .driver import init as init
-from .driver import shutdown as shutdown
-from .driver import status as status
+from .blocks.awakeables import reject as reject
+from .blocks.awakeables import resolve as resolve
 from .errors import CallTimeout as CallTimeout
 from .errors import Cancelled as Cancelled
 from .errors import DamagedError as DamagedError
@@ -25,22 +16,31 @@ from .errors import SettingsError as SettingsError
 from .errors import TerminalError as TerminalError
 from .errors import UnavailableError as UnavailableError
 from .errors import UsageError as UsageError
-from .handlers import handler as handler
-from .handlers import shared as shared
-from .invocation import Invocation as Invocation
-from .invocation import get as get
-from .invocation import wait as wait
-from .objects import Service as Service
-from .objects import VirtualObject as VirtualObject
-from .objects import Workflow as Workflow
-from .objects import object_handle
+from .objects.commands import Awakeable as Awakeable
+from .objects.commands import Promise as Promise
+from .objects.context import Context as Context
+from .objects.handlers import handler as handler
+from .objects.handlers import shared as shared
+from .objects.objects import Service as Service
+from .objects.objects import VirtualObject as VirtualObject
+from .objects.objects import Workflow as Workflow
+from .objects.objects import object_handle
+from .objects.scheduler import schedules as schedules
+from .objects.state import state as state
 from .policy import Duration as Duration
 from .policy import Policy as Policy
 from .policy import Retry as Retry
 from .policy import RetryAfter as RetryAfter
-from .schedule import Schedule as Schedule
-from .scheduling import schedules as schedules
-from .state import state as state
+from .requests.invocation import Invocation as Invocation
+from .requests.invocation import get as get
+from .requests.invocation import wait as wait
+from .requests.schedule import Schedule as Schedule
+from .session import Session as Session
+from .session import Status as Status
+from .session import attach as attach
+from .session import init as init
+from .session import shutdown as shutdown
+from .session import status as status
 
 object = object_handle  # noqa: A001 - users write actors.object("Ticket", "A1")
 

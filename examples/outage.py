@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import actors
 from examples.hall import Progress
 from examples.seat_map import Ticket
-from journal.names import shard_in
+from journal.ids import shard_in
 
 KEYS = 200
 """So many tickets are asked: enough that each shard has some."""

@@ -11,7 +11,7 @@ Invariants:
 1. The value decides, never an annotation: a `1` returned as `float` stays an int.
 2. Reading follows the first byte. J and P need no annotation, so that a result is read by whoever has its id.
 3. What is stored is read as data: no validator and no default of the day stands between. That is why dataclasses and
-   models are pickled, and how they are is the pickler's (`actors.records`).
+   models are pickled, and how they are is the pickler's (`actors.values.records`).
 
 Not kept is identity inside a value written as JSON: `[a, a]` comes back as two equal lists.
 

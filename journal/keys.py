@@ -5,7 +5,7 @@ The scripts build the same names from the prefix that they are given; `TABLE` is
 
 from dataclasses import dataclass
 
-from .names import Shard
+from .ids import Shard
 
 OWN = "@"
 """What the names of fields begin with that are not the user's: he can neither read nor write them."""

@@ -5,7 +5,7 @@ A store goes back where a failover lost its tail or its file was cut; keys go wh
 
 from dataclasses import dataclass
 
-from .entries import Failure, failure
+from .records import Failure, failure
 
 GONE = failure(Failure(410, "the store has lost this invocation: what became of it is unknown", {}, "TerminalError"))
 """The outcome of an open invocation that is not in the store any more."""

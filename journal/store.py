@@ -17,10 +17,10 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
-from .entries import Event, EventKind, Failure, failure
+from .ids import Epoch, Shard
 from .limits import Limits as Limits
 from .losses import Known
-from .names import Epoch, Shard
+from .records import Event, EventKind, Failure, failure
 
 SHARDS = 16
 """How many shards a new namespace gets."""

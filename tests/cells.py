@@ -13,8 +13,8 @@ from host_process import ANSWER_WITHIN_S, connected, serve
 from linearizability import UNKNOWN, Operation
 
 from actors import Context, UnavailableError, VirtualObject, handler, shared, state
-from actors.client import Client
-from actors.place import EMPTY_OPTIONS, Request
+from actors.client.client import Client
+from actors.requests.current import EMPTY_OPTIONS, Request
 from journal.clock import boot_seconds
 
 __all__ = ["Cell", "history", "operate", "serve"]  # `serve` is a role of this module too

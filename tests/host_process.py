@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from actors import Context, VirtualObject, handler, shared, state
-from actors.client import Client
-from actors.local import LocalHost
-from actors.place import EMPTY_OPTIONS, Request
-from journal.redis import RedisStore
+from actors.client.client import Client
+from actors.host.local import LocalHost
+from actors.requests.current import EMPTY_OPTIONS, Request
+from journal.redis.store import RedisStore
 
 HERE = Path(__file__).resolve().parent
 EFFECTS = "TEST_EFFECTS"

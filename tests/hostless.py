@@ -3,10 +3,10 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from actors import place
-from actors.client import Client
-from journal.names import new_id
-from journal.redis import RedisStore
+from actors.client.client import Client
+from actors.requests import current
+from journal.ids import new_id
+from journal.redis.store import RedisStore
 from journal.store import Limits
 
 
@@ -16,9 +16,9 @@ def hostless(url: str, *, inbox_max: int) -> Generator[Client]:
     namespace, limits = new_id(), Limits(inbox_max=inbox_max)
     client = Client(lambda: RedisStore(url, namespace, limits=limits), sends_code=False, payload_max=1_000)
     client.open()
-    place.set_driver(client)
+    current.set_driver(client)
     try:
         yield client
     finally:
-        place.set_driver(None)
+        current.set_driver(None)
         client.close()

@@ -26,9 +26,9 @@ import ray
 
 import actors
 from actors import Context, Service, VirtualObject, handler, shared, state
-from journal import guard
 from journal.clock import boot_seconds
-from journal.names import shard_in
+from journal.embedded import guard
+from journal.ids import shard_in
 from tests.servers import Server, valkey_binary
 
 CLIENTS, KEYS = 64, 128

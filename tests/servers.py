@@ -6,8 +6,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from journal import guard, server
 from journal.clock import boot_seconds
+from journal.embedded import guard, server
 
 START_SECONDS = 20
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from actors import outcomes
-from actors.host import Host, Identity
+from actors.blocks.restarts import kept, mark_of
+from actors.host.host import Host, Identity
 from actors.policy import Policy
-from actors.restarts import kept, mark_of
-from actors.run_ids import run_id
+from actors.requests.run_ids import run_id
+from actors.values import outcomes
 from journal.codec import encode
-from journal.entries import EventKind, Message, Record, pack, teller_of_driver
+from journal.ids import Shard, invocation_id, shard_in
 from journal.keys import OWN
-from journal.memory import MemoryStore
-from journal.names import Shard, invocation_id, shard_in
+from journal.memory.store import MemoryStore
+from journal.records import EventKind, Message, Record, pack, teller_of_driver
 from journal.store import Attach, Bring, Outgoing, Settled
 
 START_S = 1_700_000_000.0

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from journal.entries import EventKind, Failure, failure, teller_of_driver
-from journal.memory import MemoryStore
-from journal.names import Epoch, Shard, new_id, shard_in
-from journal.redis import RedisStore
+from journal.ids import Epoch, Shard, new_id, shard_in
+from journal.memory.store import MemoryStore
+from journal.records import EventKind, Failure, failure, teller_of_driver
+from journal.redis.store import RedisStore
 from journal.store import (
     Answer,
     Attach,

@@ -7,7 +7,7 @@ import pytest
 from hostless import hostless
 
 from actors import Context, Invocation, VirtualObject, handler
-from actors.client import Client
+from actors.client.client import Client
 from actors.errors import OverloadedError, UnavailableError
 
 

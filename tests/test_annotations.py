@@ -28,11 +28,11 @@ import pytest
 from test_semantics import Simulation, failure_of, mode, simulated
 
 from actors import Context, Invocation, Policy, Service, UsageError, VirtualObject, handler, state
-from actors.annotations import WrongTypeError, check, exact, fits
-from actors.driver import init
-from actors.handlers import Handler
-from actors.objects import Declaration, declaration, object_handle
-from actors.place import EMPTY_OPTIONS, CallOptions, Request, caller
+from actors.objects.annotations import WrongTypeError, check, exact, fits
+from actors.objects.handlers import Handler
+from actors.objects.objects import Declaration, declaration, object_handle
+from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
+from actors.session import init
 
 __all__ = ["mode"]
 

@@ -29,8 +29,8 @@ from actors import (
     handler,
     state,
 )
-from actors import place as places
-from actors.client import Client
+from actors.client.client import Client
+from actors.requests import current as places
 
 __all__ = ["mode"]
 

@@ -9,7 +9,7 @@ import pytest
 from test_semantics import Member, Simulation, mode, played
 
 from actors import Context, Policy, TerminalError, VirtualObject, handler
-from actors.black_box import FORGOTTEN_AFTER, BlackBox
+from actors.activation.black_box import FORGOTTEN_AFTER, BlackBox
 from journal.clock import wall_ms
 
 __all__ = ["mode"]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from actors.black_box import BlackBox
+from actors.activation.black_box import BlackBox
 
 box = BlackBox(Path(sys.argv[1]))
 box.runs("before-1")

@@ -10,23 +10,10 @@ from typing import Any
 import pytest
 from simulation import SUSPEND, Faults, World, at_random, simulate
 
-from actors import (
-    Context,
-    Policy,
-    Service,
-    TerminalError,
-    UsageError,
-    VirtualObject,
-    actions,
-    attempts,
-    calls,
-    entries,
-    handler,
-    shard,
-    signals,
-    staging,
-    state,
-)
+from actors import Context, Policy, Service, TerminalError, UsageError, VirtualObject, handler, state
+from actors.activation import staging
+from actors.blocks import calls, entries, signals
+from actors.shard import attempts, shard, step_tasks
 
 MODES = pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "asleep"])
 UNDONE: list[str] = []
@@ -199,7 +186,7 @@ def test_outcomes_of_steps_are_recorded_in_writes_of_bounded_size(
     policy: Policy | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 16.2: a hundred steps that end at once were one write of all they had returned."""
-    monkeypatch.setattr(actions, "BYTES_MAX", 10_000)
+    monkeypatch.setattr(step_tasks, "BYTES_MAX", 10_000)
     largest = watch_records(monkeypatch)
 
     async def scenario(world: World) -> Any:

@@ -26,10 +26,10 @@ from actors import (
     shared,
     state,
 )
-from actors.client import Client
-from actors.code import CodeBook
-from journal.entries import EventKind, Message
-from journal.names import shard_in
+from actors.client.client import Client
+from actors.code.code import CodeBook
+from journal.ids import shard_in
+from journal.records import EventKind, Message
 from journal.store import Arrivals
 
 __all__ = ["mode"]

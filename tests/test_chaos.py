@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from journal.names import new_id
+from journal.ids import new_id
 from journal.store import SHARDS
 from tests.chaos.audit import audit
 from tests.chaos.evidence import Disturbed, Effect, Evidence, Left, keys_of, row_of

@@ -16,14 +16,24 @@ import cloudpickle
 import pytest
 from test_semantics import Member, Simulation, mode, played
 
-from actors import Cancelled, Context, Policy, TerminalError, UsageError, VirtualObject, handler, state, values
-from actors.bundles import bundle_of, digest_of
-from actors.code import CURRENT_FOR, MISSING_FOR, OFTEN, UNSENT, CodeBook, MissingCodeError, Sender, UnusableCodeError
-from actors.code_hash import CodeHash
-from actors.objects import object_handle
-from actors.scheduling import Clockwork
-from actors.values import Scope, name_of
-from journal.memory import MemoryStore
+from actors import Cancelled, Context, Policy, TerminalError, UsageError, VirtualObject, handler, state
+from actors.code.bundles import bundle_of, digest_of
+from actors.code.code import (
+    CURRENT_FOR,
+    MISSING_FOR,
+    OFTEN,
+    UNSENT,
+    CodeBook,
+    MissingCodeError,
+    Sender,
+    UnusableCodeError,
+)
+from actors.code.code_hash import CodeHash
+from actors.objects.objects import object_handle
+from actors.objects.scheduler import Clockwork
+from actors.values import values
+from actors.values.values import Scope, name_of
+from journal.memory.store import MemoryStore
 
 __all__ = ["mode"]
 
@@ -78,8 +88,8 @@ def price_of(item):
 SEND = """
 import sys, json
 from pathlib import Path
-from actors import values
-from actors.bundles import bundle_of
+from actors.values import values
+from actors.code.bundles import bundle_of
 import shop, prices
 bundle = bundle_of(shop.Cart)
 Path("bundle").write_bytes(bundle.data)
@@ -90,8 +100,8 @@ print(json.dumps([bundle.digest, bundle.types]))
 LOAD = """
 import dataclasses, sys
 from pathlib import Path
-from actors import values
-from actors.code import _loaded
+from actors.values import values
+from actors.code.code import _loaded
 loaded = {name: found.cls for name, found in _loaded("d1", Path("bundle").read_bytes()).items()}
 assert sorted(loaded) == ["Cart", "Stock"], loaded
 assert "shop" not in sys.modules and "prices" not in sys.modules
@@ -110,7 +120,7 @@ Path("back").write_bytes(values.encode([line, {2}]))
 
 BACK = """
 from pathlib import Path
-from actors import values
+from actors.values import values
 import shop, prices
 line, twos = values.decode(Path("back").read_bytes())
 assert type(line) is shop.Line and type(line.item) is prices.Item and line.count == 3 and twos == {2}
@@ -119,7 +129,7 @@ assert type(line) is shop.Line and type(line.item) is prices.Item and line.count
 TRACE = """
 import traceback
 from pathlib import Path
-from actors.code import _loaded
+from actors.code.code import _loaded
 total = _loaded("d1", Path("bundle").read_bytes())["Cart"].cls.__dict__["add"].fn.__globals__["total"]
 try:
     total(["no line"])
@@ -219,7 +229,7 @@ class Shop(VirtualObject):
 PLACES = ("base", "pattern", "table", "closure", "partial", "class", "state", "default")
 ASK_SHOP = """
 import importlib, json, os, sys
-from actors.bundles import bundle_of, digest_of
+from actors.code.bundles import bundle_of, digest_of
 found = {}
 for place in sys.argv[1:]:
     for limit in "1", "2":
@@ -250,7 +260,7 @@ def test_the_hash_covers_the_values_that_travel(tmp_path: Path) -> None:
 PROMPT = """
 import asyncio
 from actors import Context, VirtualObject, handler
-from actors.code import Sender
+from actors.code.code import Sender
 
 def price():
     return 1
@@ -357,7 +367,7 @@ class Point:
 
 
 def test_a_class_that_can_be_imported_is_written_as_pickle_writes_it() -> None:
-    assert b"actors.values" not in values.pickled(Point(1))
+    assert b"_named" not in values.pickled(Point(1))
     assert values.unpickled(values.pickled(Point(1))) == Point(1)
 
 
@@ -379,9 +389,8 @@ def test_a_function_s_class_is_found_again_in_its_process_and_carried_into_other
     (tmp_path / "value").write_bytes(data)
 
     assert type(values.decode(data)) is Local
-    assert (
-        run("from actors import values; print(values.decode(open('value', 'rb').read()))", tmp_path) == "Local(x=1)\n"
-    )
+    reads = "from actors.values import values; print(values.decode(open('value', 'rb').read()))"
+    assert run(reads, tmp_path) == "Local(x=1)\n"
 
 
 def test_one_object_of_a_local_class_does_not_replace_the_methods_of_the_class() -> None:
@@ -540,7 +549,7 @@ def code_at_fault(kind: str, error: str, folder: Path) -> bytes:
     (folder / "at_fault.py").write_text(source)
     send = (
         "import sys, at_fault\n"
-        "from actors.bundles import bundle_of\n"
+        "from actors.code.bundles import bundle_of\n"
         "sys.stdout.buffer.write(bundle_of(at_fault.AtFault).data)"
     )
     env = {name: value for name, value in os.environ.items() if name != "UNUSABLE_HERE"} | {"PYTHONPATH": str(ROOT)}

@@ -30,17 +30,16 @@ from actors import (
     VirtualObject,
     Workflow,
     handler,
-    outcomes,
-    ownership,
     shared,
     state,
-    writer,
 )
-from actors.awakeables import completion
-from actors.schedule import SCHEDULED_AT
-from actors.staging import Room
-from journal.entries import EventKind
-from journal.names import shard_in
+from actors.activation.staging import Room
+from actors.blocks.awakeables import completion
+from actors.host import ownership, writer
+from actors.requests.schedule import SCHEDULED_AT
+from actors.values import outcomes
+from journal.ids import shard_in
+from journal.records import EventKind
 from journal.store import Bring
 
 SEEDS = 40

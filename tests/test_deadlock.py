@@ -9,8 +9,8 @@ import pytest
 from test_semantics import Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, DeadlockError, Policy, Retry, Service, TerminalError, VirtualObject, handler, shared, state
-from actors.calls import CHAIN_MAX
-from journal.entries import Message
+from actors.blocks.calls import CHAIN_MAX
+from journal.records import Message
 
 __all__ = ["mode"]
 

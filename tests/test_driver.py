@@ -16,12 +16,13 @@ import pytest
 from servers import free_port
 
 import actors
-from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, driver, handler, processes, state
-from actors.local import bury_ended
-from journal import guard
+from actors import Context, Policy, UnavailableError, UsageError, VirtualObject, handler, processes, state
+from actors import session as driver
+from actors.host.local import bury_ended
 from journal.clock import boot_seconds
-from journal.memory import MemoryStore
-from journal.url import shown
+from journal.embedded import guard
+from journal.memory.store import MemoryStore
+from journal.redis.url import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 15.0

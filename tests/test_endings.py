@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.local import bury_ended
-from journal.redis import RedisStore
+from actors.host.local import bury_ended
+from journal.redis.store import RedisStore
 from journal.store import SHARDS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from journal.entries import (
+from journal.errors import UsageError
+from journal.ids import InvocationId, ObjectId, derived_id, invocation_id, new_id, shard_in, shard_of
+from journal.records import (
     Delivered,
     Event,
     EventKind,
@@ -24,8 +26,6 @@ from journal.entries import (
     time_of,
     unpack,
 )
-from journal.errors import UsageError
-from journal.names import InvocationId, ObjectId, derived_id, invocation_id, new_id, shard_in, shard_of
 from journal.store import INBOX_FULL
 
 TEXT = st.text(st.characters())  # lone surrogates too: names of files may hold them

@@ -9,7 +9,7 @@ import pytest
 from test_semantics import Simulation, mode, played
 
 from actors import Context, Policy, Retry, TerminalError, VirtualObject, handler
-from actors.standing import described
+from actors.client.watch import described
 
 __all__ = ["mode"]
 

@@ -8,14 +8,16 @@ import pytest
 from servers import ask, url_of
 
 import actors
-from actors import Cancelled, Context, VirtualObject, batches, handler, host
-from actors.client import Client
-from actors.slots import Brought, Operation
-from journal import guard
+from actors import Cancelled, Context, VirtualObject, handler
+from actors.client import batches
+from actors.client.client import Client
+from actors.client.slots import Brought, Operation
+from actors.host import host
 from journal.clock import boot_seconds
-from journal.entries import EventKind
-from journal.names import Shard, shard_in
-from journal.redis import RedisStore
+from journal.embedded import guard
+from journal.ids import Shard, shard_in
+from journal.records import EventKind
+from journal.redis.store import RedisStore
 from journal.store import Attach, Limits, Outgoing
 
 BYTES = 200_000

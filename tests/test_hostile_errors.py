@@ -15,14 +15,15 @@ import pytest
 from simulation import SUSPEND
 from test_semantics import Simulation, failure_of, mode, outside, played
 
-from actors import Context, Policy, Retry, RetryAfter, TerminalError, VirtualObject, handler, place, state
-from actors.driver import Session, init, shutdown
-from actors.outcomes import NOTICE_MAX, decoded, encoded_error, error_of, terminal
-from actors.recorded import ATTRIBUTES_MAX, METADATA_MAX
-from actors.staging import REASON_MAX
+from actors import Context, Policy, Retry, RetryAfter, TerminalError, VirtualObject, handler, state
+from actors.activation.staging import REASON_MAX
+from actors.requests import current
+from actors.session import Session, init, shutdown
 from actors.tracebacks import TRACEBACK_MAX, leaves, traced
-from actors.values import decode, encode
-from journal.entries import Failure, outcome_of
+from actors.values.outcomes import NOTICE_MAX, decoded, encoded_error, error_of, terminal
+from actors.values.recorded import ATTRIBUTES_MAX, METADATA_MAX
+from actors.values.values import decode, encode
+from journal.records import Failure, outcome_of
 from journal.texts import MESSAGE_MAX
 from tests.chaos import hostile
 from tests.chaos.hostile import Mute, chained, grouped, refuses
@@ -237,7 +238,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture
 def connected(session: Session) -> None:
-    place.set_driver(session.client)  # a simulation between two tests has another
+    current.set_driver(session.client)  # a simulation between two tests has another
 
 
 @pytest.mark.usefixtures("connected")

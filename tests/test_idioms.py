@@ -10,10 +10,10 @@ import pytest
 from test_semantics import Simulation, failure_of, mode, simulated
 
 from actors import Context, Invocation, Service, TerminalError, UsageError, VirtualObject, handler, shared, state
-from actors import place as places
-from actors.objects import object_handle
-from actors.place import Request
-from actors.schedule import Schedule, Spec
+from actors.objects.objects import object_handle
+from actors.requests import current as places
+from actors.requests.current import Request
+from actors.requests.schedule import Schedule, Spec
 
 __all__ = ["mode"]
 
@@ -301,7 +301,7 @@ class Bulletin(VirtualObject):
 
 
 def _declared(recorder: Recorder, schedule: Schedule) -> tuple[str, Any]:
-    from actors.values import decode
+    from actors.values.values import decode
 
     spec = next(arg for arg in recorder.requests.pop().args if isinstance(arg, Spec))
     recorder.requests.clear()

@@ -5,7 +5,7 @@ from collections import Counter
 
 from simulation import virtual_loop
 
-from actors.idle import AT_ONCE, Idle
+from actors.activation.idle import AT_ONCE, Idle
 
 
 class Waits:

@@ -18,11 +18,11 @@ import pytest
 from host_process import Fleet, Ledger, Line, Meter, Saga, connected, launch
 from servers import Server, ask, valkey_binary
 
-from actors import place
-from actors.client import Client
+from actors.client.client import Client
 from actors.errors import UnavailableError
+from actors.requests import current
+from journal.ids import new_id
 from journal.keys import Keys
-from journal.names import new_id
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +53,9 @@ def fleet(valkey_url: str, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def client(valkey_url: str, namespace: str) -> Iterator[Client]:
     client = connected(valkey_url, namespace)
-    place.set_driver(client)
+    current.set_driver(client)
     yield client
-    place.set_driver(None)
+    current.set_driver(None)
     client.close()
 
 
@@ -246,7 +246,7 @@ def test_a_store_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
     fleet.start("a")
     fleet.start("b")
     client = connected(server.url, "store")
-    place.set_driver(client)
+    current.set_driver(client)
     over = threading.Event()
 
     def count(worker: int) -> list[tuple[int, int]]:
@@ -271,7 +271,7 @@ def test_a_store_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
         assert {key: Meter[f"{key}"].read.remote().result(timeout=30) for key in totals} == totals
     finally:
         over.set()
-        place.set_driver(None)
+        current.set_driver(None)
         client.close()
         fleet.close()
         server.kill()

@@ -12,10 +12,10 @@ import pytest
 from test_semantics import Simulation, outside, played
 
 from actors import Context, Invocation, Policy, VirtualObject, handler
-from actors.host import Host, Identity
+from actors.host.host import Host, Identity
 from journal.clock import wall_ms
-from journal.memory import MemoryStore
-from journal.names import Epoch, Shard
+from journal.ids import Epoch, Shard
+from journal.memory.store import MemoryStore
 from journal.store import NOTHING_READ, SHARDS, Cursor, Look
 
 

@@ -16,7 +16,7 @@ from host_process import Fleet, launch
 from linearizability import Operation, broken
 from servers import ask
 
-from journal.names import new_id
+from journal.ids import new_id
 
 PROGRAMS, CLIENTS_EACH, CELLS = 3, 4, 8
 

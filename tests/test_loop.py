@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from actors.blocks.timers import sleeper
 from actors.errors import UsageError
-from actors.loop import DeterministicLoop, EntryFuture
-from actors.timers import sleeper
+from actors.loop.loop import DeterministicLoop, EntryFuture
 
 T = TypeVar("T")
 Handler = Callable[[], Coroutine[Any, Any, Any]]

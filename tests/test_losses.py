@@ -8,9 +8,11 @@ import pytest
 from servers import Server, ask, valkey_binary
 
 import actors
-from actors import Context, DurableError, VirtualObject, handler, host, state
-from journal import clock, guard
-from journal.names import new_id
+from actors import Context, DurableError, VirtualObject, handler, state
+from actors.host import host
+from journal import clock
+from journal.embedded import guard
+from journal.ids import new_id
 
 SOON = 20.0
 

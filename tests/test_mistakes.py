@@ -39,10 +39,10 @@ from actors import (
     shared,
     state,
 )
-from actors.driver import init, shutdown
-from actors.objects import object_handle
-from actors.place import EMPTY_OPTIONS, Request, caller
-from actors.services import Limits
+from actors.activation.services import Limits
+from actors.objects.objects import object_handle
+from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.session import init, shutdown
 from journal import clock
 
 SOON = 5.0

@@ -9,9 +9,9 @@ from contextvars import ContextVar
 import pytest
 
 from actors import Context, Invocation, Policy, Retry, Service, get, handler
-from actors.driver import init, shutdown
-from actors.slots import Countdown
-from journal import guard
+from actors.client.slots import Countdown
+from actors.session import init, shutdown
+from journal.embedded import guard
 
 cell: ContextVar[str] = ContextVar("cell", default="none")
 """As a notebook has one for each cell."""

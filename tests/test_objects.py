@@ -45,17 +45,17 @@ from actors import (
     shared,
     state,
 )
-from actors import place as places
-from actors.awakeables import MadeAwakeable
-from actors.invocation import Accepted
-from actors.loop import DeterministicLoop
-from actors.objects import ByName, Handler, declaration, find_type, instance, object_handle
-from actors.place import Request
+from actors.blocks.awakeables import MadeAwakeable
+from actors.blocks.sagas import Sagas
+from actors.loop.loop import DeterministicLoop
+from actors.objects.objects import ByName, Handler, declaration, find_type, instance, object_handle
 from actors.policy import Settled, resolve, seconds
-from actors.sagas import Sagas
-from actors.values import LIVE
+from actors.requests import current as places
+from actors.requests.current import Request
+from actors.requests.invocation import Accepted
+from actors.values.values import LIVE
 from journal.codec import MISSING
-from journal.entries import Message
+from journal.records import Message
 from journal.store import Bring
 
 ROOT = Path(__file__).resolve().parent.parent

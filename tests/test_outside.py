@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from actors import Context, Invocation, Service, TerminalError, UsageError, handler
-from actors.driver import init, shutdown
+from actors.session import init, shutdown
 
 SOON = 5.0
 """Seconds for what takes milliseconds on an idle machine."""

@@ -6,8 +6,8 @@ import itertools
 import pytest
 from simulation import virtual_loop
 
+from actors.backoff import Patience, end
 from actors.errors import UnavailableError
-from actors.patience import Patience, end
 
 
 async def test_a_task_that_takes_a_cancellation_for_its_own_is_cancelled_again() -> None:

@@ -26,12 +26,12 @@ from actors import (
     shared,
     state,
 )
-from actors.activation import InFlight
-from actors.bundles import bundle_of
-from actors.host import Host, Identity
-from actors.restarts import GENERATION, at_its_entry, kept, mark_of
-from journal.entries import Delivered, EventKind, Message, Record, Tries
-from journal.names import Shard
+from actors.activation.activation import InFlight
+from actors.blocks.restarts import GENERATION, at_its_entry, kept, mark_of
+from actors.code.bundles import bundle_of
+from actors.host.host import Host, Identity
+from journal.ids import Shard
+from journal.records import Delivered, EventKind, Message, Record, Tries
 
 __all__ = ["mode"]
 

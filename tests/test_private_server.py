@@ -19,11 +19,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from journal import guard
 from journal.clock import boot_seconds
+from journal.embedded import guard
+from journal.embedded.server import EmbeddedServer
 from journal.errors import UnavailableError, UsageError
-from journal.redis import RedisStore
-from journal.server import EmbeddedServer
+from journal.redis.store import RedisStore
 
 NOBODY = 65_534
 

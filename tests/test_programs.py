@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from actors import staging
-from actors.activation import InFlight
-from actors.attempts import Attempts
-from journal.entries import EventKind, Record
+from actors.activation import staging
+from actors.activation.activation import InFlight
+from actors.shard.attempts import Attempts
+from journal.records import EventKind, Record
 from tests.chaos import hostile
 from tests.programs.__main__ import main
 from tests.programs.grammar import Root, program, smallest

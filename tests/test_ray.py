@@ -27,11 +27,11 @@ from servers import DURABLE, Server, valkey_binary
 
 import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, state
-from actors.driver import HostStatus
-from actors.ray_hosts import RAY_NAMESPACE, Place
-from actors.values import note_sent
-from journal import guard
+from actors.ray.hosts import RAY_NAMESPACE, Place
+from actors.session import HostStatus
+from actors.values.values import note_sent
 from journal.clock import boot_seconds
+from journal.embedded import guard
 from journal.keys import Keys
 
 pytestmark = pytest.mark.slow

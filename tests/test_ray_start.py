@@ -10,9 +10,9 @@ import pytest
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: it wants a token otherwise
 
-from actors import ray as rays
-from actors.ray import Cluster
-from actors.ray_hosts import Place
+from actors.ray import cluster as rays
+from actors.ray.cluster import Cluster
+from actors.ray.hosts import Place
 
 
 class Starting:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.client import PENDING_MAX
-from actors.entries import ENTRY_MAX
-from actors.leases import BLOCK_LIMIT, LEASE_TTL
-from actors.outgoing import HEADERS_MAX, KEY_MAX
-from actors.replay import TRANSITIONS, Happening, Phase
-from actors.services import Limits
+from actors.activation.services import Limits
+from actors.blocks.entries import ENTRY_MAX
+from actors.client.client import PENDING_MAX
+from actors.execution.phases import TRANSITIONS, Happening, Phase
+from actors.host.leases import BLOCK_LIMIT, LEASE_TTL
+from actors.requests.message import HEADERS_MAX, KEY_MAX
 from journal.keys import TABLE
 from journal.store import SHARDS
 from journal.store import Limits as Kept

@@ -25,13 +25,13 @@ from actors import (
     handler,
     shared,
     state,
-    writer,
 )
-from actors.fields import INNER_WROTE, packed, unpacked
-from actors.staging import Room
-from journal.entries import EventKind, Record
+from actors.activation.staging import Room
+from actors.execution.state_view import INNER_WROTE, packed, unpacked
+from actors.host import writer
+from journal.memory.scripts import World as Stored
+from journal.records import EventKind, Record
 from journal.store import Part, Progress
-from journal.world import World as Stored
 
 __all__ = ["mode"]
 

@@ -13,8 +13,8 @@ from refusing import Refusing
 import actors
 from actors import Context, DamagedError, NotFoundError, VirtualObject, handler, state
 from journal import clock
-from journal.guard import pause
-from journal.names import new_id
+from journal.embedded.guard import pause
+from journal.ids import new_id
 
 SOON = 30.0
 

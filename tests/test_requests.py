@@ -18,18 +18,9 @@ import pytest
 from test_semantics import Simulation, mode, simulated
 
 import actors
-from actors import (
-    Context,
-    Service,
-    TerminalError,
-    VirtualObject,
-    Workflow,
-    fingerprints,
-    handler,
-    shared,
-    state,
-)
-from actors.fingerprints import fingerprint
+from actors import Context, Service, TerminalError, VirtualObject, Workflow, handler, shared, state
+from actors.requests import fingerprints
+from actors.requests.fingerprints import fingerprint
 
 __all__ = ["mode"]
 
@@ -109,7 +100,7 @@ def test_position_and_keyword_are_the_same_where_the_handler_is_known() -> None:
 
 
 PRINTS = """
-from actors.fingerprints import fingerprint
+from actors.requests.fingerprints import fingerprint
 print(fingerprint(None, ({"x", "y", "z", "w"}, frozenset(map(str, range(50)))), {}))
 """
 

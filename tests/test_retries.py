@@ -13,8 +13,8 @@ import pytest
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Policy, Retry, RetryAfter, TerminalError, UsageError, VirtualObject, handler, state
-from actors.steps import Step, StepRunner
-from journal.entries import Record, Tries
+from actors.blocks.steps import Step, StepRunner
+from journal.records import Record, Tries
 
 __all__ = ["mode"]
 

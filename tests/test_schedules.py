@@ -17,23 +17,13 @@ import test_semantics
 from test_semantics import Simulation, mode, played, simulated
 
 import actors
-from actors import (
-    Context,
-    Policy,
-    Schedule,
-    Service,
-    TerminalError,
-    UsageError,
-    VirtualObject,
-    handler,
-    scheduling,
-    state,
-)
-from actors.objects import find_type
-from actors.place import EMPTY_OPTIONS, Request, caller
-from actors.schedule import ALL, ONE, REGISTRY, SCHEDULED_AT, ScheduleStatus, Spec
-from actors.ticks import timing_of
-from actors.values import encode_arguments
+from actors import Context, Policy, Schedule, Service, TerminalError, UsageError, VirtualObject, handler, state
+from actors.objects import scheduler
+from actors.objects.objects import find_type
+from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.requests.schedule import ALL, ONE, REGISTRY, SCHEDULED_AT, ScheduleStatus, Spec
+from actors.requests.timing import timing_of
+from actors.values.values import encode_arguments
 
 __all__ = ["mode"]
 
@@ -284,7 +274,7 @@ async def test_a_minute_of_being_down_is_made_up_for_whatever_missed_says(world:
 def test_of_too_many_missed_ticks_the_oldest_are_skipped_and_a_warning_says_so(
     mode: Policy | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(scheduling, "MISSED_MAX", 3)
+    monkeypatch.setattr(scheduler, "MISSED_MAX", 3)
 
     async def scenario(world: Simulation) -> None:
         schedule = Report["r"].build.schedule(every="10s", missed="all")
@@ -385,7 +375,7 @@ def test_names_of_ours_are_no_names_of_users() -> None:
 
     with pytest.raises(UsageError, match="are of Perdure itself"):
         actors.object("perdure.Schedule", "x")
-    assert find_type("perdure.Schedule") is scheduling.Clockwork
+    assert find_type("perdure.Schedule") is scheduler.Clockwork
 
 
 class Refuses(VirtualObject):

@@ -11,16 +11,17 @@ import pytest
 from servers import ask
 
 import actors
-from actors import Context, TerminalError, UsageError, VirtualObject, handler, outcomes, seal, state, values
-from actors.bundles import bundle_of
-from actors.code import UNSENT, _loaded
+from actors import Context, TerminalError, UsageError, VirtualObject, handler, state
+from actors.client.uploads import put
+from actors.code.bundles import bundle_of
+from actors.code.code import UNSENT, _loaded
 from actors.errors import DecodeError
-from actors.uploads import put
-from journal.entries import Failure, Message, failure
+from actors.values import outcomes, seal, values
+from journal.ids import invocation_id, new_id, shard_of
 from journal.keys import Keys
-from journal.memory import MemoryStore
-from journal.names import invocation_id, new_id, shard_of
-from journal.redis import RedisStore
+from journal.memory.store import MemoryStore
+from journal.records import Failure, Message, failure
+from journal.redis.store import RedisStore
 from journal.store import SHARDS, Outgoing, Settled
 
 ONE, TWO = b"a-secret-of-enough-length", b"another-secret-of-some-length"

@@ -15,9 +15,9 @@ from servers import DURABLE, Server, valkey_binary
 import actors
 from actors import Context, UnavailableError, UsageError, VirtualObject, handler
 from journal.errors import SettingsError
-from journal.line import Lines
-from journal.redis import RedisStore
-from journal.url import shown
+from journal.redis.connection import Lines
+from journal.redis.store import RedisStore
+from journal.redis.url import shown
 
 MARK = "hunter2"
 """Part of each secret here."""

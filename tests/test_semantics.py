@@ -34,23 +34,23 @@ from actors import (
     TerminalError,
     UsageError,
     VirtualObject,
-    closing,
     handler,
-    outcomes,
-    place,
     shared,
     state,
 )
-from actors.code import UNSENT
-from actors.host import Host, Identity
-from actors.invocation import Accepted
-from actors.outgoing import arguments_of, fingerprint_of, message_of, outgoing_of, started_id
-from actors.place import EMPTY_OPTIONS, Request
-from actors.services import Limits
+from actors.activation.services import Limits
+from actors.code.code import UNSENT
+from actors.host.host import Host, Identity
+from actors.loop import closing
+from actors.requests import current
+from actors.requests.current import EMPTY_OPTIONS, Request
+from actors.requests.invocation import Accepted
+from actors.requests.message import arguments_of, fingerprint_of, message_of, outgoing_of, started_id
+from actors.values import outcomes
 from journal.codec import MISSING
-from journal.entries import ReplyKind, teller_of_driver
-from journal.memory import MemoryStore
-from journal.names import ObjectId, shard_in
+from journal.ids import ObjectId, shard_in
+from journal.memory.store import MemoryStore
+from journal.records import ReplyKind, teller_of_driver
 from journal.store import Attach, Bring, Fenced, Outgoing, Settled
 
 WEATHERS = 20
@@ -79,10 +79,10 @@ class Program:
     async def open(self) -> None:
         self._writer = await self._store.open_writer()
         self._tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
-        place.set_driver(self)
+        current.set_driver(self)
 
     async def close(self) -> None:
-        place.set_driver(None)
+        current.set_driver(None)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

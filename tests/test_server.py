@@ -14,17 +14,17 @@ from urllib.parse import unquote
 
 import pytest
 
-from journal import guard
 from journal.clock import boot_seconds
+from journal.embedded import guard
+from journal.embedded.server import EmbeddedServer
 from journal.errors import UnavailableError, UsageError
-from journal.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from journal.server import EmbeddedServer
+from journal.embedded.server import EmbeddedServer
 server = EmbeddedServer.open(Path(sys.argv[1]), keep=sys.argv[2] == "keep")
 print(server.url, server.pid, flush=True)
 sys.stdin.read()
@@ -208,7 +208,7 @@ def test_a_disk_that_was_full_and_is_freed_takes_writes_again(directory: Path) -
 
 def test_programs_of_before_are_told_to_end_an_older_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 15.27: one that listens on a port, for anybody, is not gone on with."""
-    monkeypatch.setattr("journal.server._START_SECONDS", 0.5)
+    monkeypatch.setattr("journal.embedded.server._START_SECONDS", 0.5)
     directory.mkdir(0o700, parents=True)
     (directory / "address").write_text("redis://127.0.0.1:6379/0\n")
     lock = guard.opened(str(directory / "lock"))

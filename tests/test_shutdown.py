@@ -10,11 +10,13 @@ import pytest
 from servers import Server, valkey_binary
 
 import actors
-from actors import Context, UnavailableError, VirtualObject, driver, handler, place
-from actors.client import Client
-from journal import guard
-from journal.names import Ids, new_id
-from journal.redis import RedisStore
+from actors import Context, UnavailableError, VirtualObject, handler
+from actors import session as driver
+from actors.client.client import Client
+from actors.requests import current
+from journal.embedded import guard
+from journal.ids import Ids, new_id
+from journal.redis.store import RedisStore
 
 
 class Asked(VirtualObject):
@@ -36,7 +38,7 @@ def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
     """Issue 16.6: "0 were not acknowledged" where 50 were lost; those of the write under way were not counted."""
     client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
     client.open()
-    place.set_driver(client)
+    current.set_driver(client)
     try:
         first = Asked["a"].add.send()
         first.accepted().result(timeout=10)
@@ -45,7 +47,7 @@ def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
             Asked["a"].add.send()
         called = Asked["a"].add.remote()
     finally:
-        place.set_driver(None)
+        current.set_driver(None)
         client.close(0.2)
     assert [record.getMessage() for record in caplog.records if "acknowledged" in record.getMessage()] == [
         "50 requests of this program were not acknowledged: whether they happen is unknown"
@@ -58,11 +60,11 @@ def test_what_was_acknowledged_is_not_said_to_be_lost(server: Server, caplog: py
     """Issue 16.6: open calls are no lost ones."""
     client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
     client.open()
-    place.set_driver(client)
+    current.set_driver(client)
     try:
         Asked["a"].add.remote().accepted().result(timeout=10)
     finally:
-        place.set_driver(None)
+        current.set_driver(None)
         client.close()
     assert "acknowledged" not in caplog.text
 

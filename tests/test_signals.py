@@ -29,13 +29,13 @@ from actors import (
     shared,
     state,
 )
-from actors import place as places
-from actors.client import Client
-from actors.host import READ_COUNT
-from actors.slots import Brought, Held, Operation
-from journal.entries import EventKind, unpack
-from journal.names import Shard, new_id, shard_in
-from journal.redis import RedisStore
+from actors.client.client import Client
+from actors.client.slots import Brought, Held, Operation
+from actors.host.host import READ_COUNT
+from actors.requests import current as places
+from journal.ids import Shard, new_id, shard_in
+from journal.records import EventKind, unpack
+from journal.redis.store import RedisStore
 from journal.store import Attach
 
 __all__ = ["mode"]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from actors import Context, VirtualObject, handler
-from actors.client import Client
+from actors.client.client import Client
+from actors.client.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
 from actors.errors import UnavailableError
-from actors.invocation import Invocation
-from actors.place import EMPTY_OPTIONS, Request
-from actors.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
+from actors.requests.current import EMPTY_OPTIONS, Request
+from actors.requests.invocation import Invocation
 from journal.clock import wall_ms
-from journal.memory import MemoryStore
+from journal.memory.store import MemoryStore
 from journal.store import Reply
 
 

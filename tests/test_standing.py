@@ -9,9 +9,9 @@ from hostless import hostless
 
 import actors
 from actors import Context, Policy, Retry, VirtualObject, handler
-from actors.client import Client
-from actors.slots import Slot
-from actors.standing import Watch
+from actors.client.client import Client
+from actors.client.slots import Slot
+from actors.client.watch import Watch
 
 SOON = 30.0
 

@@ -25,12 +25,12 @@ from store_bench import (
     redis_engine,
 )
 
-from journal.entries import EventKind, Message, order_of, teller_of_entry, timer_of_field, timer_of_object
 from journal.errors import DamagedError
+from journal.ids import Epoch, Shard
 from journal.losses import WENT_BACK
-from journal.memory import MemoryStore
-from journal.names import Epoch, Shard
-from journal.redis import RedisStore
+from journal.memory.store import MemoryStore
+from journal.records import EventKind, Message, order_of, teller_of_entry, timer_of_field, timer_of_object
+from journal.redis.store import RedisStore
 from journal.store import (
     INBOX_FULL,
     READ_BYTES,

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 from store_bench import SHARDS, Driver, Engine, Owner, data_of, event, memory_engine, message, new, redis_engine
 
-from journal.entries import teller_of_entry, timer_of_field, timer_of_object
-from journal.names import Shard, shard_in
+from journal.ids import Shard, shard_in
+from journal.records import teller_of_entry, timer_of_field, timer_of_object
 from journal.store import Attach, Bring, Committed, Cursor, Expire, Finish, Granted, Outgoing, Progress, Sleep, Store
 
 TARGETS = ("Ticket/A", "Ticket/B", "Mail/x:y z")

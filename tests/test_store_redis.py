@@ -15,14 +15,14 @@ from servers import DURABLE, Server, redis_binary, valkey_binary
 from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, new, redis_engine
 from wire import Wire
 
-from journal import line
-from journal.entries import EventKind
 from journal.errors import DamagedError, FullError, SettingsError, UnavailableError
+from journal.ids import Shard, new_id
 from journal.keys import TABLE, Keys
-from journal.line import Line, Lines, Refusal
-from journal.names import Shard, new_id
-from journal.redis import Durability, RedisStore
-from journal.settings import check_settings, check_version
+from journal.records import EventKind
+from journal.redis import connection as line
+from journal.redis.connection import Line, Lines, Refusal
+from journal.redis.settings import check_settings, check_version
+from journal.redis.store import Durability, RedisStore
 from journal.store import Bring, Committed, Cursor, Damaged, Finish, Progress, Settled, Sleep, Store, Trimmed
 
 A, B, FAR = "a1-0", "b2-0", "f9-1"
@@ -475,7 +475,7 @@ async def picture(store: Store) -> dict[str, bytes]:
 async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("journal.line.ANSWER_MAX", 0.2)
+    monkeypatch.setattr("journal.redis.connection.ANSWER_MAX", 0.2)
     lines = Lines(url)
 
     for _ in range(2):
@@ -487,7 +487,7 @@ async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
 
 
 async def test_a_server_that_lets_a_line_in_and_says_nothing_counts_as_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("journal.line.ANSWER_MAX", 0.2)
+    monkeypatch.setattr("journal.redis.connection.ANSWER_MAX", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         lines = Lines(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
 

@@ -26,18 +26,17 @@ from actors import (
     TerminalError,
     VirtualObject,
     handler,
-    outcomes,
     state,
     stored,
-    values,
 )
-from actors.bundles import PYTHON, bundle_of
-from actors.code import MissingCodeError
-from actors.fingerprints import fingerprint
-from actors.schedule import Firing, ScheduleStatus, Spec
-from actors.ticks import Timing
-from journal import line
-from journal.entries import Failure, outcome_of
+from actors.code.bundles import PYTHON, bundle_of
+from actors.code.code import MissingCodeError
+from actors.requests.fingerprints import fingerprint
+from actors.requests.schedule import Firing, ScheduleStatus, Spec
+from actors.requests.timing import Timing
+from actors.values import outcomes, values
+from journal.records import Failure, outcome_of
+from journal.redis import connection
 from tests.stored.goods import Jam, PickedBare, Punnet, Ripeness, arguments
 from tests.stored.keyspace import client, data, globals_in, pickles, restored
 
@@ -264,7 +263,7 @@ def test_an_error_of_ours_is_named_by_no_place() -> None:
         for each in cls.__subclasses__():
             yield from (each, *below(each))
 
-    of_a_connection = {each for each in vars(line).values() if isinstance(each, type)}
+    of_a_connection = {each for each in vars(connection).values() if isinstance(each, type)}
     named = {each: each.__module__ for each in below(DurableError) if each not in of_a_connection}
     wrong = [
         f"{module}.{each.__name__}" for each, module in named.items() if module.startswith(("actors.", "journal."))

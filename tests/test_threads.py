@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from actors import Context, Retry, Service, VirtualObject, handler, host, status, threads
-from actors.driver import init, shutdown
+from actors import Context, Retry, Service, VirtualObject, handler, status
+from actors.blocks import step_threads
+from actors.blocks.step_threads import Holder, Threads
 from actors.errors import TerminalError
-from actors.threads import Holder, Threads
-from journal import guard
+from actors.host import host
+from actors.session import init, shutdown
+from journal.embedded import guard
 
 SOON = 10.0
 """Seconds for what takes milliseconds on an idle machine."""
@@ -86,7 +88,7 @@ def test_a_call_that_is_given_up_gives_its_place_up(hanging: Hanging, monkeypatc
         call.cancel()
     assert len(hanging.pool.abandoned) == 4, "of an object no more than may work"
     assert hanging.answers("Page/b")
-    monkeypatch.setattr(threads, "ABANDONED_OF_A_TYPE", 5)
+    monkeypatch.setattr(step_threads, "ABANDONED_OF_A_TYPE", 5)
     for call in [*hanging.hang("Page/b", 2), *hanging.hang("Page/c", 6)]:
         call.cancel()
     assert len(hanging.pool.abandoned) == 5
@@ -95,7 +97,7 @@ def test_a_call_that_is_given_up_gives_its_place_up(hanging: Hanging, monkeypatc
 
 def test_so_many_threads_are_abandoned_and_no_more(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 15.29."""
-    monkeypatch.setattr(threads, "ABANDONED_MAX", 3)
+    monkeypatch.setattr(step_threads, "ABANDONED_MAX", 3)
     first = threading.Event()
     for target in ("Page/a", "Page/b", "Page/c"):
         hanging.put(target, lambda: first.wait(60)).cancel()
@@ -122,7 +124,7 @@ def test_a_shortage_is_said_once_with_those_at_fault(hanging: Hanging, monkeypat
     """Issue 15.29: of the object, the type, the whole host; not of one that only has much to do."""
     hanging.hang("Page/a", 5)
     assert hanging.pool.look() == [], "it may be over in a moment"
-    monkeypatch.setattr(threads, "SAY_AFTER", 0.0)
+    monkeypatch.setattr(step_threads, "SAY_AFTER", 0.0)
     said = "sync steps of Page/a wait for a thread: all 4 that it may have hang, 'fetch' of Page/a, for 0 s, "
     assert [sentence[: len(said)] for sentence in hanging.pool.look()] == [said]
     hanging.hang("Page/b", 3)
@@ -180,7 +182,7 @@ def unconnected() -> Iterator[None]:
 @pytest.mark.usefixtures("unconnected")
 def test_steps_of_others_go_on_while_some_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """Issue 15.29: with a time-out and without."""
-    monkeypatch.setattr(threads, "SAY_AFTER", 0.0)
+    monkeypatch.setattr(step_threads, "SAY_AFTER", 0.0)
     monkeypatch.setattr(host, "COLLECT_EVERY", 0.2)
     init(hosts="local", directory=tmp_path)
     given_up = [Page[f"{number}"].fetch.remote(0.05) for number in range(40)]

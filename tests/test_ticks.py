@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.errors import UsageError
-from actors.ticks import Timing, instant_of, time_of, timing_of
+from actors.requests.timing import Timing, instant_of, time_of, timing_of
 
 BERLIN = "Europe/Berlin"
 

@@ -8,8 +8,9 @@ from servers import DURABLE, Server, ask, redis_binary, valkey_binary
 
 import actors
 from actors import Context, SettingsError, VirtualObject, handler, state
-from journal import clock, guard
-from journal.names import new_id
+from journal import clock
+from journal.embedded import guard
+from journal.ids import new_id
 
 SOON = 30.0
 

@@ -13,7 +13,7 @@ import pytest
 from test_semantics import Broken, Simulation, mode, played, simulated
 
 from actors import Context, Policy, Retry, Service, UsageError, VirtualObject, handler, shared, state
-from actors.objects import declaration
+from actors.objects.objects import declaration
 
 __all__ = ["mode"]
 

@@ -19,15 +19,15 @@ from simulation import SHARDS, virtual_loop
 from wire import Monitor, Wire, Write
 
 import actors
-from actors import place
-from actors.client import Client
+from actors.client.client import Client
 from actors.errors import UnavailableError
-from actors.host import Host, Identity
-from actors.leases import LEASE_TTL
+from actors.host.host import Host, Identity
+from actors.host.leases import LEASE_TTL
+from actors.requests import current
 from journal.clock import boot_seconds
-from journal.memory import MemoryStore
-from journal.names import new_id
-from journal.redis import RedisStore
+from journal.ids import new_id
+from journal.memory.store import MemoryStore
+from journal.redis.store import RedisStore
 from tests.recovery import (
     WITHIN_S,
     Gauge,
@@ -68,10 +68,10 @@ class Scene:
         )
         self.client.open()
         self.monitor = Monitor(self.server.port, self.namespace)
-        place.set_driver(self.client)
+        current.set_driver(self.client)
 
     def close(self) -> None:
-        place.set_driver(None)
+        current.set_driver(None)
         self.behind.close()
         self.monitor.close()
         self.wire.close()
@@ -170,7 +170,7 @@ def test_a_store_that_dies_after_a_submit_and_before_its_answer_has_it_once(scen
     wire = Wire(scene.server.port)
     driver = Client(lambda: RedisStore(wire.url, scene.namespace), sends_code=True, payload_max=PAYLOAD_MAX)
     driver.open()
-    place.set_driver(driver)
+    current.set_driver(driver)
     try:
         assert Gauge["once"].add.remote().result(timeout=WITHIN_S) == 1
         wire.loses = "answers"
@@ -184,7 +184,7 @@ def test_a_store_that_dies_after_a_submit_and_before_its_answer_has_it_once(scen
         assert sorted(actors.get(refs, timeout=WITHIN_S)) == [2, 3, 4]
         assert Gauge["once"].read.remote().result(timeout=WITHIN_S) == 4
     finally:
-        place.set_driver(scene.client)
+        current.set_driver(scene.client)
         driver.close()
         wire.close()
 

@@ -12,14 +12,14 @@ import pytest
 from test_semantics import Simulation, mode, outside, played
 
 from actors import Context, Policy, Retry, VirtualObject, handler, state
-from actors.activation import InFlight
-from actors.execution import Execution
-from actors.ownership import REST
-from actors.shard import OwnedShard
-from actors.staging import Staging
-from actors.unhandled import serving
-from journal.entries import Message
-from journal.names import Shard, shard_of
+from actors.activation.activation import InFlight
+from actors.activation.staging import Staging
+from actors.execution.execution import Execution
+from actors.host.ownership import REST
+from actors.shard.isolation import serving
+from actors.shard.shard import OwnedShard
+from journal.ids import Shard, shard_of
+from journal.records import Message
 
 __all__ = ["mode"]
 

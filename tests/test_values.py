@@ -15,8 +15,9 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast
 import pydantic
 import pytest
 
-from actors import UsageError, values
+from actors import UsageError
 from actors.errors import DecodeError
+from actors.values import values
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
-from actors.activation import InFlight
-from actors.bundles import digest_of
-from journal.entries import Message, Record
-from journal.names import Shard
+from actors.activation.activation import InFlight
+from actors.code.bundles import digest_of
+from journal.ids import Shard
+from journal.records import Message, Record
 
 __all__ = ["mode"]
 

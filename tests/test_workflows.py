@@ -29,7 +29,7 @@ from actors import (
     shared,
     state,
 )
-from actors.slots import Started
+from actors.client.slots import Started
 from journal.store import Settled
 
 __all__ = ["mode"]

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from servers import url_of
 
 from journal.clock import sleep
-from journal.redis import _script
+from journal.redis.store import _script
 
 
 class Wire:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from actors import Cancelled, Invocation
-from journal.names import address_of, shard_of
+from journal.ids import address_of, shard_of
 
 from .ground import Ground, ground, time_passes
 from .meter import Meter, rss_mib

@@ -25,12 +25,13 @@ from typing import Any, Final
 import orjson
 from redis import Redis
 
-from actors import Policy, place
-from actors.client import Client
-from actors.local import LocalHost, collect_seldom
-from actors.services import Limits
-from journal.redis import RedisStore
-from journal.server import EmbeddedServer
+from actors import Policy
+from actors.activation.services import Limits
+from actors.client.client import Client
+from actors.host.local import LocalHost, collect_seldom
+from actors.requests import current
+from journal.embedded.server import EmbeddedServer
+from journal.redis.store import RedisStore
 
 from . import load, workloads
 from .meter import Components, runs
@@ -128,7 +129,7 @@ def ground(directory: Path) -> Generator[Ground]:
         try:
             yield ready
         finally:
-            place.set_driver(None)
+            current.set_driver(None)
             client.close()
             for child in (*ready.drivers, *ready.hosts):
                 child.kill()
@@ -143,7 +144,7 @@ def ground(directory: Path) -> Generator[Ground]:
 def _connected(url: str) -> Client:
     client = Client(lambda: RedisStore(url, NAMESPACE), sends_code=False, payload_max=Limits().payload_max)
     client.open()
-    place.set_driver(client)
+    current.set_driver(client)
     return client
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from journal.names import shard_of
+from journal.ids import shard_of
 
 from .ground import NAMESPACE, Ground, ground, time_passes
 from .load import Window, percentile

@@ -17,7 +17,7 @@ import ray
 
 import actors
 from journal.clock import boot_seconds
-from journal.names import new_id
+from journal.ids import new_id
 from tests.servers import Server, valkey_binary
 
 from . import hostile

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import actors
-from actors.driver import HostStatus
 from actors.errors import UnavailableError
+from actors.session import HostStatus
 from journal.clock import boot_seconds
-from journal.names import ObjectId, shard_of
+from journal.ids import ObjectId, shard_of
 from journal.store import SHARDS
 from tests.servers import Server
 

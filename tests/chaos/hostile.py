@@ -33,7 +33,7 @@ from actors import (
     handler,
     state,
 )
-from actors.place import EMPTY_OPTIONS, Request, caller
+from actors.requests.current import EMPTY_OPTIONS, Request, caller
 
 EQUAL: Final = "equal"
 REFUSED: Final = "refused"

@@ -15,9 +15,9 @@ from typing import Any
 
 import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, shared, state
-from journal import guard
 from journal.clock import boot_seconds
-from journal.names import shard_of
+from journal.embedded import guard
+from journal.ids import shard_of
 
 HERE = Path(__file__).resolve().parent
 SHARDS = 16

@@ -21,9 +21,9 @@ from typing import Any
 import program
 import pytest
 
-from journal import guard
 from journal.clock import boot_seconds
-from journal.names import new_id
+from journal.embedded import guard
+from journal.ids import new_id
 
 pytestmark = pytest.mark.slow
 

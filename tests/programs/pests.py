@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from journal.names import ObjectId, shard_of
+from journal.ids import ObjectId, shard_of
 from tests.chaos import hostile
 
 from .plays import Node

@@ -17,12 +17,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from actors import NotFoundError, Policy, TerminalError, place, reject, resolve
-from actors.client import Client
-from actors.local import LocalHost
+from actors import NotFoundError, Policy, TerminalError, reject, resolve
+from actors.client.client import Client
+from actors.host.local import LocalHost
+from actors.requests import current
 from journal.clock import boot_seconds
-from journal.names import new_id
-from journal.redis import RedisStore
+from journal.ids import new_id
+from journal.redis.store import RedisStore
 from journal.store import SHARDS
 from tests.chaos import hostile
 from tests.chaos.audit import LATE_S
@@ -130,7 +131,7 @@ def _on_server(url: str, directory: Path, seeds: range) -> list[str]:
     fleet.start("a")
     fleet.start("b")
     client = connected(url, namespace)
-    place.set_driver(client)
+    current.set_driver(client)
     outdoors = Outdoors(fleet.effects)
     killing = threading.Thread(target=fleet.kill_at_random, args=(seeds.start, 1_000_000, KILLS_EVERY_S, over))
     killing.start()
@@ -145,7 +146,7 @@ def _on_server(url: str, directory: Path, seeds: range) -> list[str]:
         over.set()
         killing.join()
         outdoors.close()
-        place.set_driver(None)
+        current.set_driver(None)
         client.close()
         fleet.close()
 
@@ -176,10 +177,10 @@ class _Played:
         return {key: plays.Book[key].held.remote().result(timeout=WITHIN_S) for key in sorted(keys)}
 
 
-def _request(root: Root) -> place.Request:
+def _request(root: Root) -> current.Request:
     arguments = root.path, root.parts, dict[str, Any]()
     where = ("Chore", None) if root.key is None else ("Book", root.key)
-    return place.Request(*where, "play", arguments, {}, False, place.EMPTY_OPTIONS, None, None)
+    return current.Request(*where, "play", arguments, {}, False, current.EMPTY_OPTIONS, None, None)
 
 
 def _until_right(found: list[_Played], outdoors: Outdoors) -> list[str]:

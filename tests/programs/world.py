@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from actors import Policy, TerminalError, UnavailableError, outcomes
-from actors.awakeables import completion
-from actors.host import Host, Identity
-from journal.entries import EventKind
-from journal.memory import MemoryStore
+from actors import Policy, TerminalError, UnavailableError
+from actors.blocks.awakeables import completion
+from actors.host.host import Host, Identity
+from actors.values import outcomes
+from journal.memory.store import MemoryStore
+from journal.records import EventKind
 from tests.chaos import hostile
 from tests.chaos.audit import LATE_S
 from tests.simulation import SHARDS, VirtualLoop, World, virtual_loop

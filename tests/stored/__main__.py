@@ -35,7 +35,7 @@ from actors import (
     shared,
     state,
 )
-from actors.fingerprints import fingerprint
+from actors.requests.fingerprints import fingerprint
 from journal.clock import wall_ms
 from tests.stored.goods import Jam, PickedBare, Punnet, Recipe, Ripeness, Scale, Trug, arguments
 from tests.stored.keyspace import dumped

@@ -1,0 +1,398 @@
+"""Activation: an object in memory, and the invocations of it that are open.
+
+Owns whose turn it is and the cached state of one object; an `InFlight` owns what is durable of one invocation, its
+attempt, and what its next commit brings. Neither does I/O: the host calls and is asked.
+
+Invariants:
+    1. At most one exclusive invocation has the turn, from its start to its outcome, sleep included (promise 2); what it
+       lets in runs in its place.
+    2. `fields` is the state of the last commit handed to the writer; a dict that an execution was given stays as it is.
+    3. Of the messages that wait for their turn only the first `queue_in_memory` keep their arguments.
+"""
+
+from collections import deque
+from enum import Enum
+from typing import Any, Final
+
+from actors.blocks.calls import TIMEOUT, callee_of
+from actors.blocks.restarts import Restarts, kept, mark_of
+from actors.blocks.steps import Step
+from actors.errors import TerminalError
+from actors.execution.execution import Execution
+from actors.execution.state_view import laid_over
+from actors.objects.objects import Declaration
+from actors.policy import Settled
+from actors.requests.run_ids import run_id
+from journal.ids import ObjectId, Shard
+from journal.records import Delivered, Event, EventKind, Message, Record, Tries, time_of, timer_of
+
+FORGOTTEN_AFTER_MS: Final = 60_000
+"""How much longer than its state the outcome of a workflow is kept."""
+
+
+class Renewal(Enum):
+    """Why an invocation does not simply go on with the code that it has."""
+
+    NEWER = "its last attempt failed, and its journal holds no entry"
+    RESUMED = "it was resumed: its attempts are counted anew, too"
+    MISSING = "its class, or its handler, is nowhere: it waits for a program that has it"
+
+
+class InFlight:
+    """One open invocation on its host."""
+
+    # Not a dataclass: one is made for every message, and default factories take three times as long as all else.
+    __slots__ = (
+        "asleep",
+        "attempt",
+        "backing_off",
+        "began_again",
+        "began_ms",
+        "declared",
+        "delivered",
+        "ended",
+        "exclusive",
+        "execution",
+        "handler",
+        "heard",
+        "holder",
+        "id",
+        "idle",
+        "inbox_id",
+        "journal",
+        "leave_after",
+        "message",
+        "olds",
+        "outcomes",
+        "pending",
+        "policy",
+        "reader",
+        "reads",
+        "records",
+        "renewal",
+        "replays",
+        "resume",
+        "running",
+        "settling",
+        "shard",
+        "spent",
+        "staged",
+        "timers",
+        "unsettled",
+    )
+
+    def __init__(self, message: Message, shard: Shard, inbox_id: str, *, asleep: bool = False) -> None:
+        self.message, self.id, self.shard, self.inbox_id = message, message.id, shard, inbox_id
+        self.asleep = asleep
+        """Its message lies in its hash: it has left memory once."""
+        self.records: list[tuple[str, Record]] = []
+        """The journal, in order: stream id and record."""
+        self.journal: list[str] = []
+        """Ids of those records that lie in the shard's `journal`."""
+        self.pending: deque[Event] = deque()
+        """Durable events that are not delivered yet."""
+        self.delivered: list[Delivered] = []
+        """Delivered events that no record holds yet."""
+        self.spent: list[str] = []
+        """Ids in `events` that the next commit deletes."""
+        self.execution: Execution | None = None
+        self.declared: Declaration | None = None
+        self.handler: Any = None
+        """Its `Handler`: a checker would read a field of that type as a descriptor."""
+        self.policy: Settled | None = None
+        self.exclusive = False
+        self.attempt = 1
+        self.began_ms = 0
+        """When its first attempt began, as far as the journal tells; 0 before."""
+        self.staged = 0
+        """How many entries are in records or under way to one."""
+        self.replays = 0
+        """How many of them were there before this attempt."""
+        self.olds: set[str] = set()
+        """Fields whose former value is recorded."""
+        self.reads: set[str] = set()
+        """Fields whose value, as a shared handler read it before its first wait, is recorded."""
+        self.reader, self.heard = False, 0
+        """Whether it is a shared handler of an object, and how many events and outcomes of steps it was given."""
+        self.timers: dict[str, str] = {}
+        """Durable timers by what is due, the mark of an entry or `staging.BACK_OFF`: those to clear at the end."""
+        self.outcomes: list[tuple[int, bytes]] = []
+        """Outcomes of steps that wait for their record."""
+        self.running: dict[int, Step] = {}
+        """Steps whose action is under way."""
+        self.settling = False
+        """A commit with outcomes of steps is under way: nothing else is delivered."""
+        self.backing_off = False
+        """Its last attempt failed, and the next has not begun."""
+        self.holder: InFlight | None = None
+        """Who has let it in, if it has been (`reentry`)."""
+        self.began_again = False
+        """The next attempt has begun, and no record says so yet."""
+        self.resume: Event | None = None
+        """Asked to go on with the newest code, which it does when the attempt of its step that is under way fails."""
+        self.renewal: Renewal | None = None
+        """What is to become of its code before its next attempt."""
+        self.unsettled = 0
+        """Commits of it that are not acknowledged."""
+        self.leave_after = 0
+        """Nothing leaves it before this many commits of its shard are settled: it has seen their state."""
+        self.ended = False
+        """Its end is handed to the writer, or its host gave it up."""
+        self.idle = False
+        """It is among those that only wait (`Idle`)."""
+
+    @property
+    def recorded(self) -> list[str]:
+        """All entries that the journal holds, in order."""
+        entries: list[str] = []
+        for _, record in self.records:
+            if record.entries:
+                entries[record.first :] = record.entries
+        return entries
+
+    def to_replay(self) -> list[Delivered | tuple[int, bytes, int]]:
+        """Return all recorded events, and outcomes of steps with their time, in the order of delivery."""
+        out: list[Delivered | tuple[int, bytes, int]] = []
+        for id_, record in self.records:
+            out += record.events
+            out += [(index, outcome, time_of(id_)) for index, outcome in record.steps]
+        return out
+
+    @property
+    def tries(self) -> dict[int, Tries]:
+        """What the journal holds of the failed attempts of steps, by entry, since it was paused last."""
+        found: dict[int, Tries] = {}
+        for _, record in self.records:
+            if record.code is not None:
+                found.clear()
+            found.update({tries.entry: tries for tries in record.tries})
+        return found
+
+    @property
+    def restarts(self) -> Restarts:
+        """Where it began again."""
+        return [record.restart for _, record in self.records if record.restart[1]]
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its handler waits for a step that has failed before."""
+        steps = self.execution.steps if self.execution is not None else None
+        return steps is not None and any(steps.holds(index) for index in self.tries)
+
+    @property
+    def type_name(self) -> str:
+        """The name of its class."""
+        return self.message.target.partition("/")[0]
+
+    def callees(self, shards: int) -> list[str]:
+        """Return the ids of the calls that have left it, or leave with a commit before its end, and have no outcome."""
+        entries, events = self.recorded, [event for _, record in self.records for event in record.events]
+        answered = {event.index for event in events if event.kind is EventKind.REPLY}
+        late = [entries[event.index] for event in events if event.kind is EventKind.TIMER]
+        answered |= {int(entry.removeprefix(TIMEOUT)) for entry in late if entry.startswith(TIMEOUT)}
+        if self.execution is not None:
+            # An attempt that failed may have made fewer than are recorded, and made some that will never be.
+            entries = max(entries, self.execution.entries[: self.staged], key=len)
+            answered |= self.execution.calls.answered()
+        marks = ((mark_of(index, self.restarts), entry) for index, entry in enumerate(entries))
+        found = (callee_of(self.id, mark, entry, shards) for mark, entry in marks)
+        return [id_ for index, id_ in enumerate(found) if id_ is not None and index not in answered]
+
+    @property
+    def answers(self) -> dict[int, bytes | None]:
+        """What entries were told at once, as far as recorded."""
+        return {index: answer for _, record in self.records for index, answer in record.answers}
+
+    def found(self, stored: dict[str, bytes]) -> dict[str, bytes]:
+        """Return the state as this invocation found it: recorded values laid over what is stored."""
+        laid: dict[str, bytes | None] = {}
+        for _, record in self.records:
+            laid |= record.olds
+            laid |= record.reads
+        return laid_over(stored, laid) if laid else stored
+
+    def seen(self) -> tuple[dict[int, dict[str, bytes | None]], int]:
+        """Return what a shared handler has read after so many deliveries, and how many came before its last record.
+
+        What it reads after that is not recorded: of an attempt that failed, or after the last outcomes of steps.
+        """
+        found: dict[int, dict[str, bytes | None]] = {}
+        count = covered = 0
+        for _, record in self.records:
+            count += len(record.events)
+            if not (record.attempt or record.error or record.code is not None):
+                covered = count
+            count += len(record.steps)
+            for at, fields in record.seen:
+                found.setdefault(at, {}).update(fields)
+        return found, covered
+
+    def adopt(self, records: list[tuple[str, Record]]) -> None:
+        """Take over a journal that was read from the store."""
+        for id_, record in records:
+            self.began_ms = record.began_ms or self.began_ms or time_of(id_)
+            self.records.append((id_, record))
+            self.journal.append(id_)
+            self.attempt = record.attempt or self.attempt
+            if record.code is not None:
+                self.message.code, self.attempt, self.began_ms = record.code, 1, time_of(id_)
+            if record.newer:
+                self.message.code = record.newer
+            self.olds.update(record.olds)
+            self.reads.update(record.reads)
+            self.backing_off = bool(record.attempt)
+            for event in record.events:
+                if event.kind is EventKind.TIMER:
+                    self.timers.pop(str(event.index), None)
+            for what, counter in record.timers.items():
+                self.timers[what] = timer_of(counter, self.id, what)
+        if self.restarts:
+            self.records = kept(self.records)
+        self.staged = len(self.recorded)
+
+    def unread(self, journal: list[str]) -> None:
+        """Forget a journal that cannot be read; where it lies is known."""
+        self.records, self.journal, self.backing_off, self.staged = [], journal, False, 0
+
+    def is_misdirected(self, shards: int) -> bool:
+        """Whether its class has no such handler, is called as what it is not, or happens once and this is another."""
+        assert self.declared is not None
+        if self.handler is None or self.declared.is_service != ("/" not in self.message.target):
+            return True
+        return self.declared.is_workflow and self.handler.exclusive and self.id != run_id(self.message.target, shards)
+
+    def unknown(self) -> TerminalError:
+        """Return the outcome of one whose class has no such handler, or which was called as what it is not."""
+        assert self.declared is not None
+        name, kind = self.declared.name, "service" if self.declared.is_service else "virtual object"
+        if self.declared.is_workflow and self.handler is not None:
+            why = "was started by a program that does not know the workflow: import its class there"
+            return TerminalError(f"{self.message.target}.run {why}", 400)
+        if self.handler is not None:
+            how = (
+                f"{name}.{self.message.handler}" if self.declared.is_service else f"{name}[key].{self.message.handler}"
+            )
+            return TerminalError(f"{name} is a {kind}: call it as {how}", 404)
+        return TerminalError(self.declared.without(self.message.handler), 404)
+
+    @property
+    def refusal(self) -> str:
+        """Why its handler may not write state; empty if it may."""
+        assert self.declared is not None
+        if self.exclusive:
+            return ""
+        if self.declared.is_service:
+            return "a service has no state"
+        return f"{self.message.handler} is a shared handler, which reads only (make it a @handler)"
+
+    def keep_outcome(self) -> None:
+        """Let the outcome of a workflow's run be kept until its retention is over, whatever the count."""
+        if self.exclusive and self.policy is not None:
+            self.message.keep_ms = int(self.policy.retention.total_seconds() * 1000) + FORGOTTEN_AFTER_MS
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has the turn of its object, and not only been let in by who has."""
+        return self.exclusive and self.holder is None
+
+    @property
+    def is_acting(self) -> bool:
+        """Whether a step is under way, or its outcome to be written; not one that waits for its next attempt."""
+        return bool(self.outcomes or self.settling or any(step.acting_since_ms for step in self.running.values()))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it only waits: nothing under way, nothing to deliver."""
+        return not (self.running or self.outcomes or self.settling or self.pending)
+
+
+class Activation:
+    """An object, or a service, in memory."""
+
+    __slots__ = (
+        "arrivals",
+        "current",
+        "fields",
+        "held_by",
+        "key",
+        "loading",
+        "mailbox",
+        "shard",
+        "sharing",
+        "stale",
+        "staged",
+        "target",
+        "used_at",
+        "watches",
+    )
+
+    def __init__(self, shard: Shard, target: str, now: float) -> None:
+        self.shard, self.target, self.used_at = shard, target, now
+        self.key = ObjectId.parse(target).key
+        self.fields: dict[str, bytes] | None = {} if self.key is None else None
+        """The state; None until it is loaded."""
+        self.watches: dict[str, set[str]] | None = None
+        """Fields that are watches, and what is watched (`watches`); None until a commit asks."""
+        self.loading = False
+        self.stale = False
+        """Something of the state is over, and it is being read again: who waits for that is not told before."""
+        self.held_by = ""
+        """The invocation asleep that has the turn."""
+        # An empty deque takes 760 bytes, so that it is there only while something is in it.
+        self.arrivals: deque[InFlight] | None = None
+        """What has come in and is not sorted yet: its class may have to be fetched."""
+        self.mailbox: deque[InFlight] | None = None
+        """Exclusive invocations that wait for their turn."""
+        self.current: InFlight | None = None
+        """The exclusive invocation in memory that has the turn."""
+        self.sharing: set[InFlight] = set()
+        """Invocations that need no turn: of shared handlers and of services."""
+        self.staged = 0
+        """Number, in the shard, of the last commit handed to the writer for this object."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can leave memory at any time."""
+        return not (self.arrivals or self.mailbox or self.current or self.sharing or self.loading)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the next exclusive invocation may start."""
+        return self.current is None and not self.held_by
+
+    def enqueue(self, run: InFlight, most: int) -> None:
+        """Let one wait for its turn, or to be let in; beyond so many those that only wait for it lose arguments."""
+        if self.mailbox is None:
+            self.mailbox = deque()
+        elif len(self.mailbox) >= most and not (run.message.chain and (run.asleep or run.handler.reentrant)):
+            run.message.arguments = b""
+        self.mailbox.append(run)
+
+    def first_awake(self) -> InFlight | None:
+        """Return who has the next turn: who has slept and waits is not to have one, but to be let in again."""
+        return next((run for run in self.mailbox or () if not run.asleep), None)
+
+    def dequeue(self, run: InFlight) -> None:
+        """Take one out of those that wait."""
+        assert self.mailbox is not None
+        if self.mailbox[0] is run:
+            self.mailbox.popleft()
+        else:
+            self.mailbox.remove(run)
+        self.mailbox = self.mailbox or None
+
+    def precedes(self, run: InFlight) -> bool:
+        """Whether another invocation has the turn, or has it next: then nothing that this one did can be durable."""
+        is_first = not self.mailbox or self.mailbox[0] is run
+        return not run.records and not (is_first and self.is_free)
+
+    def write(self, changes: dict[str, bytes | None]) -> None:
+        """Put the changes of a commit into the cached state; what executions were given stays as it is."""
+        assert self.fields is not None
+        fields = dict(self.fields) if self.sharing or self.current is not None else self.fields
+        for name, value in changes.items():
+            if value is None:
+                fields.pop(name, None)
+            else:
+                fields[name] = value
+        self.fields = fields

@@ -1,0 +1,141 @@
+"""Black box: what a host was executing when its process ended, for those that take over.
+
+An invocation that ends its process each time would end one host after the other, and all keys would stand. Which one
+it was only the dead process knew, so each host notes what runs in a file that is mapped into its memory: the kernel
+keeps it, whatever ends the process. Whoever takes a shard over that was not handed over reads the files of ended
+processes, and holds back those named there, and nothing else: for a moment where no other host is left to go on
+without this one, and longer each time.
+
+Only a help: where there is no such file (another machine, no directory for it) nothing is held back.
+"""
+
+import mmap
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from actors.processes import has_ended, this_process
+from journal.clock import boot_seconds, wall_ms
+
+NAME: Final = 256
+"""Bytes for the name of the process, in front of the slots."""
+SLOT: Final = 96
+"""Bytes for an id; a longer one is not noted."""
+SLOTS: Final = 128
+"""The handler that runs, and steps that are under way; further ones are not noted."""
+FORGOTTEN_AFTER: Final = 600
+"""Seconds after which the end of a process counts no more."""
+ALONE_MAX: Final = 2.5
+"""Seconds for which one is held back because no other host is left. Most are innocent: somebody killed the host."""
+HELD_FIRST, HELD_MAX = 2.0, 60.0
+"""Seconds for which one is held back that has ended two processes; doubled with each further one, up to the last."""
+
+
+class BlackBox:
+    """The file of this process, and those of ended ones."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory or Path(tempfile.gettempdir(), f"perdure-{os.getuid()}")
+        self._suspects: Counter[str] = Counter()
+        self._since: dict[tuple[str, int], float] = {}
+        self._running = ""
+        self._slots: dict[str, int] = {}
+        self._free = list(range(SLOTS - 1, 0, -1))
+        self._memory = self._opened()
+        self.is_left_alone: Callable[[], bool] = lambda: False
+        """Whether other hosts have lived beside this one, and none does now."""
+
+    def _opened(self) -> mmap.mmap | None:
+        process = this_process().encode()
+        self._path = self._directory / blake2b(process, digest_size=8).hexdigest()
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            found = os.lstat(self._directory)
+            if found.st_uid != os.getuid() or found.st_mode & 0o077 or len(process) > NAME:
+                return None  # others could tell us what to hold back
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                os.truncate(descriptor, NAME + SLOT * SLOTS)
+                memory = mmap.mmap(descriptor, 0)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return None
+        memory[: len(process)] = process
+        return memory
+
+    # What this process executes
+
+    def runs(self, id_: str) -> None:
+        """Note the invocation whose handler runs from here on."""
+        if id_ is not self._running:
+            self._running = id_
+            self._write(0, id_)
+
+    def rests(self) -> None:
+        """Note that none runs."""
+        self._running = ""
+        if self._memory is not None:
+            self._memory[NAME] = 0
+
+    def begins(self, step_id: str) -> None:
+        """Note a step that is under way."""
+        if self._free:
+            slot = self._slots[step_id] = self._free.pop()
+            self._write(slot, step_id.rpartition(":")[0])
+
+    def ends(self, step_id: str) -> None:
+        """Note that it is not any more."""
+        slot = self._slots.pop(step_id, 0)
+        if slot:
+            self._write(slot, "")
+            self._free.append(slot)
+
+    def _write(self, slot: int, id_: str) -> None:
+        data, at = id_.encode() + b"\0", NAME + SLOT * slot
+        if self._memory is not None and len(data) <= SLOT:
+            self._memory[at : at + len(data)] = data
+
+    # What ended ones executed
+
+    def look(self) -> None:
+        """Read what processes of this machine executed as they ended."""
+        now = wall_ms() // 1000
+        suspects: Counter[str] = Counter()
+        for path in self._directory.iterdir() if self._memory is not None else ():
+            try:
+                data = path.read_bytes()
+                if not path.suffix and not has_ended(data[:NAME].rstrip(b"\0").decode()):
+                    continue
+                slots = (data[at : at + SLOT].partition(b"\0")[0] for at in range(NAME, len(data), SLOT))
+                ids = {slot.decode() for slot in slots if slot}
+                if not ids or (path.suffix and now - int(path.suffix[1:]) > FORGOTTEN_AFTER):
+                    path.unlink()
+                    continue
+                if not path.suffix:
+                    path.rename(path.with_suffix(f".{now}"))
+            except (OSError, ValueError):
+                continue  # another host was faster, or it is no file of ours
+            suspects.update(ids)
+        self._suspects = suspects
+        self._since = {(id_, count): at for (id_, count), at in self._since.items() if suspects[id_] == count}
+
+    def holds(self, id_: str) -> bool:
+        """Whether an invocation is to wait here, for it may end this process."""
+        if not self._suspects or id_ not in self._suspects:
+            return False
+        count = self._suspects[id_]
+        waited = boot_seconds() - self._since.setdefault((id_, count), boot_seconds())
+        if count > 1 and waited < min(HELD_FIRST * 2.0 ** (count - 2), HELD_MAX):
+            return True
+        return waited < ALONE_MAX and self.is_left_alone()
+
+    def close(self) -> None:
+        """Remove the file: this process ends as it should."""
+        if self._memory is not None:
+            self._memory = None
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,498 @@
+"""Staging: what an invocation has become, as the next commit will write it.
+
+Owns the order of a shard's commits before they are written: a queue of progress, numbered, each with whom to tell when
+it is durable. Does not own: when to commit, or what happens in memory then (`shard`). Bytes only: whatever can fail
+(encoding, a limit) has failed before, as that attempt.
+
+Invariants:
+    1. Progress is written in the order staged, so that what is acknowledged vouches for all before it.
+    2. A record holds the events delivered since the last one, then the outcomes of steps: the order of delivery.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from actors.blocks.promises import Posted
+from actors.blocks.restarts import mark_of
+from actors.errors import UsageError
+from actors.execution.execution import Execution
+from actors.requests.message import bounded
+from actors.values.outcomes import ERROR_MAX, NOTICE_MAX
+from journal.ids import Epoch, Shard
+from journal.records import Delivered, Event, EventKind, Message, Record, Tries, order_of, timer_of, timer_of_object
+from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
+from journal.texts import cut, shown, told
+
+from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight, Renewal
+
+logger = logging.getLogger("actors")
+
+COMMANDS_MAX: Final = 2_000
+"""Most progress in one commit, of all shards of a host: the store does nothing else meanwhile, for some 50 ms."""
+BYTES_MAX: Final = 4_000_000
+"""Most bytes in one commit, but for a single progress that is larger."""
+
+STATE_MAX: Final = 64_000_000
+"""Most bytes of all fields of one object: so much is written, and read, at once."""
+
+WRITTEN_MAX: Final = 32_000_000
+"""Most bytes of state in one write of one handler, with the values before: of more the store makes a pause in which
+leases lapse."""
+
+REASON_MAX: Final = 4_000
+"""Most characters of the reason of a pause."""
+
+BACK_OFF: Final = "a"
+"""What is due at the end of a back-off."""
+
+
+@dataclass(slots=True)
+class Room:
+    """What one commit still takes."""
+
+    commands: int = COMMANDS_MAX
+    bytes: int = BYTES_MAX
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there is room for one more."""
+        return self.commands > 0 and self.bytes > 0
+
+
+@dataclass(slots=True)
+class Staged:
+    """One progress on its way to the store."""
+
+    progress: Progress
+    run: InFlight | None
+    record: Record | None
+    id: str = ""
+    """The record's stream id, once it is durable."""
+    is_joined: bool = False
+    """It is written in one commit with what follows."""
+
+
+@dataclass(slots=True)
+class Unwritten:
+    """A part of the commit that is being made, and what was asked of it."""
+
+    part: Part
+    items: list[Staged]
+
+
+class Staging:
+    """A shard's progress that is not durable yet."""
+
+    def __init__(
+        self, shard: Shard, epoch: Epoch, number: int, now_ms: Callable[[], int], wake: Callable[[], None]
+    ) -> None:
+        self._shard, self._epoch, self._number, self._now_ms, self._wake = shard, epoch, number, now_ms, wake
+        self._staged: deque[Staged] = deque()
+        self._stray: list[str] = []
+        self._timers_set = 0
+        self.count = 0
+        """How many were ever staged: the number of the last one."""
+        self.settled = 0
+        """The number of the last one that is durable."""
+        self.acknowledged = number
+        """The number of the last commit that the store has answered."""
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits until so many are durable."""
+
+    # What is staged
+
+    def commit(
+        self,
+        run: InFlight,
+        changes: dict[str, bytes | None],
+        stored: dict[str, bytes],
+        results: list[tuple[int, bytes]],
+        posted: Posted | None,
+        *,
+        sleeps: bool,
+    ) -> int:
+        """Stage what an execution that waits has become: changes of what is stored; with `sleeps` it leaves memory."""
+        execution = run.execution
+        assert execution is not None
+        record = _record_of(run, execution, changes, results)
+        progress = _progress_of(run, changes)
+        self._take_commands(run, execution, progress, record)
+        self._set_lifetimes(run, progress, changes, stored)
+        if posted is not None:
+            progress.writes |= {name: value for name, value in posted.fields.items() if value is not None}
+            progress.clears += [name for name, value in posted.fields.items() if value is None]
+            progress.messages += posted.events
+        if run.began_again or not _is_empty(record):
+            run.began_again = False
+            progress.record = record.encoded()
+        if sleeps:
+            progress.end = Sleep(holds=run.holds)
+        return self._add(progress, run, record if progress.record else None)
+
+    def finish(
+        self,
+        run: InFlight,
+        outcome: bytes,
+        changes: dict[str, bytes | None],
+        stored: dict[str, bytes] | None,
+        *,
+        commands: bool,
+        messages: Sequence[Bring] = (),
+    ) -> int:
+        """Stage the end of an invocation; with `commands` what its execution asked for last leaves with it."""
+        run.spent += [event.id for event in run.pending]
+        if run.resume is not None:
+            run.spent.append(run.resume.id)
+        progress = _progress_of(run, changes)
+        if commands and run.execution is not None:
+            self._take_commands(run, run.execution, progress, None)
+            progress.timers = []
+        if messages:
+            progress.messages += messages
+        progress.untimers += run.timers.values()
+        if changes:
+            self._set_lifetimes(run, progress, changes, stored or {})
+        if run.message.keep_ms and run.exclusive and (run.declared is None or run.declared.is_workflow):
+            # State and promises go before the outcome does: who may start the key again finds nothing of the first.
+            over_ms = self._now_ms() + run.message.keep_ms - FORGOTTEN_AFTER_MS
+            progress.timers.append((over_ms, timer_of_object(run.message.target)))
+        summary = f"{run.message.target}.{run.message.handler}".encode("utf-8", "surrogatepass")
+        progress.end = Finish(outcome, summary, run.message.keep_ms)
+        return self._add(progress, run)
+
+    def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
+        """Stage the end of an attempt and the timer of the next; nothing else of what it had not committed."""
+        record = Record(events=run.delivered, attempt=run.attempt, error=shown(error, ERROR_MAX), began_ms=run.began_ms)
+        progress = _progress_of(run, {})
+        member = self._member(run.id, BACK_OFF, record.timers)
+        record.next_ms = self._now_ms() + int(delay_s * 1000)
+        progress.timers = [(record.next_ms, member)]
+        if BACK_OFF in run.timers:
+            progress.untimers.append(run.timers[BACK_OFF])
+        if sleeps:
+            progress.end = Sleep(holds=run.holds)
+        number = self._end_attempt(run, progress, record, notice)
+        run.timers[BACK_OFF] = member  # cleared with the others, should something else end the back-off
+        return number
+
+    def backs_off_again(self, run: InFlight) -> None:
+        """Stage the timer of the next attempt once more, if the store has lost it."""
+        found = [event for event in run.pending if event.kind is EventKind.RETIME and not event.index]
+        if not found:
+            return
+        for event in found:
+            event.index = 1  # it stays for the next attempt, which waits for the timers of its entries
+        progress = _progress_of(run, {})
+        due_ms = next((record.next_ms for _, record in reversed(run.records) if record.attempt), self._now_ms())
+        member = run.timers[BACK_OFF] = run.timers.get(BACK_OFF) or self._member(run.id, BACK_OFF, {})
+        progress.timers = [(due_ms, member)]
+        self._add(progress, run)
+
+    def tried(self, run: InFlight, tries: Tries, error: BaseException, notice: str) -> int:
+        """Stage a failed attempt of a step that another one follows, after all that its handler has asked for."""
+        assert run.execution is not None
+        record = _record_of(run, run.execution, {}, [])
+        record.tries.append(tries)
+        record.error, record.next_ms = shown(error, ERROR_MAX), tries.next_ms
+        progress = _progress_of(run, {})
+        self._take_commands(run, run.execution, progress, record)
+        run.began_again = False
+        progress.record, progress.notice = record.encoded(), _noticed(notice)
+        return self._add(progress, run, record)
+
+    def paused(self, run: InFlight, reason: str, notice: str) -> int:
+        """Stage an invocation that waits for an operator."""
+        progress = _progress_of(run, {})
+        reason = cut(reason, REASON_MAX)
+        progress.end = Sleep(holds=run.holds, paused=reason)
+        return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), notice)
+
+    def _end_attempt(self, run: InFlight, progress: Progress, record: Record, notice: str) -> int:
+        run.delivered = []  # its timers go on: the next attempt waits for the same entries
+        progress.record, progress.notice = record.encoded(), _noticed(notice)
+        return self._add(progress, run, record)
+
+    def interject(self, run: InFlight, event: Delivered, olds: dict[str, bytes | None], *, is_joined: bool) -> int:
+        """Stage an event that has no other place than the journal, with values that fields had before."""
+        assert run.execution is not None
+        run.delivered.append(event)
+        record = _record_of(run, run.execution, {}, [])
+        record.olds = olds
+        run.olds.update(olds)
+        progress = _progress_of(run, {})
+        self._take_commands(run, run.execution, progress, record)
+        run.began_again = False
+        progress.record = record.encoded()
+        number = self._add(progress, run, record)
+        self._staged[-1].is_joined = is_joined
+        return number
+
+    def renewed(self, run: InFlight, code: str) -> int:
+        """Stage that the next attempt begins on this code; of one that was resumed all counts begin anew."""
+        is_resumed = run.renewal is Renewal.RESUMED
+        if is_resumed:
+            run.attempt, run.began_ms = 1, self._now_ms()
+        record = Record(code=code) if is_resumed else Record(newer=code)
+        run.message.code, run.began_again = code, False
+        progress = _progress_of(run, {})
+        progress.record = record.encoded()
+        return self._add(progress, run, record)
+
+    def interrupted(self, run: InFlight) -> None:
+        """Stage the end of an attempt that another one follows at once; nothing of what it had not committed."""
+        self._end_attempt(run, _progress_of(run, {}), Record(events=run.delivered), "")
+
+    def answered(self, message: Message, inbox_id: str, record: Record, end: Sleep, events: list[str]) -> None:
+        """Stage what a command has made of a paused invocation."""
+        self._add(Progress(message.id, message.target, inbox_id, True, record.encoded(), events, end=end))
+
+    def delayed(self, message: Message, inbox_id: str) -> None:
+        """Stage a message that is not due: it sleeps until then."""
+        timer = (message.due_ms, self._member(message.id, "d", {}))
+        self._add(Progress(message.id, message.target, inbox_id, timers=[timer], end=Sleep(holds=False)))
+
+    def hasten(self, invocation: str) -> None:
+        """Stage that a delayed invocation is due: its message goes to the inbox, where it can be ended."""
+        self._add(Progress(invocation, "", "", timers=[(self._now_ms(), self._member(invocation, "d", {}))]))
+
+    def expire(self, event: Event, messages: list[Leaving]) -> int:
+        """Stage the end of an object's state or of a field; the store does it if it was not written since."""
+        end = Expire(event.payload.decode("utf-8", "surrogatepass"))
+        return self._add(Progress("", event.invocation, "", events=[event.id], messages=messages, end=end))
+
+    def notice(self, invocation: str, text: bytes, events: list[str]) -> None:
+        """Stage a notice to those who wait for an invocation."""
+        self._add(Progress(invocation, "", "", events=events, notice=text))
+
+    def tell(self, invocation: str, messages: list[Leaving]) -> None:
+        """Stage what is for others and of no invocation's journal."""
+        self._add(Progress(invocation, "", "", messages=messages))
+
+    def stray(self, events: list[str]) -> None:
+        """Stage the deletion of events whose invocation has ended."""
+        self._stray += events
+        self._wake()
+
+    def _add(self, progress: Progress, run: InFlight | None = None, record: Record | None = None) -> int:
+        self._staged.append(Staged(progress, run, record))
+        self.count += 1
+        if run is not None:
+            run.unsettled += 1
+        self._wake()
+        return self.count
+
+    def _take_commands(self, run: InFlight, execution: Execution, progress: Progress, record: Record | None) -> None:
+        """Take what leaves with a commit; the record, if any, says which timers it sets."""
+        progress.messages = execution.calls.take_messages()
+        timers = execution.timers
+        if timers.set:
+            now_ms, recorded = self._now_ms(), record.timers if record is not None else {}
+            for index, delay_s in timers.set.items():
+                mark = str(mark_of(index, execution.restarts))
+                # Of one that is set again, since the store has lost it, it is there: its journal names it so.
+                run.timers[mark] = run.timers.get(mark) or self._member(run.id, mark, recorded)
+                progress.timers.append((now_ms + int(delay_s * 1000), run.timers[mark]))
+            timers.set = {}
+        for index in timers.cleared:
+            member = run.timers.pop(str(mark_of(index, execution.restarts)), None)
+            if member is not None:
+                progress.untimers.append(member)
+        timers.cleared = []
+
+    def _set_lifetimes(
+        self, run: InFlight, progress: Progress, changes: dict[str, bytes | None], stored: dict[str, bytes]
+    ) -> None:
+        # What a shared handler takes along are its waits: no state, which may be over at the end of a retention.
+        lifetimes = run.declared.lifetimes if run.declared is not None and run.exclusive else None
+        if changes and lifetimes is not None:
+            timers, untimers = lifetimes.timers(run.message.target, changes, stored, self._now_ms())
+            progress.timers += timers
+            progress.untimers += untimers
+
+    def _member(self, id_: str, what: str, recorded: dict[str, str]) -> str:
+        """Return the name of a timer, and note it: those due at once sort in the order of setting, of all owners."""
+        self._timers_set += 1
+        recorded[what] = counter = f"{self._epoch:012x}{self._timers_set:08x}"
+        return timer_of(counter, id_, what)
+
+    # What is written
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be written."""
+        return not (self._staged or self._stray)
+
+    @property
+    def backlog(self) -> int:
+        """How much is staged and not durable."""
+        return self.count - self.settled
+
+    def take(self, incarnation: str, room: Room) -> Unwritten:
+        """Remove and return what the commit has room for, as the next part of the shard."""
+        items: list[Staged] = []
+        while self._staged and (room.is_left or (items and items[-1].is_joined)):
+            item = self._staged.popleft()
+            if item.progress.end is not None and item.run is not None:
+                item.progress.journal = list(item.run.journal)
+            room.bytes -= _size(item.progress)
+            room.commands -= 1
+            items.append(item)
+        stray, self._stray = self._stray, []
+        self._number += 1
+        progress = [item.progress for item in items]
+        return Unwritten(Part(self._shard, self._epoch, incarnation, self._number, progress, stray), items)
+
+    def acknowledge(self, unwritten: Unwritten, answer: Committed) -> None:
+        """Note that a part is durable; its records have ids now, and their runs have them in their journals."""
+        self.settled += len(unwritten.items)
+        self.acknowledged = unwritten.part.number
+        ids = _following(answer.first)
+        for id_ in answer.known:
+            why = "is known, of another request: its run happens once, or its idempotency key came with other arguments"
+            logger.warning("a send was dropped: %s %s", id_, why)
+        for item in unwritten.items:
+            item.id = next(ids) if item.progress.record else ""
+            if item.run is None:
+                continue
+            item.run.unsettled -= 1
+            if item.record is not None and item.progress.end is None:
+                item.run.records.append((item.id, item.record))
+                item.run.journal.append(item.id)
+        if self._waiting:
+            for number, waiting in self._waiting:
+                if number <= self.settled and not waiting.done():
+                    waiting.set_result(None)
+            self._waiting = [(number, waiting) for number, waiting in self._waiting if not waiting.done()]
+
+    async def until_durable(self, number: int) -> None:
+        """Wait until so many are durable; a shard that is lost never says so."""
+        if self.settled < number:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, waiting))
+            await waiting
+
+
+def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[str, bytes | None]:
+    """Return what must be written so that the stored state is the state as the invocation sees it.
+
+    Raises:
+        UsageError: a field cannot be encoded, or is too large; it names the field.
+    """
+    execution = run.execution
+    if execution is None or execution.view is None or not run.exclusive or execution.has_given_up:
+        return {}
+    stored, view = activation.fields or {}, execution.view
+    try:
+        seen = view.changes()
+    except UsageError:
+        raise
+    except BaseException as error:
+        raise UsageError(f"state cannot be compared with what is stored: {told(error)}") from error
+    for name in run.olds:
+        seen.setdefault(name, view.found(name))
+    if not seen:
+        return seen
+    changed = {name: value for name, value in seen.items() if value != stored.get(name)}
+    for name, value in changed.items():
+        if value is not None:
+            bounded(value, f"state {name!r}", field_max)
+    if (len(stored) + len(changed)) * field_max > STATE_MAX:  # fewer fields cannot be more
+        bound_state(run.message.target, stored, changed)
+    if 2 * len(changed) * field_max > WRITTEN_MAX:
+        written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
+        if written > WRITTEN_MAX:
+            raise UsageError(
+                f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, with those that they "
+                f"take the place of, before it waits, the limit written_max is {WRITTEN_MAX:,}: let it wait for "
+                "something, a step or a sleep, after each few of the large fields"
+            )
+    return changed
+
+
+def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None]) -> None:
+    """Refuse changes that let the state of an object grow beyond its limit.
+
+    Raises:
+        UsageError: they do.
+    """
+    grown = sum(len(value or b"") - len(stored.get(name, b"")) for name, value in changed.items())
+    if grown > 0 and (size := sum(map(len, stored.values())) + grown) > STATE_MAX:
+        largest = max(changed, key=lambda name: len(changed[name] or b""))
+        raise UsageError(
+            f"the state of {target} takes {size:,} bytes with what was written, the limit state_max is {STATE_MAX:,} "
+            f"(the largest of it is {largest!r}): spread it over more keys, or keep large data elsewhere"
+        )
+
+
+def must_commit(run: InFlight, execution: Execution) -> bool:
+    """Whether an execution that waits has asked for something that cannot."""
+    if execution.calls.messages or execution.timers.set or execution.timers.cleared:
+        return True
+    board = execution.board
+    if board is not None and (board.has_waits or (board.answers.new and execution.steps.unstarted)):
+        return True
+    if run.exclusive or execution.view is None:
+        return False
+    return bool(execution.watching) or (bool(execution.steps.unstarted) and execution.view.has_read)
+
+
+def _record_of(
+    run: InFlight, execution: Execution, changes: dict[str, bytes | None], results: list[tuple[int, bytes]]
+) -> Record:
+    """Return the record of all that no record holds yet, and count it as recorded."""
+    view = execution.view
+    assert view is not None
+    record = Record(events=run.delivered, first=run.staged, entries=execution.entries[run.staged :], steps=results)
+    for name in changes:
+        if name not in run.olds:
+            record.olds[name] = view.found(name)
+            run.olds.add(name)
+    if not run.exclusive:
+        for position, fields in view.take_reads():
+            if position:
+                record.seen.append((position, fields))
+            else:
+                record.reads.update(fields)
+                run.reads.update(fields)
+    if execution.board is not None:
+        record.answers = execution.board.answers.take()
+    run.staged += len(record.entries)
+    run.delivered = []
+    return record
+
+
+def _is_empty(record: Record) -> bool:
+    return not (
+        record.events or record.entries or record.olds or record.reads or record.seen or record.steps or record.attempt
+    )
+
+
+def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
+    """Return a progress with the run's address, its state changes, and the events that it makes superfluous."""
+    spent, run.spent = run.spent, []
+    writes = {name: value for name, value in changes.items() if value is not None}
+    clears = [name for name in changes if name not in writes] if len(writes) < len(changes) else []
+    # All of its lists, also the empty ones: a default factory takes ten times as long.
+    return Progress(run.id, run.message.target, run.inbox_id, run.asleep, b"", spent, writes, clears, [], [], [], [])
+
+
+def _noticed(notice: str) -> bytes:
+    return cut(notice, NOTICE_MAX).encode(errors="backslashreplace")
+
+
+def _size(progress: Progress) -> int:
+    size = 200 + len(progress.record) + sum(map(len, progress.writes.values()))
+    size += sum(len(message.data) for message in progress.messages)
+    return size + (len(progress.end.outcome) if isinstance(progress.end, Finish) else 0)
+
+
+def _following(first: str) -> Iterator[str]:
+    """Yield the ids of a part's records: one script writes them, so they differ in their last number only."""
+    ms, sequence = order_of(first) if first else (0, 0)
+    while True:
+        yield f"{ms}-{sequence}"
+        sequence += 1

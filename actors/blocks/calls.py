@@ -1,0 +1,257 @@
+"""Calls: the invocations that one handler has started, and its waits for them and for others.
+
+Invariants:
+    1. A call or send whose entry the journal holds leaves nothing again.
+    2. A send is never waited for. What another handler or a driver has started may be: it is told its outcome by an
+       entry of its own, which no cancel follows.
+    3. The id of a callee follows from the entry of its call: a host that has only the journal can end it.
+"""
+
+import asyncio
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from actors.code.code import UNSENT
+from actors.errors import TerminalError, UsageError
+from actors.loop.loop import DeterministicLoop
+from actors.objects.handlers import Handler
+from actors.requests.current import Request
+from actors.requests.invocation import Invocation, Waiter
+from actors.requests.message import arguments_of, fingerprint_of, late, message_of, outgoing_of, started_id
+from actors.requests.run_ids import RUN, happens_once
+from actors.values import outcomes
+from actors.values.values import Scope
+from journal.codec import MISSING
+from journal.ids import address_of, derived_id, invocation_id, shard_in
+from journal.records import EventKind, Message, ReplyKind, teller_of_entry
+from journal.store import Attach, Bring, Leaving, unknown
+
+from .restarts import Restarts, mark_of
+from .timers import Timers
+from .waits import Awaited
+
+TIMEOUT: Final = "timeout"
+"""Begins the entry of a call's time-out, before the index of the call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an execution needs to know of its host."""
+
+    shards: int
+    payload_max: int
+    """Most bytes of arguments, a result, or a field."""
+    code_of: Callable[[type[Any] | None], str]
+    """The hash of the code that a class came with."""
+    now_ms: Callable[[], int]
+    """The store's time, about."""
+
+
+def _over() -> None:
+    """The timer of a time-out has nothing to call: its execution looks for it, and may have entries to make."""
+
+
+SENT_MAX: Final = 32_000_000
+"""Most bytes that one handler sends, calls and brings before it waits again: they leave in one write."""
+CHAIN_MAX: Final = 100
+"""So many exclusive handlers may wait for one call, each through the next."""
+
+
+class _Call(Awaited):
+    """A call, a send, for which nobody can wait, or what this handler waits for and has not started."""
+
+    __slots__ = ("id", "is_awaited", "is_cancelled", "is_own", "limit", "name", "one_way")
+
+    def __init__(self, id: str, name: str, annotation: Any, loop: DeterministicLoop, scope: Scope) -> None:
+        super().__init__(annotation, loop, scope)
+        self.id, self.name, self.is_awaited, self.is_cancelled = id, name, False, False
+        self.limit: asyncio.TimerHandle | None = None
+        """The timer of its time-out."""
+        self.one_way, self.is_own = name.startswith("send "), name.startswith("call ")
+
+
+def callee_of(invocation: str, mark: int, entry: str, shards: int) -> str | None:
+    """Return the id of what a recorded entry of this mark has called, None if it is no call."""
+    kind, _, called = entry.partition(" ")
+    if kind != "call":
+        return None
+    address, _, rest = called.rpartition(".")  # the key may hold any character, what follows it no point
+    named = rest.partition(" ")[2]
+    return named or invocation_id(derived_id(invocation, str(mark)), address, shards)
+
+
+class Calls:
+    """The calls and sends of one execution."""
+
+    restarts: Restarts = ()
+
+    def __init__(
+        self, message: Message, surroundings: Surroundings, loop: DeterministicLoop, scope: Scope, *, holds: bool
+    ) -> None:
+        self._message, self._surroundings, self._loop, self._scope = message, surroundings, loop, scope
+        self._invocation, self._holds = message.id, holds and "/" in message.target
+        self._by_index: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
+        self.messages: list[Leaving] = []
+        """What leaves with the next commit, in order."""
+        self.sent = 0
+        """Bytes of what was sent since something was delivered last."""
+        self.unsent = 0
+        """Bytes of `messages`, or more."""
+
+    def start(
+        self, request: Request, make: Callable[[str], int], is_new: Callable[[int], bool], source: Waiter
+    ) -> Invocation[Any]:
+        """Make the entry of a call or a send, and its message if the journal does not hold the entry."""
+        around = self._surroundings
+        address = address_of(request.type_name, request.key)
+        arguments = arguments_of(request, address, around.payload_max)
+        self.leaves(arguments)
+        name = f"{'send' if request.one_way else 'call'} {address}.{request.handler}"
+        is_run = request.handler == RUN and happens_once(request)
+        if is_run or request.options.idempotency_key is not None:
+            name += f" {started_id(request, address, '', around.shards)}"
+        chain = None if request.one_way else self._chain(name)
+        index = make(name)
+        mark = mark_of(index, self.restarts)
+        id_ = started_id(request, address, derived_id(self._invocation, str(mark)), around.shards)
+        returns = request.declared.returns if request.declared is not None else MISSING
+        call = _Call(id_, name, returns, self._loop, self._scope)
+        self._by_index[index] = call
+        is_named = is_run or request.options.idempotency_key is not None
+        if not is_named:  # else its invocation keeps it: what was started before may be another's
+            self._by_id[id_] = call
+        elif not is_run:
+            self._by_id.setdefault(id_, call)
+        if is_new(index):
+            caller = "" if request.one_way else teller_of_entry(self._invocation, mark)
+            # What a schedule fires is of a class that some program had when it was declared.
+            code = UNSENT if request.options.arguments else around.code_of(request.owner)
+            message = message_of(request, id_, address, arguments, caller, code, around.now_ms())
+            message.chain = chain
+            self.messages.append(outgoing_of(request, id_, caller, message, fingerprint_of(request)))
+        return Invocation(id_, source, call if is_named else None)
+
+    def leaves(self, data: bytes) -> None:
+        """Count what a handler sends before it waits again; a replay counts alike.
+
+        Raises:
+            UsageError: it is more than one write takes.
+        """
+        self.sent += len(data)
+        self.unsent += len(data)
+        if self.sent > SENT_MAX:
+            raise UsageError(
+                f"{self._message.target}.{self._message.handler} sends {self.sent:,} bytes before it waits, the limit "
+                f"sent_max is {SENT_MAX:,}: await some of it before it sends more, or pass references"
+            )
+
+    @property
+    def shards(self) -> int:
+        """How many shards the namespace has."""
+        return self._surroundings.shards
+
+    def _chain(self, name: str) -> list[str]:
+        """Return the exclusive invocations that wait for a call: this one, if it holds a key, and those before it."""
+        chain = [*(self._message.chain or ()), self._invocation] if self._holds else self._message.chain or []
+        if len(chain) > CHAIN_MAX:
+            raise TerminalError(f"`{name}`: {CHAIN_MAX} exclusive handlers already wait, each for the next", 508)
+        return chain
+
+    def waits(self) -> dict[str, int]:
+        """Return how many waits there are for what is waited for, by its id."""
+        return {id_: call.waits for id_, call in self._by_id.items() if call.outcome is None and call.waits}
+
+    def cancels(self) -> list[Bring]:
+        """Return what cancels the calls without an outcome."""
+        own = [call for call in self._by_index.values() if call.outcome is None and call.is_own]
+        return self._cancels(list({call.id: call for call in own}.values()))
+
+    def _cancels(self, calls: list[_Call]) -> list[Bring]:
+        for call in calls:
+            call.is_cancelled = True
+        return [Bring(shard_in(call.id), call.id, EventKind.CANCEL, 0, b"") for call in calls]
+
+    def answered(self) -> set[int]:
+        """Return the entries of the calls that have an outcome."""
+        return {index for index, call in self._by_index.items() if call.outcome is not None}
+
+    def take_messages(self) -> list[Leaving]:
+        """Return what leaves with the next commit, and forget it here."""
+        messages, self.messages, self.unsent = self.messages, [], 0
+        return messages
+
+    def expects(self, index: int) -> bool | None:
+        """Whether the call of this entry has no outcome yet; None if the entry is no call."""
+        call = self._by_index.get(index)
+        return None if call is None else call.outcome is None
+
+    def reply(self, index: int, outcome: bytes) -> None:
+        """Take the outcome of a call; its waits are ready."""
+        call = self._by_index[index]
+        if call.limit is not None:
+            call.limit.cancel()
+        call.complete(unknown(call.id) if outcome == ReplyKind.UNKNOWN.encode() else outcome)
+
+    def limit(self, id_: str, timeout_s: float, timers: Timers, made: int) -> None:
+        """Make the entry of a call's time-out, after so many entries; its own is the one before."""
+        call = self._by_index[made - 1]
+        self._limited[made] = call, timeout_s
+        call.limit = timers.call_later(timeout_s, f"{TIMEOUT} {made - 1}", _over)
+
+    def too_late(self, entry: int) -> list[Bring]:
+        """A timer is due: if it is a call's time-out, the call has failed; return what cancels the callee."""
+        call, timeout_s = self._limited.pop(entry, (None, 0.0))
+        if call is None or call.outcome is not None:
+            return []
+        call.complete(outcomes.encoded_error(late(call.name.removeprefix("call "), timeout_s)))
+        return [] if call.is_cancelled else self._cancels([call])
+
+    @cached_property
+    def _limited(self) -> dict[int, tuple[_Call, float]]:
+        return {}
+
+    def tell(self, event: Bring) -> None:
+        """Let an event leave with the next commit."""
+        self.messages.append(event)
+        if event.kind is EventKind.CANCEL and event.invocation in self._by_id:
+            self._by_id[event.invocation].is_cancelled = True
+
+    def wait(
+        self, invocation: Invocation[Any], make: Callable[[str], int], is_new: Callable[[int], bool]
+    ) -> Generator[Any, Any, Any]:
+        """Wait for an invocation, started here or elsewhere; return its result, or raise its failure."""
+        kept, id_ = invocation.kept, invocation.id
+        if isinstance(kept, _Call) and kept.is_of(self._loop):
+            call = kept
+        else:
+            returns = kept.returns if isinstance(kept, Handler) else MISSING
+            call = self._by_id.get(id_) or self._attach(id_, returns, make, is_new)
+        if call.one_way:
+            raise UsageError(f"{id_} was sent: nobody waits for a send, so start it with .remote()")
+        call.is_awaited = True
+        return (yield from call.wait())
+
+    def _attach(self, id_: str, returns: Any, make: Callable[[str], int], is_new: Callable[[int], bool]) -> _Call:
+        """Make the entry of a wait for what was started elsewhere."""
+        if id_ == self._invocation:
+            raise UsageError(f"{id_} cannot wait for its own end")
+        shard = shard_in(id_)
+        index = make(f"attach {id_}")
+        call = _Call(id_, f"attach {id_}", returns, self._loop, self._scope)
+        self._by_index[index] = self._by_id[id_] = call
+        if is_new(index):
+            teller = teller_of_entry(self._invocation, mark_of(index, self.restarts))
+            self.messages.append(Attach(shard, id_, teller, unknown(id_)))
+        return call
+
+    def is_sent(self, invocation: Invocation[Any]) -> bool:
+        """Whether this handler has sent it, so that nobody waits for it."""
+        call = invocation.kept if isinstance(invocation.kept, _Call) else self._by_id.get(invocation.id)
+        return call is not None and call.one_way
+
+    def unawaited(self) -> list[str]:
+        """Return the names of calls that nobody has waited for."""
+        return [call.name for call in self._by_index.values() if call.is_own and not call.is_awaited]

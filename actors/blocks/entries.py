@@ -1,0 +1,110 @@
+"""Entries: what a handler asks for in program order, compared with what its journal holds.
+
+Invariants:
+    1. Entry n of a replay is entry n of the journal, or the execution has diverged.
+    2. A journal is bounded by what a replay is given too (entries, what was delivered), so that a replay decides alike:
+       beyond a limit nothing new is recorded, and what the journal holds already is replayed whatever it takes.
+"""
+
+from asyncio import CancelledError
+from typing import Final
+
+from actors.errors import NondeterminismError, Refusal, UsageError
+
+ENTRY_MAX: Final = 10_000
+"""Most characters of an entry: its kind, and the name of a step or a wait, or whom a call is for."""
+ENTRIES_MAX: Final = 100_000
+"""Most entries of one invocation, but for those that compensate: as many again."""
+JOURNAL_BYTES_MAX: Final = 64_000_000
+"""Most bytes of entries and of what was delivered to one invocation, but for what compensates: as many again."""
+ASK_AGAIN: Final = "end this invocation before it is so long: let it .send() one of its own kind what is left to do"
+
+
+class Entries:
+    """What the handler has asked for so far, in program order, compared with what the journal holds."""
+
+    __slots__ = ("_most", "divergence", "full", "invocation", "made", "recorded", "size")
+
+    def __init__(self, invocation: str, recorded: list[str]) -> None:
+        self.invocation = invocation
+        self.recorded = recorded
+        self.made: list[str] = []
+        self.divergence: NondeterminismError | None = None
+        """The first entry that differed; a handler may have caught the error."""
+        self.size = 0
+        """Bytes of what was made, and of what was delivered."""
+        self.full: Refusal | None = None
+        """Why no more is recorded; a handler may have caught the error."""
+        self._most = 1
+
+    def unbind(self) -> None:
+        """Let there be as many entries again, and bytes: what compensates has room, also where a limit ended it."""
+        self._most, self.full = 2, None
+
+    @property
+    def are_too_large(self) -> bool:
+        """Whether what was made and delivered takes more than a journal may."""
+        return self.size > JOURNAL_BYTES_MAX * self._most
+
+    def refused(self) -> Refusal:
+        """Return why no more is recorded.
+
+        Raises:
+            CancelledError: that was said, and the handler went on: it ends here.
+        """
+        if self.full is not None:
+            raise CancelledError(*self.full.args)
+        what, found, name, most = f"{len(self.made):,} entries", len(self.made), "journal_max", ENTRIES_MAX
+        if found < most * self._most:
+            what, name, most = f"{self.size:,} bytes", "journal_bytes_max", JOURNAL_BYTES_MAX
+        self.full = Refusal(f"the journal holds {what}, the limit {name} is {most * self._most:,}: {ASK_AGAIN}")
+        return self.full
+
+    def make(self, entry: str) -> int:
+        """Return the index of a new entry.
+
+        Raises:
+            NondeterminismError: the journal holds another one there.
+            UsageError: its name is too long, or the journal is full.
+        """
+        index = len(self.made)
+        self.size += len(entry)
+        if index >= len(self.recorded):
+            if len(entry) > ENTRY_MAX:
+                raise UsageError(
+                    f"`{entry[:60]}…` has {len(entry):,} characters, the limit name_max is {ENTRY_MAX:,}: names of "
+                    "steps and waits say what they are for, data is for arguments"
+                )
+            if index >= ENTRIES_MAX * self._most or self.are_too_large:
+                raise self.refused()
+        elif self.recorded[index] != entry:
+            error = NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", f"`{entry}`")
+            self.divergence = self.divergence or error
+            raise error
+        self.made.append(entry)
+        return index
+
+    def has_made(self, index: int, beginning: str) -> bool:
+        """Whether the handler has asked for an entry that begins so."""
+        return index < len(self.made) and self.made[index].startswith(beginning)
+
+    def is_new(self, index: int) -> bool:
+        """Whether the journal does not hold this entry: what it asks for has not left yet."""
+        return index >= len(self.recorded)
+
+    def next_recorded(self) -> str:
+        """Return the entry that the journal holds where the next one will be; empty if it holds none."""
+        index = len(self.made)
+        return self.recorded[index] if index < len(self.recorded) else ""
+
+    def missing(self, instead: str) -> NondeterminismError | None:
+        """Return the error of a handler that stopped (`instead` says how) short of what the journal holds."""
+        index = len(self.made)
+        if index >= len(self.recorded):
+            return None
+        return NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", instead)
+
+    def unexpected(self, index: int, event: str) -> NondeterminismError:
+        """Return the error of an event for an entry that the handler has not asked for."""
+        attempted = f"`{self.made[index]}`" if index < len(self.made) else "nothing"
+        return NondeterminismError(self.invocation, index, event, attempted)

@@ -1,0 +1,106 @@
+"""Signals: named values that come to one invocation, many of a name, each asked for by its handler when it likes.
+
+Where it lies. A signal is an event: it lies in `events` of the invocation's shard from the numbered write that brings
+it (a driver's submit, or a commit of the handler that sends it) until a commit of the invocation has recorded it in the
+journal. It may come to any open invocation: one that is queued, delayed, asleep, or whose message no host has read yet;
+those keep their events in the store, and their owner in memory, until the handler begins. What was delivered and not
+asked for is kept by the execution alone: a replay delivers it again, at the same place.
+
+What a death between two store calls does. Of a driver, before its write is applied: nothing was sent, and nobody was
+told so; afterwards the signal is durable, and a repeated write brings nothing again. Of the host whose handler sends:
+the signal is part of that commit, or of none. Of the host whose handler asks: the event stays until its record is
+durable, so the next owner delivers the same signals, each once, at the same places among all other events.
+
+Invariants:
+    1. Signals of a name are handed out in the order of `events`, which is the order sent for each sender, to those who
+       ask in the order of their asking; who gave up asking gets none.
+    2. What is left when the invocation ends goes with it.
+    3. What nobody has asked for is bounded by count and bytes: of more the newest is dropped, which is said, and is in
+       no journal, so that a replay sees what was kept. The store cannot count them; their sender is not told.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Collection
+from typing import Any, Final
+
+from actors.loop.loop import DeterministicLoop, EntryFuture
+from actors.values import outcomes
+from actors.values.values import Scope
+from journal.records import Event, EventKind, unpack
+
+logger = logging.getLogger("actors")
+
+SIGNALS_MAX: Final = 10_000
+"""Most signals of one invocation that nobody has asked for."""
+SIGNALS_BYTES_MAX: Final = 16_000_000
+"""Most bytes that they take."""
+
+
+def is_early(waiting: Collection[Event], signal: Event) -> bool:
+    """Whether a signal finds no room among the events of an invocation that does not execute."""
+    if len(waiting) >= SIGNALS_MAX:
+        return True
+    if len(signal.payload) <= SIGNALS_BYTES_MAX // SIGNALS_MAX:  # so many of them take no more
+        return False
+    taken = sum(len(event.payload) for event in waiting if event.kind is EventKind.SIGNAL)
+    return taken + len(signal.payload) > SIGNALS_BYTES_MAX
+
+
+def dropped(where: str, payload: bytes) -> None:
+    """Say that a signal is dropped."""
+    (name,), _ = unpack(payload)
+    logger.warning(
+        "%s: a signal %r was dropped: %s or more signals, or %s or more bytes of them, wait for it to ask for them "
+        "(signals_max, signals_bytes_max): let it ask sooner, or its senders wait for an answer",
+        *(where, name, f"{SIGNALS_MAX:,}", f"{SIGNALS_BYTES_MAX:,}"),
+    )
+
+
+class Signals:
+    """The signals of one execution."""
+
+    def __init__(self, loop: DeterministicLoop, scope: Scope) -> None:
+        self._loop, self._scope = loop, scope
+        self._kept: dict[str, deque[bytes]] = {}
+        """What came and was not asked for."""
+        self._count = self._bytes = 0
+        self._asking: dict[str, deque[tuple[EntryFuture, Any]]] = {}
+
+    def ask(self, name: str, annotation: Any) -> "asyncio.Future[Any]":
+        """Return the wait for the next signal of a name."""
+        wait = self._loop.entry_future()
+        kept = self._kept.get(name)
+        if kept:
+            outcome = kept.popleft()
+            self._count, self._bytes = self._count - 1, self._bytes - len(outcome)
+            self._hand_out(wait, outcome, annotation)
+        else:
+            self._asking.setdefault(name, deque()).append((wait, annotation))
+        return wait
+
+    def has_room(self, payload: bytes) -> bool:
+        """Whether a signal is asked for, or may be kept."""
+        if self._count < SIGNALS_MAX and self._bytes + len(payload) <= SIGNALS_BYTES_MAX:
+            return True
+        (name,), _ = unpack(payload)
+        return any(not wait.done() for wait, _ in self._asking.get(name, ()))
+
+    def take(self, payload: bytes) -> None:
+        """Take a signal: whoever asked first has it, or it is kept."""
+        (name,), outcome = unpack(payload)
+        asking = self._asking.get(name)
+        while asking:
+            wait, annotation = asking.popleft()
+            if not wait.done():
+                self._hand_out(wait, outcome, annotation)
+                return
+        self._kept.setdefault(name, deque()).append(outcome)
+        self._count, self._bytes = self._count + 1, self._bytes + len(outcome)
+
+    def _hand_out(self, wait: EntryFuture, outcome: bytes, annotation: Any) -> None:
+        try:
+            wait.set_result(outcomes.decoded(outcome, annotation, self._scope))
+        except Exception as error:  # noqa: BLE001  # a value's class may raise anything as it is read
+            wait.set_exception(error)

@@ -1,0 +1,95 @@
+"""Timers: what one execution waits for by time, its own sleeps and those that asyncio asks for.
+
+Owns which entry a timer is, and what its host must still be told. Does not own: when it is due; the store says so, by
+an event.
+"""
+
+import asyncio
+from asyncio import futures
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from actors.loop.loop import DeterministicLoop
+
+from .entries import Entries
+
+_SLEEP_ENDS: Final[object] = vars(futures)["_set_result_unless_cancelled"]
+
+
+class Timers:
+    """The timers of one execution."""
+
+    def __init__(self, loop: DeterministicLoop, entries: Entries) -> None:
+        self._loop, self._entries = loop, entries
+        self._handles: dict[int, asyncio.TimerHandle] = {}
+        self._index_of: dict[int, int] = {}
+        self.set: dict[int, float] = {}
+        """Timers to make durable: entry and duration in seconds from now."""
+        self.cleared: list[int] = []
+        """Timers that were made durable and are not wanted any more."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the entries of those that have not fired."""
+        return iter(self._handles)
+
+    def add(self, when: float, handle: asyncio.TimerHandle, entry: str) -> None:
+        """Make the entry of a timer; one that is never due has none."""
+        if when == float("inf"):
+            return
+        index = self._entries.make(entry)
+        self._handles[index] = handle
+        self._index_of[id(handle)] = index
+        if self._entries.is_new(index):
+            self.set[index] = when - self._loop.time()
+
+    def sleep(self, duration_s: float, name: str) -> "asyncio.Future[None]":
+        """Make the entry of a sleep; the future is its wait."""
+        future = self._loop.entry_future()
+        handle = self.call_later(duration_s, f"sleep {name}" if name else "sleep", _settle, future)
+        future.add_done_callback(lambda _: handle.cancel())
+        return future
+
+    def call_later(
+        self, delay_s: float, entry: str, callback: Callable[..., object], *args: Any
+    ) -> asyncio.TimerHandle:
+        """Make the entry of a timer that calls back."""
+        handle = asyncio.TimerHandle(self._loop.time() + delay_s, callback, args, self._loop, None)
+        handle._scheduled = True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]  # as a loop does
+        self.add(handle.when(), handle, entry)
+        return handle
+
+    def sleeps(self) -> "list[asyncio.Future[Any]]":
+        """Return what each `asyncio.sleep` waits for, in the order of their entries."""
+        found = (sleeper(handle) for handle in self._handles.values())
+        return [future for future in found if future is not None and not future.done()]
+
+    def clear(self, handle: asyncio.TimerHandle) -> None:
+        """Forget a timer: unsent, it never leaves; sent, it is cleared."""
+        index = self._index_of.pop(id(handle), None)
+        if index is not None:
+            del self._handles[index]
+            if self.set.pop(index, None) is None:
+                self.cleared.append(index)
+
+    def set_again(self, now: float) -> None:
+        """Make all that have not fired durable once more: a replay knows when each is due."""
+        self.set |= {index: handle.when() - now for index, handle in self._handles.items()}
+
+    def due(self, index: int) -> asyncio.TimerHandle | None:
+        """Take the timer of an entry, None if it was cleared."""
+        handle = self._handles.pop(index, None)
+        if handle is not None:
+            self._index_of.pop(id(handle), None)
+        return handle
+
+
+def sleeper(handle: asyncio.TimerHandle) -> "asyncio.Future[Any] | None":
+    """Return the future that `asyncio.sleep` waits for, if the timer is one of its, so that a cancel can fail it."""
+    if handle._callback is _SLEEP_ENDS:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]  # no public name
+        return handle._args[0]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    return None
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

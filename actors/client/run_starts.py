@@ -1,0 +1,133 @@
+"""Starts: how a driver starts what happens once, for a workflow's key or an idempotency key, and joins it.
+
+Whether it is new, or the same request once more, only the store can say, in the write that starts it. So each start has
+a slot of its own: the answer of the write refuses it (409) or accepts it, and from then on it follows the slot of the
+invocation, where the outcome comes to all who wait for it here, whoever started it.
+
+What a refused writer does. Whether its last write was applied nobody says any more. A start in it follows the
+invocation all the same: if the store knows it, it may well be ours, and is not refused for that; if it does not, its
+outcome is unknown, as that of any other start.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from actors.errors import NotFoundError, OverloadedError
+from actors.requests.current import Request
+from actors.values import outcomes
+from journal.ids import shard_in
+from journal.records import Failure, outcome_of
+from journal.store import Attach, Outgoing, Partly
+
+from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, tell
+
+
+@dataclass(slots=True, eq=False)
+class Start(Slot):
+    """What is known of one start."""
+
+    run: Slot | None = field(default=None)
+    """What it follows, if somebody waits for its outcome."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the store tells this client the outcome: never here, but in the slot that this one follows."""
+        return False
+
+
+class Starts:
+    """The starts of one client; whoever calls `start` and `expect` holds its lock."""
+
+    def __init__(
+        self,
+        slots: dict[str, Slot],
+        lock: threading.Lock,
+        put: Callable[[Operation], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._slots, self._lock, self._put, self._now = slots, lock, put, now
+
+    def start(self, request: Request, message: Outgoing, number: int) -> Start:
+        """Submit a start, and return its slot."""
+        id_ = message.invocation
+        name = f"{id_} #{number}"
+        start = self._slots[name] = Start(request.declared, is_own=True)
+        said = message.refusal, message.digest, message.is_trusted
+        self._put(Started(message.shard, id_, "", message.data, *said, name))
+        if not request.one_way:
+            self.expect(start, id_)
+        return start
+
+    def expect(self, start: Start, id_: str) -> None:
+        """Let a start be told the outcome, once it is accepted."""
+        if start.run is not None or start.has_ended:
+            return
+        run = self._slots.get(id_)
+        if run is None:
+            run = self._slots[id_] = Slot(start.declared, is_accepted=True, is_attached=True, unknown_until=self._now())
+            self._put(Attach(shard_in(id_), id_))
+        start.run, start.is_attached = run, True
+        if start.is_accepted:
+            self._follow(start)  # nobody waits for it yet
+
+    def _follow(self, start: Start) -> tuple[Waiting, ...]:
+        """Follow the invocation; return who is to be told."""
+        run = start.run
+        if run is None:
+            return ()
+        if run.has_ended:
+            return start.settle(run.outcome, run.error)
+        run.waiting += (partial(self._ended, start, run),)
+        return ()
+
+    def accepted(self, operations: Sequence[Operation], missed: Partly) -> None:
+        """Note which of these the store has now, and tell who waits for that."""
+        told: list[Waiting] = []
+        with self._lock:
+            for at, operation in enumerate(operations):
+                slot = self._slots.get(name := slot_of(operation))
+                if slot is None or isinstance(operation, Attach) or at in (*missed.unknown, *missed.later):
+                    continue
+                slot.is_accepted = True
+                told += slot.accepting
+                slot.accepting = ()
+                if isinstance(slot, Start):
+                    told += self._follow(slot)
+                if isinstance(slot, Start) or not (slot.is_attached or slot.waiting):
+                    del self._slots[name]  # of a send: who waits later attaches
+        tell(told)
+
+    def _ended(self, start: Start, run: Slot) -> None:
+        with self._lock:
+            told = start.settle(run.outcome, run.error)
+        tell(told)
+
+    def start_over(self, operation: Started) -> bool:
+        """Follow the invocation whose start may have been applied; return False if nobody waits for it."""
+        with self._lock:
+            start = self._slots.get(operation.slot)
+            if not isinstance(start, Start) or start.run is None:
+                return False
+            del self._slots[operation.slot]
+            start.run.is_own = True
+            told = self._follow(start)
+        tell(told)
+        return True
+
+
+def refusals(operations: Sequence[Operation], missed: Partly) -> Iterator[tuple[Operation, Exception]]:
+    """Yield the operations of a write that were not applied, and why."""
+    full = "the inbox of its shard is full (inbox_max); its hosts do not keep up"
+    for at in missed.overloaded:
+        yield operations[at], OverloadedError(f"{operations[at].invocation} was refused: {full}")
+    for at in missed.unknown:
+        yield operations[at], NotFoundError(f"{operations[at].invocation} {UNKNOWN}")
+    for at in missed.known:
+        operation = operations[at]
+        assert isinstance(operation, Started)
+        assert operation.refusal is not None
+        found = outcome_of(operation.refusal)
+        assert isinstance(found, Failure)
+        yield operation, outcomes.error_of(found)

@@ -1,0 +1,351 @@
+"""Slots: what a driver knows of each invocation that it started or asked for, and who waits for it.
+
+Why waits are futures and not callbacks: each call into another thread's loop is a write to its socket, at which the two
+threads may trade the interpreter's lock. So those who wait are gathered, and each loop is woken once for all of them.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Any, Final
+
+from actors.values import outcomes
+from journal.clock import boot_seconds
+from journal.codec import MISSING
+from journal.records import EventKind, ReplyKind
+from journal.store import Attach, Bring, Outgoing
+from journal.texts import cut
+
+logger = logging.getLogger("actors")
+
+KNOWN_WITHIN: Final = 0.1
+"""Seconds after which an id that the store does not know is asked for again, and then never: what this program starts
+is there before what it asks of it."""
+COMES_WITHIN: Final = 10.0
+"""The same for an invocation that came here from another program: it may have come before its start has."""
+
+FAILURE_MAX: Final = 1_000
+"""Most characters of a failed attempt in a time-out."""
+
+UNKNOWN: Final = "is not known: it never was, or its retention is over"
+
+
+def unknown_until(loop: asyncio.AbstractEventLoop, *, is_foreign: bool) -> float:
+    """Return until when the store need not know what it is asked for now."""
+    return loop.time() + (COMES_WITHIN if is_foreign else KNOWN_WITHIN)
+
+
+Waiting = Callable[[], None] | asyncio.Future[None]
+"""Who is told: a future on its own loop, or a function in the thread that tells."""
+
+
+@dataclass(slots=True)
+class Brought(Bring):
+    """An event that this driver brings, with the name of its slot, and until when it may be unknown."""
+
+    slot: str
+    until: float
+
+
+@dataclass(slots=True)
+class Started(Outgoing):
+    """The start of what must be new, with the name of its slot."""
+
+    slot: str = ""
+
+
+Operation = Outgoing | Attach | Brought
+
+
+def slot_of(operation: Operation) -> str:
+    """Return the name of the slot that an operation is told to."""
+    return operation.slot if isinstance(operation, Brought | Started) else operation.invocation
+
+
+class Held:
+    """Events for invocations that the store does not know yet: an id may be here before what it names is there.
+
+    They are asked for again; what follows them to the same invocation waits behind them.
+    """
+
+    def __init__(self, queue: deque[Operation], ask: Callable[[], object]) -> None:
+        self._queue, self._ask = queue, ask
+        self._held: dict[str, list[Brought]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def hold(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> bool:
+        """Keep an unknown one for a moment; return False if it is none that is asked for again, or not any more."""
+        if not (isinstance(operation, Brought) and operation.kind is not EventKind.AWAKEABLE):
+            return False
+        if loop.time() > operation.until:
+            return False
+        if operation.invocation not in self._held:
+            self._held[operation.invocation] = []
+            loop.call_later(KNOWN_WITHIN, self._release, operation.invocation)
+        self._held[operation.invocation].append(operation)
+        return True
+
+    def without(self, operations: list[Operation]) -> list[Operation]:
+        """Return the operations that wait behind none that is kept; the others are kept."""
+        out: list[Operation] = []
+        for operation in operations:
+            if isinstance(operation, Brought) and operation.invocation in self._held:
+                self._held[operation.invocation].append(operation)
+            else:
+                out.append(operation)
+        return out
+
+    def _release(self, invocation: str) -> None:
+        self._queue.extendleft(reversed(self._held.pop(invocation)))  # before all that was sent since
+        self._ask()
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """What is known here of one invocation, and who waits for it."""
+
+    declared: Any = None
+    """The handler as its class declares it, or None where that is not known: its result may need its annotation."""
+    outcome: bytes | None = None
+    error: Exception | None = None
+    is_own: bool = False
+    """This client has started it."""
+    is_accepted: bool = False
+    is_attached: bool = False
+    unknown_until: float = 0.0
+    """So long the store need not know it."""
+    address: str = ""
+    handler: str = ""
+    """What it is of, where this client has started it."""
+    last: str = ""
+    """The last that this client was told of a failed attempt."""
+    waiting: tuple[Waiting, ...] = ()
+    accepting: tuple[Waiting, ...] = ()
+    """Tuples: most have one that waits, or none, and an empty one costs nothing."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the store tells this client the outcome."""
+        return self.is_attached
+
+    @property
+    def has_ended(self) -> bool:
+        return self.outcome is not None or self.error is not None
+
+    def settle(self, outcome: bytes | None, error: Exception | None) -> tuple[Waiting, ...]:
+        """Note the end; return who is to be told, nobody if it was known."""
+        if self.has_ended:
+            return ()
+        self.outcome, self.error = outcome, error
+        self.is_accepted = self.is_accepted or outcome is not None
+        told = self.waiting + self.accepting
+        self.waiting = self.accepting = ()
+        return told
+
+    @property
+    def returns(self) -> Any:
+        """The annotation of the result."""
+        return MISSING if self.declared is None else self.declared.returns
+
+    def described(self, id_: str) -> tuple[str, str]:
+        """Return what people call it, and its last failure, empty where none is known."""
+        return f"{self.address}.{self.handler} ({id_})" if self.address else id_, self.failure
+
+    @property
+    def failure(self) -> str:
+        """What the last failed attempt that is known ended with, empty if none is."""
+        lines = [line.strip(" |+-") for line in self.last.splitlines()]
+        said = [line for line in lines[1:] if line]
+        return cut(f"{lines[0]}: {said[-1]}" if said else lines[0], FAILURE_MAX) if lines else ""
+
+    def check_accepted(self) -> None:
+        """Raise what became of a request that the store has not got, as far as is known."""
+        if not self.is_accepted and self.error is not None:
+            raise self.error.with_traceback(None)
+
+    def result(self) -> Any:
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        assert self.outcome is not None
+        return outcomes.decoded(self.outcome, self.returns)
+
+
+def told_to(slot: Slot | None, notice: bytes) -> str:
+    """Return what a notice says, which whoever waits is told once more when its time is over."""
+    text = notice[1:].decode(errors="replace")
+    if slot is not None:
+        slot.last = text
+    return text
+
+
+def say_unacknowledged(slots: Iterable[Slot], queued: int) -> None:
+    """Say how many requests the store may not have: those that wait, and those of the write that is under way."""
+    count = max(queued, sum(slot.is_own and not (slot.is_accepted or slot.has_ended) for slot in slots))
+    if count:
+        logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
+
+
+def tell(those: Iterable[Waiting]) -> None:
+    """Tell those who wait, each loop in one call."""
+    futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for one in those:
+        if callable(one):
+            one()
+        else:
+            futures.setdefault(one.get_loop(), []).append(one)
+    for loop, its in futures.items():
+        try:
+            loop.call_soon_threadsafe(_told, its)
+        except RuntimeError:
+            pass  # that loop is closed: nobody waits there any more
+
+
+def _told(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def end_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
+    """Wait on the running loop for the end; one future for each wait, so that a cancelled one leaves others alone."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    with lock:
+        if slot.has_ended:
+            return
+        slot.waiting += (future,)
+    try:
+        yield from future
+    except asyncio.CancelledError:  # no more than that: the collector closes generators under whatever lock is held
+        _leave(future, (slot,), lock)
+        raise
+
+
+def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
+    """Wait on the running loop until the store has it."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    with lock:
+        if slot.is_accepted or slot.has_ended:
+            future.set_result(None)
+        else:
+            slot.accepting += (future,)
+    yield from future
+    slot.check_accepted()
+
+
+def handed(slot: Slot | None, payload: bytes) -> bool:
+    """Let whoever waits for an invocation log a notice of its host; return whether it is one and somebody waits.
+
+    A notebook shows what is written in a cell's own context, or in the thread that a cell blocks, under that cell; what
+    the client's thread writes it shows under the cell of `init()`. With the client's lock.
+    """
+    if slot is None or payload[:1].decode() != ReplyKind.NOTICE:
+        return False
+    text = told_to(slot, payload)
+    for one in slot.waiting:
+        if isinstance(one, Countdown):
+            one.say(text)
+            return True
+        if not callable(one):
+            with suppress(RuntimeError):  # that loop is closed
+                one.get_loop().call_soon_threadsafe(_say, one, text)
+                return True
+    return False
+
+
+def _say(future: Any, text: str) -> None:
+    waiting: list[tuple[Any, Context]] = future._callbacks or []
+    context = waiting[0][1] if waiting else copy_context()
+    context.run(logger.warning, "%s", text)
+
+
+class Countdown:
+    """Blocks a thread until it was told so many times, all by one thread, which may have something said meanwhile."""
+
+    __slots__ = ("_left", "_said", "_wake")
+
+    def __init__(self, count: int) -> None:
+        self._left, self._wake = count, threading.Lock()
+        self._said: deque[str] | None = None
+        self._wake.acquire()
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._release()
+
+    def say(self, text: str) -> None:
+        """Let the thread that waits log this."""
+        self._said = self._said or deque()
+        self._said.append(text)
+        self._release()
+
+    def _release(self) -> None:
+        if self._wake.locked():  # else it has been released, and not been heard yet
+            self._wake.release()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Return whether it was, within this time."""
+        until = None if timeout_s is None else boot_seconds() + timeout_s
+        while self._wake.acquire(timeout=-1 if until is None else max(0.0, until - boot_seconds())):
+            if self._left <= 0:
+                return True
+            self.log()
+        return False
+
+    def log(self) -> None:
+        """Log what there is to say."""
+        while self._said:
+            logger.warning("%s", self._said.popleft())
+
+
+def accepted_within(slot: Slot, lock: threading.Lock, timeout_s: float | None) -> bool:
+    """Block until the store has it, and return whether it has in this time."""
+    countdown = Countdown(1)
+    with lock:
+        if slot.is_accepted or slot.has_ended:
+            countdown()
+        else:
+            slot.accepting += (countdown,)
+    is_told = countdown.wait(timeout_s)
+    slot.check_accepted()
+    return is_told
+
+
+def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lock: threading.Lock) -> None:
+    """Block until so many of these have ended or the time is over."""
+    with lock:
+        missing = [slot for slot in slots if not slot.has_ended]
+        needed = count - (len(slots) - len(missing))
+        if needed <= 0:
+            return
+        countdown = Countdown(needed)
+        for slot in missing:
+            slot.waiting += (countdown,)
+    try:
+        countdown.wait(timeout_s)
+    finally:
+        _leave(countdown, missing, lock)
+        countdown.log()  # from here on nothing is said here
+
+
+def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
+    with lock:
+        for slot in slots:
+            slot.waiting = tuple(one for one in slot.waiting if one is not who)
+
+
+class Wait:
+    """Awaits what a generator waits for."""
+
+    def __init__(self, wait: Generator[Any, Any, None]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._wait

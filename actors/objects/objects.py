@@ -1,0 +1,532 @@
+"""Objects as users write them: a class becomes a checked table of handlers and fields, and a typed address.
+
+Owns: the base classes, addresses, and what may be wrong with a class. Does not own: fields (`state`), handlers and
+calls (`handlers`).
+
+Invariants:
+    1. When a class is made, nothing is computed that an unpickled class would lack. cloudpickle makes an empty class
+       first (`__init_subclass__` runs without keywords), then sets its attributes without `__set_name__`. So tables are
+       read when first asked for, and what the keywords said lies in the class's own `__dict__`.
+    2. An address pickles as type name and key, without its class.
+    3. A wrong call raises in the caller, before anything is sent.
+"""
+
+# pyright: reportPrivateUsage=false
+# Names on users' classes are private to keep every other name free; state, handlers and objects share them.
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import itertools
+import re
+from abc import ABCMeta
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, cast, overload
+
+from actors.errors import UsageError
+from actors.policy import Duration, Policy, check_policy
+from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
+from actors.requests.invocation import Invocation
+from actors.requests.run_ids import RUN
+from actors.requests.schedule import INTERNAL, SaidOptions, Schedule, declared, separated
+from actors.requests.timing import Missed
+from actors.stored import pinned, public
+from actors.values.values import LIVE, scope_of
+from journal.codec import MISSING
+
+from .declarations import TAKEN, check_run, members
+from .handlers import Handler, handler
+from .lifetimes import Lifetimes, ttl_ms
+from .state import Addressed, Fields, Options, State, Unkeyed
+
+T = TypeVar("T")
+
+TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+HTTP_WORDS = frozenset({"awakeables", "console", "health", "invocations", "metrics"})
+"""First parts of URLs that are not types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """All that a class declares, its bases included."""
+
+    name: str
+    cls: type[Durable]
+    handlers: Mapping[str, Handler[Any, Any]]
+    fields: Mapping[str, State[Any]]
+    options: Options
+    is_service: bool
+    """It has no key and no state."""
+    lifetimes: Lifetimes | None
+    """When its state goes; None if none of it ever does."""
+    is_workflow: bool
+    """Its `run` happens once for each key, and it has promises."""
+
+    def handler(self, name: str) -> Handler[Any, Any]:
+        """Return the handler of this name.
+
+        Raises:
+            UsageError: there is none; it lists those that there are.
+        """
+        found = self.handlers.get(name)
+        if found is None:
+            raise UsageError(self.without(name))
+        return found
+
+    def without(self, name: str) -> str:
+        """Return the sentence that there is no handler of this name, but others, and which is the nearest."""
+        near = difflib.get_close_matches(name, self.handlers, 1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        return f"{self.name} has no handler {name!r}{hint} It has: {', '.join(sorted(self.handlers)) or 'none'}"
+
+
+def without(cls: type[Durable], name: str) -> str:
+    """Return the sentence that a class has no handler or field of this name, and which is the nearest."""
+    said = f"{cls.__name__!r} object has no attribute {name!r}"
+    if name.startswith("_"):  # nobody's typo: something asks what an object can do
+        return said
+    handlers, fields = members(cls)
+    near = difflib.get_close_matches(name, (*handlers, *fields), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted((*handlers, *fields))) or 'none'}"
+    return f"{said}: {hint}"
+
+
+_numbers = itertools.count()
+
+
+@pinned("_Table")
+class _Table:
+    """A class's declaration, once it was read. It pickles empty, so that a class set anew in place is read anew."""
+
+    __slots__ = ("declaration", "number")
+    changed: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        self.declaration: Declaration | None = None
+        self.number = _Table.changed = next(_numbers)
+        """Later classes have greater ones."""
+
+    def __reduce__(self) -> tuple[type[_Table], tuple[()]]:
+        return _Table, ()
+
+
+def classes_changed() -> int:
+    """Return a number that is another one after each change of the classes in this process."""
+    return _Table.changed
+
+
+def type_name(cls: type[Durable]) -> str:
+    """Return the stable name of the type that the class declares."""
+    return cls._options.name
+
+
+def declaration(cls: type[Durable]) -> Declaration:
+    """Return what the class declares; read once.
+
+    Raises:
+        UsageError: what it declares contradicts itself.
+    """
+    table = cls._table
+    if table.declaration is None:
+        handlers, fields = _members(cls, is_whole=True)
+        table.declaration = Declaration(
+            name=cls._options.name,
+            cls=cls,
+            handlers=handlers,
+            fields=fields,
+            options=cls._options,
+            is_service=issubclass(cls, Service),
+            lifetimes=_lifetimes(cls, fields),
+            is_workflow=issubclass(cls, Workflow),
+        )
+    return table.declaration
+
+
+def _members(cls: type[Durable], *, is_whole: bool) -> tuple[dict[str, Handler[Any, Any]], dict[str, State[Any]]]:
+    handlers, fields = members(cls)
+    if fields and issubclass(cls, Service):
+        raise UsageError(f"{cls.__name__}.{next(iter(fields))}: a service has no state; make it a VirtualObject")
+    if is_whole and issubclass(cls, Workflow):
+        check_run(cls, handlers)
+    return handlers, fields
+
+
+def _lifetimes(cls: type[Durable], fields: Mapping[str, State[Any]]) -> Lifetimes | None:
+    found = {name: field.ttl_ms for name, field in fields.items() if field.ttl_ms}
+    return Lifetimes(cls._options.ttl_ms, found) if found or cls._options.ttl_ms else None
+
+
+def find_type(name: str) -> type[Durable] | None:
+    """Return the class of this type in this process, the latest definition of it, or None.
+
+    What was loaded as code of another process counts only where no class of this one has the name. A walk over the
+    subclasses: it finds a class that was never used, and keeps none alive.
+
+    Raises:
+        UsageError: two modules define it.
+    """
+    found: type[Durable] | None = None
+    types = _types(name)
+    for cls in [cls for cls in types if scope_of(cls) is LIVE] or types:
+        _check_place(found, cls)
+        found = cls
+    return found
+
+
+def _types(name: str) -> list[type[Durable]]:
+    """Return the classes of this name that have handlers, older before newer."""
+    named = (cls for cls in _subclasses(Durable) if cls._options.name == name)
+    # A workflow without `run` is told so when it is used: another one of its name is not to suffer from it.
+    whole = (cls for cls in named if not issubclass(cls, Workflow) or RUN in members(cls)[0])
+    return sorted((cls for cls in whole if declaration(cls).handlers), key=lambda cls: cls._table.number)
+
+
+def _subclasses(cls: type[Durable]) -> Iterator[type[Durable]]:
+    for below in cls.__subclasses__():
+        if "_table" in vars(below):
+            yield below
+        yield from _subclasses(below)
+
+
+def _check_class(cls: type[Durable], name: str, *, is_said: bool, is_checked: bool) -> None:
+    mixins = [base for base in cls.__mro__ if Addressed not in base.__mro__ and base not in (Unkeyed, object)]
+    for base in (cls, *mixins):
+        if "__init__" in vars(base):
+            raise UsageError(f"{base.__name__}.__init__ would never run: declare fields, `n: int = state(0)`")
+        if taken := TAKEN & vars(base).keys():
+            raise UsageError(f"{base.__name__}.{min(taken)}: the name is taken")
+    # A class that is being unpickled has no handlers of its own yet, and its name may not be the one that counts.
+    is_whole = any(isinstance(value, Handler) for value in vars(cls).values())
+    _members(cls, is_whole=is_whole)
+    for value in vars(cls).values() if is_checked else ():
+        if isinstance(value, State):
+            cast("State[Any]", value).check_default(cls)
+    if is_said or is_whole:
+        _check_type_name(name, is_ours=cls.__module__.startswith("actors."))
+    if is_whole:
+        for other in _types(name):
+            if scope_of(other) is LIVE:
+                _check_place(other, cls)
+
+
+def _check_type_name(name: object, *, is_ours: bool = False) -> None:
+    if not isinstance(name, str) or TYPE_NAME.fullmatch(name) is None:
+        raise UsageError(f"{name!r} cannot name a type: say name=, letters, digits, '_', '.', '-', not a digit first")
+    if name in HTTP_WORDS:
+        raise UsageError(f"{name!r} cannot name a type: URLs begin with it; say another name=")
+    if name.startswith(INTERNAL) and not is_ours:
+        raise UsageError(
+            f"{name!r} cannot name a type: names with {INTERNAL!r} are of Perdure itself; say another name="
+        )
+
+
+def _check_place(one: type | None, other: type) -> None:
+    """Refuse two classes of one name, unless the second replaces the first.
+
+    What a function defines lasts as long as the collector lets it: there the latest counts, wherever the first was.
+    """
+    if one is None or "<locals>" in one.__qualname__ + other.__qualname__:
+        return
+    places = [f"{cls.__module__}.{cls.__qualname__}" for cls in (one, other)]
+    if places[0] != places[1]:
+        raise UsageError(f"{places[0]} and {places[1]} are one type by name: give one of them another, name=...")
+
+
+@pinned("ByName")
+class ByName:
+    """An address whose handlers are called by their names: `handle.remote("reserve", "alice")`.
+
+    Where the class is known in this process, calls are checked as on the class.
+    """
+
+    __slots__ = ("_key", "_options", "_owner", "_type_name")
+
+    @property
+    def handle(self) -> ByName:
+        """The same address, as typed ones have it."""
+        return self
+
+    def __init__(
+        self, type_name: str, key: str | None, owner: type[Durable] | None = None, options: CallOptions = EMPTY_OPTIONS
+    ) -> None:
+        self._type_name, self._key, self._owner, self._options = type_name, key, owner, options
+
+    def remote(self, handler: str, /, *args: Any, **kwargs: Any) -> Invocation[Any]:
+        """Start an invocation of the handler of this name.
+
+        Raises:
+            TypeError: the arguments are not the handler's.
+            UsageError: the class is known and has no such handler; or as with every call.
+        """
+        return self._start(handler, args, kwargs, one_way=False)
+
+    def send(self, handler: str, /, *args: Any, **kwargs: Any) -> Invocation[Any]:
+        """Start an invocation whose result nobody waits for; else as `remote`."""
+        return self._start(handler, args, kwargs, one_way=True)
+
+    def options(
+        self,
+        *,
+        delay: Duration | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: Duration | None = None,
+    ) -> ByName:
+        """Return a copy with these options, as a handler's `options`; what is not given stays."""
+        changed = self._options.changed(delay, idempotency_key, headers, timeout)
+        return ByName(self._type_name, self._key, self._owner, changed)
+
+    def schedule(
+        self,
+        handler: str,
+        /,
+        *args: Any,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        missed: Missed | None = None,
+        name: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Declare a durable schedule that sends a request to the handler of this name; else as `handler.schedule`.
+
+        Where the class is not known here, an argument of the handler that is named as an option goes in `arguments`.
+        """
+        options = SaidOptions(cron, every, timezone, missed, name)
+        owner = self._owner or find_type(self._type_name)
+        found = self._declared(owner, handler).fn if owner is not None else None
+        kwargs = separated(handler, found, args, kwargs, options, arguments)
+        return declared(self._request(handler, args, kwargs, one_way=True), options)
+
+    def _check_start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> None:
+        if not args or not isinstance(args[0], str):
+            raise TypeError("the first argument is the handler's name")
+        self._request(args[0], args[1:], kwargs, one_way=one_way)
+        self._options.check(one_way=one_way)
+
+    def _start(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
+        request = self._request(handler, args, kwargs, one_way=one_way)  # a wrong call is told first
+        return caller().start(request)
+
+    def _request(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Request:
+        owner = self._owner or find_type(self._type_name)
+        found = None
+        if owner is not None:
+            found = self._declared(owner, handler)
+            found.check(args, kwargs, owner)
+        return Request(self._type_name, self._key, handler, args, kwargs, one_way, self._options, found, owner)
+
+    def _declared(self, owner: type[Durable], handler: str) -> Handler[Any, Any]:
+        if issubclass(owner, Service) and self._key is not None:
+            raise UsageError(f"{owner.__name__} is a service, it has no key: {owner.__name__}.handle")
+        if self._key is None and not issubclass(owner, Service):
+            name = self._type_name
+            raise UsageError(f"every {name} has a key: actors.object({name!r}, key).remote({handler!r}, ...)")
+        return declaration(owner).handler(handler)
+
+    def __repr__(self) -> str:
+        return self._type_name if self._key is None else f"{self._type_name}[{self._key!r}]"
+
+    def __reduce__(self) -> tuple[type[ByName], tuple[str, str | None, None, CallOptions]]:
+        return ByName, (self._type_name, self._key, None, self._options)
+
+
+@overload
+def object_handle(type_name: str, /) -> ByName: ...
+@overload
+def object_handle(type_name: str, key: str, /) -> ByName: ...
+@pinned("object_handle")
+def object_handle(type_name: str, key: Any = MISSING, /) -> ByName:
+    """Return the address of an object, or without a key of a service, whose class need not be known here.
+
+    Raises:
+        UsageError: no type has this name, or no object this key.
+    """
+    _check_type_name(type_name)
+    if key is MISSING:
+        return ByName(type_name, None)
+    if not isinstance(key, str) or not key:
+        raise UsageError(f"the key of a {type_name} is a str that is not empty, not {key!r}")
+    return ByName(type_name, key)
+
+
+class _Handle:
+    """`Ticket["A1"].handle`, `Checkout.handle`: the same address, by name."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Service]) -> ByName: ...
+    @overload
+    def __get__(self, instance: None, owner: type[object]) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[object]) -> ByName: ...
+    def __get__(self, instance: object | None, owner: type[Any]) -> ByName | Self:
+        if issubclass(owner, Service):
+            return ByName(type_name(owner), None, owner)
+        return self if instance is None else ByName(type_name(owner), cast("Durable", instance)._key, owner)
+
+
+@pinned("Keyed")
+class Keyed(ABCMeta):
+    """What makes `Ticket["A1"]` an address. ABCMeta, so that users may mix in abstract classes."""
+
+    def __getitem__(cls: type[T], key: str, /) -> T:
+        if type(key) is not str:
+            if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+                return cast("T", _specialised(cls, key))
+            key = str.__str__(key)  # a StrEnum's member, for one
+        if not key:
+            raise UsageError(f"the key of a {cls.__name__} is not empty")
+        return _made(cls, key, None)
+
+    def at(cls: type[T], key: str, /) -> T:
+        """Return the address of a key, as `Ticket[key]` does: `ticket = Ticket.at("A1")`.
+
+        For addresses that get a name of their own: mypy takes `ticket = Ticket["A1"]` for the alias of a type. It is no
+        name that a class loses: a handler `at` is called on an address.
+        """
+        return Keyed.__getitem__(cls, key)
+
+
+def _specialised(cls: type, parameters: object) -> object:
+    """`Box[int]`: a metaclass that subscripts comes before the class's own `__class_getitem__`."""
+    if not getattr(cls, "__parameters__", ()):
+        raise TypeError(f"the key of a {cls.__name__} is a str, not {parameters!r}")
+    return cast("Any", cls).__class_getitem__(parameters)
+
+
+@pinned("Durable")
+class Durable(Addressed):
+    """What objects and services share."""
+
+    __slots__ = ()
+
+    handle: Final = _Handle()
+    """The same address, its handlers called by name: `Ticket["A1"].handle.remote("reserve", "alice")`."""
+
+    _table: ClassVar[_Table]
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, policy: Policy | None = None, ttl: Duration | None = None
+    ) -> None:
+        super().__init_subclass__()
+        check_policy(cls.__name__, policy)
+        if ttl is not None and issubclass(cls, Service):
+            raise UsageError(f"{cls.__name__}: a service has no state that could expire; ttl= is for a VirtualObject")
+        options = Options(name=cls.__name__ if name is None else name, policy=policy, ttl_ms=ttl_ms(ttl, cls.__name__))
+        validates = policy is None or policy.validate is not False
+        _check_class(cls, options.name, is_said=name is not None, is_checked=validates)
+        # Last: a class that was refused lives on in its traceback, and must not be found.
+        cls._options, cls._table, cls._validates = options, _Table(), validates
+        _Table.changed = next(_numbers)  # once more: only from here on it is found
+
+    if not TYPE_CHECKING:  # a checker knows the fields already, and takes these for leave to do anything
+
+        def __new__(cls, *args: object, **kwargs: object) -> Self:
+            how = f"{cls.__name__}.<handler>" if issubclass(cls, Service) else f"{cls.__name__}[key]"
+            raise UsageError(f"{cls.__name__} has no instances of its own: use {how}")
+
+        def __setattr__(self, name: str, value: object) -> None:
+            field = declaration(type(self)).fields.get(name)
+            if field is not None:
+                field.__set__(self, value)
+            elif hasattr(getattr(type(self), name, None), "__set__"):  # a property of the user's
+                object.__setattr__(self, name, value)
+            else:
+                raise UsageError(f"{type(self).__name__}.{name} is not declared: declare it, `{name}: T = state(...)`")
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(without(type(self), name), name=name, obj=self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Durable) and type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._options.name, self._key))
+
+    def __repr__(self) -> str:
+        return type(self).__name__ if self._key is None else f"{type(self).__name__}[{self._key!r}]"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str | None]]:
+        return _restored_address, (self._options.name, self._key)
+
+
+@public
+class VirtualObject(Durable, metaclass=Keyed):
+    """The base of classes whose every key is an object: it always exists, keeps its state, runs one handler at a time.
+
+    Keywords of the class, none of which is inherited: `name` (the type's stable name, the class's own by default),
+    `policy`, and `ttl`: so long after the last commit that changed any of its state, all of it is gone. While an
+    exclusive handler is under way nothing goes. A ttl that is changed counts from the next change on; one that is taken
+    away leaves the timers that are set.
+    """
+
+    __slots__ = ()
+
+
+@public
+class Workflow(Durable, metaclass=Keyed):
+    """The base of classes whose `run` happens once for each key; all other handlers are shared.
+
+    They meet `run`, and each other, in its durable promises: `ctx.promise(name, type)`. State, promises and outcome are
+    kept until the policy's `retention` after its end. Keywords of the class: as of `VirtualObject`.
+    """
+
+    __slots__ = ()
+
+    _runs_once = True
+
+    def __init_subclass__(cls, *, name: str | None = None, policy: Policy | None = None) -> None:
+        run = vars(cls).get(RUN)
+        if inspect.isfunction(run):  # undecorated
+            made = handler(run)
+            made.__set_name__(cls, RUN)
+            cls.run = made
+        super().__init_subclass__(name=name, policy=policy)
+
+
+if TYPE_CHECKING:
+    Unindexed = ABCMeta  # of another metaclass's classes pyright does not check the keywords
+else:
+
+    @pinned("Unindexed")
+    class Unindexed(ABCMeta):
+        """What makes a service its own address, and says so of what it has not."""
+
+        def __getattr__(cls, name: str) -> Any:
+            raise AttributeError(without(cls, name), name=name, obj=cls)
+
+
+@public
+class Service(Durable, Unkeyed, metaclass=Unindexed):
+    """The base of classes without key and state: any number of invocations at once.
+
+    Keywords of the class: `name` and `policy`, as of `VirtualObject`.
+    """
+
+    __slots__ = ()
+
+
+_new: Final = object.__new__
+_set_key: Final = vars(Addressed)["_key"].__set__
+_set_fields: Final = vars(Addressed)["_fields"].__set__
+
+
+def _made(cls: type[T], key: str | None, fields: Fields | None) -> T:
+    made = _new(cls)
+    _set_key(made, key)
+    _set_fields(made, fields)
+    return made
+
+
+def instance(cls: type[Durable], key: str | None, fields: Fields) -> Durable:
+    """Return the `self` of one execution."""
+    return _made(cls, key, fields)
+
+
+@pinned("_restored_address")
+def _restored_address(name: str, key: str | None) -> object:
+    cls = find_type(name)
+    return ByName(name, key) if cls is None else _made(cls, key, None)

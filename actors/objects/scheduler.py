@@ -1,0 +1,246 @@
+"""Scheduling: the internal objects behind schedules, made of nothing but what users have.
+
+`perdure.Schedule` is one schedule, by its name. But for `status` its handlers never wait, so that each is one commit:
+what is fired, the state that says so, and the delayed message of the next tick leave together, once, or not at all.
+`perdure.Schedules` is the one object that knows the names.
+
+What a death between two store calls does. Of a driver that declares: the schedule is there, or its name alone, until
+it is declared again. Of the host: before the commit of a tick nothing was fired, and the next owner does all of it;
+afterwards the next tick lies in the store. While everything is down ticks are due and not fired: the first one that
+comes finds how late it is, and `missed` says what becomes of the others.
+
+Invariants:
+    1. A tick counts if it carries the schedule's present turn; being declared anew, paused, resumed or deleted begins
+       another one. Its message is then killed, so that nothing is left behind.
+    2. The time of a tick is computed from the timing alone, never from the time at which the one before was fired.
+    3. The registry hears of the end of a schedule from the schedule alone, so that it hears all in order; what a
+       program tells it of a beginning only comes before.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any, Final
+
+from actors.errors import DecodeError, TerminalError, UsageError
+from actors.requests import current
+from actors.requests.current import CallOptions, Request
+from actors.requests.invocation import Invocation
+from actors.requests.schedule import ALL, ONE, REGISTRY, Firing, Schedule, ScheduleStatus, Spec, fire
+from actors.requests.timing import Timing, instant_of, time_of
+from actors.stored import public
+from journal.texts import said
+
+from .context import Context
+from .handlers import handler
+from .objects import VirtualObject
+from .state import state
+
+LATE_MS: Final = 60_000
+"""A tick that comes later was missed: something was down."""
+MISSED_MAX: Final = 1_000
+"""Most missed ticks that are fired; the oldest are skipped."""
+FIRED_KEPT: Final = 5
+"""Fired ticks whose outcomes a status tells."""
+OUTCOME_MAX: Final = 300
+"""Characters of an outcome."""
+OPEN_AFTER: Final = 0.1
+"""Seconds without an answer after which an invocation is open: what has ended answers at once."""
+_FIELD: Final = "name "
+"""How the registry's fields begin: a name may begin as no field can."""
+
+
+class Clockwork(VirtualObject, name=ONE):
+    """One schedule."""
+
+    spec: Spec | None = state(None)
+    timing: Timing | None = state(None)
+    turn: str = state("")
+    """What a tick must carry: the id of the invocation that began it."""
+    tick_id: str = state("")
+    """The invocation of the next tick."""
+    anchor_ms: int = state(0)
+    next_ms: int = state(0)
+    """The next tick, 0 after the last one; while it is paused, the first that was not fired."""
+    last_ms: int = state(0)
+    is_paused: bool = state(False)
+    fired: list[tuple[int, str]] = state(default_factory=list)
+    """The last ticks that were fired, and their invocations."""
+
+    @handler
+    def declare(self, ctx: Context, spec: Spec, timing: Timing) -> None:
+        """Take a declaration; one that changes nothing in time leaves the ticks as they are."""
+        Directory[REGISTRY].note.send(ctx.key, True)
+        self.spec = spec
+        if timing == self.timing:
+            return
+        now_ms = instant_of(ctx.now())
+        self.timing, self.anchor_ms, self.next_ms = timing, now_ms, timing.after(now_ms, now_ms)
+        self._begin(ctx)
+
+    @handler
+    def tick(self, ctx: Context, turn: str) -> None:
+        """Fire what is due, and send the next tick."""
+        if turn == self.turn:
+            self._catch_up(ctx, LATE_MS)
+
+    @handler
+    def pause(self, ctx: Context) -> None:
+        """Let no tick count."""
+        self._declared(ctx)
+        self.is_paused = True
+        self._begin(ctx)
+
+    @handler
+    def resume(self, ctx: Context) -> None:
+        """Make up for what was missed, and go on."""
+        self._declared(ctx)
+        if self.is_paused:
+            self.is_paused, self.turn = False, ctx.id
+            self._catch_up(ctx, 0)
+
+    @handler
+    def trigger(self, ctx: Context) -> str:
+        """Fire now."""
+        spec, timing = self._declared(ctx)
+        return fire(spec, timing, time_of(instant_of(ctx.now()), timing.timezone)).id
+
+    @handler
+    def delete(self, ctx: Context) -> None:
+        """Forget everything."""
+        Directory[REGISTRY].note.send(ctx.key, False)
+        self._stop()
+        ctx.clear_all()
+
+    @handler  # not shared: it comes after what was declared before it
+    async def status(self, ctx: Context) -> Any:
+        """Tell a `ScheduleStatus`, as a pickle: no annotation makes times of it that are quite the same."""
+        spec, timing = self._declared(ctx)
+        place_of = spec.type if spec.key is None else f"{spec.type}/{spec.key}"
+        zone, is_due = timing.timezone, self.next_ms and not self.is_paused
+        return ScheduleStatus(
+            name=ctx.key,
+            target=f"{place_of}.{spec.handler}",
+            cron=timing.cron or None,
+            timezone=zone,
+            every=timedelta(milliseconds=timing.every_ms) if timing.every_ms else None,
+            missed=timing.missed,
+            paused=self.is_paused,
+            next_due=time_of(self.next_ms, zone) if is_due else None,
+            last_fired=time_of(self.last_ms, zone) if self.last_ms else None,
+            last_outcomes=await _outcomes(list(reversed(self.fired)), zone),
+        )
+
+    def _declared(self, ctx: Context) -> tuple[Spec, Timing]:
+        if self.spec is None or self.timing is None:
+            raise TerminalError(f"there is no schedule {ctx.key!r}: declare it with .schedule(...)", 404)
+        return self.spec, self.timing
+
+    def _catch_up(self, ctx: Context, late_ms: int) -> None:
+        """Fire what is due by now; what is due for longer than so long was missed."""
+        spec, timing = self._declared(ctx)
+        now_ms = instant_of(ctx.now())
+        if self.next_ms and self.next_ms <= now_ms:
+            due = timing.latest(self.next_ms, now_ms, self.anchor_ms, MISSED_MAX + 1)
+            if len(due) > MISSED_MAX and timing.missed == "all":
+                ctx.log.warning(
+                    "schedule %s: it missed more than %d ticks, the oldest are skipped", ctx.key, MISSED_MAX
+                )
+            for tick_ms in _fired(due[-MISSED_MAX:], timing, now_ms - late_ms):
+                invocation = fire(spec, timing, time_of(tick_ms, timing.timezone))
+                self.fired = [*self.fired, (tick_ms, invocation.id)][-FIRED_KEPT:]
+                self.last_ms = tick_ms
+            self.next_ms = timing.after(now_ms, self.anchor_ms)
+        self._send_tick(ctx)
+
+    def _begin(self, ctx: Context) -> None:
+        """Begin another turn: ticks that are under way do not count."""
+        self._stop()
+        self.turn = ctx.id
+        if not self.is_paused:
+            self._send_tick(ctx)
+
+    def _stop(self) -> None:
+        if self.tick_id:
+            Invocation[None](self.tick_id).kill()
+            self.tick_id = ""
+
+    def _send_tick(self, ctx: Context) -> None:
+        if self.next_ms:
+            options = CallOptions(due_ms=self.next_ms)
+            request = Request(ONE, ctx.key, "tick", (self.turn,), {}, True, options, None, None)
+            self.tick_id = current.caller().start(request).id
+        else:
+            self.tick_id = ""
+
+
+async def _outcomes(fired: list[tuple[int, str]], zone: str) -> tuple[Firing, ...]:
+    asked = [asyncio.ensure_future(_outcome(id_)) for _, id_ in fired]
+    if asked:
+        await asyncio.wait(asked, timeout=OPEN_AFTER)
+    found = [each.result() if each.done() else "open" for each in asked]
+    for each in asked:
+        each.cancel()
+    return tuple(
+        Firing(at=time_of(tick_ms, zone), id=id_, outcome=outcome)
+        for (tick_ms, id_), outcome in zip(fired, found, strict=True)
+    )
+
+
+async def _outcome(id_: str) -> str:
+    try:
+        await Invocation[Any](id_, current.execution())
+    except TerminalError as error:
+        return (
+            "unknown" if error.code == 404 and said(error).startswith(id_) else f"failed: {said(error)}"[:OUTCOME_MAX]
+        )
+    except DecodeError:
+        pass  # of a class that is not known here
+    return "succeeded"
+
+
+def _fired(due: list[int], timing: Timing, missed_before_ms: int) -> list[int]:
+    """Return which of the due ticks are fired."""
+    missed = [tick for tick in due if tick < missed_before_ms]
+    match timing.missed:
+        case "all":
+            return due
+        case "skip":
+            return due[len(missed) :]
+        case "last":
+            return due[len(missed) :] or missed[-1:]
+
+
+class Directory(VirtualObject, name=ALL):
+    """The names of all schedules, each as a field."""
+
+    @handler
+    def expect(self, ctx: Context, name: str) -> None:
+        """Take the name of a schedule that is being declared."""
+        ctx.set(f"{_FIELD}{name}", True)
+
+    @handler
+    def note(self, ctx: Context, name: str, is_there: bool) -> None:
+        """Hear from a schedule that it is there, or is not any more."""
+        if is_there:
+            ctx.set(f"{_FIELD}{name}", True)
+        else:
+            ctx.clear(f"{_FIELD}{name}")
+
+    @handler
+    def names(self, ctx: Context) -> list[str]:
+        """Return all names."""
+        return [field.removeprefix(_FIELD) for field in ctx.keys()]  # noqa: SIM118  # no dict
+
+
+@public
+def schedules() -> list[Schedule]:
+    """Return all schedules of the namespace, by name; blocks as `actors.status()` does.
+
+    Raises:
+        UsageError: this is a handler or a step, or the process is not connected.
+    """
+    if current.execution() is not None:
+        raise UsageError("actors.schedules() is for programs: a handler names its schedules, Schedule(name)")
+    client: Any = current.caller()
+    names: list[str] = client.result(Directory[REGISTRY].names.remote())
+    return [Schedule(name) for name in names]

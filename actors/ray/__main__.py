@@ -1,0 +1,7 @@
+"""What `python -m actors.ray` runs."""
+
+import sys
+
+from .cluster import main
+
+sys.exit(main())

@@ -1,0 +1,207 @@
+"""Where this code runs: in a handler, in a step, or in a driver.
+
+The running loop says it, not a context variable: a copied context leaks into threads and callbacks, a running loop
+cannot. Only steps, which run on loops and threads that are not ours, are marked by a variable, set in a fresh context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from types import MethodType
+from typing import Any, NoReturn, Protocol, cast
+
+from actors.errors import UsageError
+from actors.loop.loop import DeterministicLoop, running_loop
+from actors.policy import Duration, seconds
+from actors.stored import pinned
+from journal.store import Bring
+
+in_step: ContextVar[str | None] = ContextVar("in_step", default=None)
+"""The id of the step this code belongs to, or None."""
+
+refused_in_step: ContextVar[list[str] | None] = ContextVar("refused_in_step", default=None)
+"""Where it is noted that something of the handler's was refused to a compensation that runs as a step."""
+
+NOT_IN_A_STEP = "a step may repeat: return the value and call from the handler"
+
+
+def not_in_a_step() -> UsageError:
+    """Return what is raised where a step asks for what its handler alone may do."""
+    noted = refused_in_step.get()
+    if noted is not None:
+        noted.append(NOT_IN_A_STEP)
+    return UsageError(NOT_IN_A_STEP)
+
+
+@pinned("CallOptions")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """How one call or send differs from the usual."""
+
+    delay: timedelta = timedelta(0)
+    """It counts as sent when this has passed."""
+
+    idempotency_key: str | None = None
+    """The same key within retention is the same invocation."""
+
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the handler finds in `ctx.headers`."""
+
+    timeout_s: float | None = None
+    """After so long the call raises `CallTimeout`, and what it has called is cancelled; None: never."""
+
+    due_ms: int = 0
+    """When it counts as sent, by the store's clock, instead of a delay; of our own objects alone."""
+
+    arguments: bytes = b""
+    """Its arguments as they were encoded elsewhere; of our own objects alone."""
+
+    def check(self, *, one_way: bool) -> None:
+        """Raise `UsageError` where a request of this kind has no such options."""
+        if one_way and self.timeout_s is not None:
+            raise UsageError("nobody waits for a send, so it has no timeout; use .remote()")
+
+    def changed(
+        self,
+        delay: Duration | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        timeout: Duration | None,
+    ) -> CallOptions:
+        """Return these options with others in the place of those that are given.
+
+        Raises:
+            UsageError: one of them is none of its kind.
+        """
+        if idempotency_key is not None and not _is_text(idempotency_key):
+            raise UsageError(f"an idempotency key is a str that is not empty, not {idempotency_key!r}")
+        for name, value in (headers or {}).items():
+            if not (_is_text(name) and isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+                raise UsageError(f"headers are text by text, not {name!r}: {value!r}")
+        return CallOptions(
+            delay=self.delay if delay is None else timedelta(seconds=seconds(delay)),
+            idempotency_key=self.idempotency_key if idempotency_key is None else idempotency_key,
+            headers=self.headers if headers is None else dict(headers),
+            timeout_s=self.timeout_s if timeout is None else seconds(timeout),
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+EMPTY_OPTIONS = CallOptions()
+"""Shared by all calls without options: nobody may write to its headers."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One call or send, checked where the class is known, not yet accepted."""
+
+    type_name: str
+    key: str | None
+    """None for a service."""
+
+    handler: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    one_way: bool
+    options: CallOptions
+    declared: Any
+    """The declared `objects.Handler`, or None where the class is not known in this process."""
+
+    owner: type[Any] | None
+    """The class, or None."""
+
+
+class Caller(Protocol):
+    """What starts invocations: an execution, or a driver's client."""
+
+    def start(self, request: Request, /) -> Any:
+        """Return the `Invocation` of the request; it leaves in the order of these calls."""
+        ...
+
+    def bring(self, event: Bring, entry: str, /) -> Any:
+        """Bring an event to an invocation, and return its `Accepted`; it leaves in the order of these calls."""
+        ...
+
+
+def address_in(fn: Any) -> Any:
+    """Return the address whose `.remote` or `.send` this is, bound or not by `functools.partial`; else None."""
+    while isinstance(fn, partial):
+        fn = cast("Any", fn).func
+    return fn.__self__ if isinstance(fn, MethodType) and hasattr(type(fn.__self__), "_check_start") else None
+
+
+def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check what `address_in` has found as if it were called: nothing leaves.
+
+    Raises:
+        TypeError: the arguments are not the handler's.
+        UsageError: there is no such handler, or the options are none of such a request.
+    """
+    while isinstance(fn, partial):
+        bound = cast("Any", fn)
+        fn, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
+    fn.__self__._check_start(args, kwargs, one_way=fn.__name__.endswith("send"))
+
+
+def no_future(_self: object, *_arguments: object, **_options: object) -> NoReturn:
+    """Stand in for `add_done_callback`: `asyncio.wait` asks it of what it is given, and no other method first."""
+    raise UsageError("asyncio.wait() takes tasks: give it asyncio.ensure_future(...) of what is to be waited for")
+
+
+class _Driver:
+    """The client that `actors.init()` made for this process, if it did."""
+
+    __slots__ = ("client", "validates")
+
+    def __init__(self) -> None:
+        self.client: Caller | None = None
+        self.validates = True
+
+
+_driver = _Driver()
+
+
+def set_driver(client: Caller | None) -> None:
+    """Make this client the one that code outside handlers calls through; None takes it away."""
+    _driver.client = client
+
+
+def set_validates(is_said: bool | None) -> None:
+    """Say whether values are checked against annotations in this process; None is the default, which is yes."""
+    _driver.validates = is_said is not False
+
+
+def validates() -> bool:
+    """Whether values are checked against annotations, as far as classes and handlers do not say otherwise."""
+    return _driver.validates
+
+
+def execution() -> Any:
+    """Return the execution whose handler runs here, or None."""
+    loop = running_loop()
+    return loop.owner if isinstance(loop, DeterministicLoop) else None
+
+
+def caller() -> Caller:
+    """Return what starts invocations here.
+
+    Raises:
+        UsageError: this is a step, or a process in which `actors.init()` was not called.
+    """
+    loop = running_loop()
+    if isinstance(loop, DeterministicLoop):
+        owner: Any = loop.owner  # the loop knows the half of its execution that it needs
+        return owner
+    if in_step.get() is not None:
+        raise not_in_a_step()
+    client = _driver.client
+    if client is None:
+        raise UsageError("nothing is connected in this process: call actors.init() first")
+    return client

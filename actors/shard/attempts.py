@@ -1,0 +1,549 @@
+"""Attempts: executions of one shard, from their start to their end: delivery, actions, commits, failures, sleep.
+
+Owns the executions in memory. Does not own: whose turn it is (`shard`), what a commit holds (`staging`), nor what steps
+do (`actions`).
+
+Invariants:
+    1. Events are delivered one at a time, in the order journal, then `events`; while a commit with a step's outcome is
+       under way nothing else is delivered to that invocation; actions start only when nothing durable remains to be
+       delivered. (A search over all crashes breaks every weaker set of these rules.)
+    2. An attempt that fails takes nothing with it but the events that it was given (promise 7).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from datetime import timedelta
+from typing import Final
+
+from actors.activation.activation import Activation, InFlight, Renewal
+from actors.activation.endings import is_last, last_word, named, used_up
+from actors.activation.key_promises import Board, with_waits
+from actors.activation.pauses import COMMANDS
+from actors.activation.services import Services
+from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
+from actors.activation.watches import ended, hear, posted_of
+from actors.blocks.calls import SENT_MAX
+from actors.blocks.cancel import after_failure, brought, ending_in
+from actors.blocks.restarts import at_its_entry
+from actors.blocks.steps import Exhausted, Step
+from actors.errors import TerminalError, UsageError
+from actors.execution.execution import Execution
+from actors.execution.phases import Phase
+from actors.policy import resolve
+from actors.values import outcomes
+from journal.records import Delivered, Event, EventKind, Record, time_of
+from journal.store import Bring
+from journal.texts import said, told
+
+from .deadlock import Deadlocks
+from .reentry import Reentry
+from .step_tasks import Actions, outcomes_of
+from .turns import Turns
+
+logger = logging.getLogger("actors")
+
+HOLD_LOOK: Final = 0.25
+"""Seconds between two looks whether one that is held back may begin."""
+UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
+"""Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
+END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
+
+
+class Attempts:
+    """The executions of one shard. All methods but the actions are synchronous: nothing is ever half done."""
+
+    def __init__(self, services: Services, staging: Staging, turns: Turns, leased: Callable[[], bool]) -> None:
+        self._services, self._staging, self._turns = services, staging, turns
+        self._actions = Actions(services, staging, self, leased)
+        self.reentry = Reentry(services, staging, turns, self.begin)
+        self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
+        self._word = self._last_word  # bound once: each execution gets it
+        self.is_draining = False
+        """Nothing new begins, and nothing leaves memory."""
+
+    # Begin
+
+    def begin(self, run: InFlight, activation: Activation) -> None:
+        """Start an attempt, replay what is recorded, and go on from there; one that backs off waits for its time."""
+        if self.reentry.waiting:
+            self.reentry.drop(run)
+        if run.backing_off or self.is_draining:
+            return
+        box = self._services.box
+        if box is not None:
+            if box.holds(run.id):
+                self._hold(run)
+                return
+            box.runs(run.id)
+        if self._services.suspects.set_aside and run.id in self._services.suspects.set_aside:
+            self._set_aside(run, activation, self._services.suspects.pass_on(run.id))
+            return
+        assert run.declared is not None
+        assert activation.fields is not None
+        run.leave_after = activation.staged
+        run.began_ms = run.began_ms or self._services.surroundings.now_ms()
+        recorded = run.recorded
+        execution = Execution(
+            self._services.surroundings,
+            run.declared,
+            run.handler,
+            run.message,
+            run.attempt,
+            recorded,
+            time_of(run.inbox_id),
+        )
+        run.execution, run.staged, run.replays = execution, len(recorded), len(recorded)
+        run.reader, run.heard = not run.exclusive and activation.key is not None, 0
+        execution.last_word = self._word
+        if run.declared.is_workflow:
+            execution.board = Board(run, activation, self._services.limits.payload_max, self._commit_now)
+        if run.records:
+            self.reentry.replayed(run)
+        if run.records and (restarts := run.restarts):
+            execution.restarts = execution.calls.restarts = restarts
+        execution.on_foreign_call = lambda: self._services.loop.call_soon_threadsafe(self._check_foreign, run)
+        execution.begin(run.found(activation.fields), run.refusal)
+        if run.records:
+            self._replay(run, execution)
+        self.deliver(run)
+
+    def _replay(self, run: InFlight, execution: Execution) -> None:
+        execution.repeats = True
+        seen, covered = run.seen() if run.reader else ({}, 0)
+        for item in run.to_replay():
+            if execution.has_ended:
+                break
+            if run.reader:
+                hear(run, self._turns.activation_of(run), seen.get(run.heard + 1), is_recorded=run.heard < covered)
+            if isinstance(item, Delivered) and item.kind is EventKind.STATE:
+                self.reentry.tell(execution, item)
+            elif isinstance(item, Delivered):
+                execution.deliver(item)
+            else:
+                execution.deliver_outcome(*item)
+        execution.repeats = False
+
+    def _hold(self, run: InFlight) -> None:
+        """Begin an attempt later: the last one may have ended its process."""
+        if not run.backing_off:
+            run.backing_off = True
+            logger.warning("%s waits: the process that executed it last has ended", named(run))
+        self._services.loop.call_later(HOLD_LOOK, self._hold_is_over, run)
+
+    def _hold_is_over(self, run: InFlight) -> None:
+        if run.ended or not run.backing_off or self._turns.in_flight.get(run.id) is not run:
+            return
+        if run.unsettled or (self._services.box is not None and self._services.box.holds(run.id)):
+            self._hold(run)
+            return
+        run.backing_off = False
+        self.try_again(run)
+
+    def _set_aside(self, run: InFlight, activation: Activation, reason: str) -> None:
+        """Pause an invocation on which this host has failed, without a look at what it holds."""
+        text = f"{named(run)}: {reason}; it is paused until it is resumed"
+        activation.staged = self._staging.paused(run, reason, text)
+        self._end_attempt(run, activation, text, sleeps=True)
+
+    def queued(self, run: InFlight, activation: Activation) -> None:
+        """Take a call that waits for its turn, and may be of those that its holder waits for."""
+        if activation.precedes(run):
+            self.deadlocks.queued(run, activation)
+        if run.asleep or run.handler.reentrant:
+            self.reentry.queued(run, activation)
+
+    def _check_foreign(self, run: InFlight) -> None:
+        if run.execution is not None and not (run.ended or run.settling or run.id in self.reentry.inner):
+            run.execution.check_foreign()
+            self.deliver(run)  # it has ended, or compensates
+
+    def end_back_off(self, run: InFlight) -> None:
+        """If an event is there that ends the back-off, the next attempt may begin."""
+        if not run.backing_off:
+            return
+        found = next((event for event in run.pending if event.kind in END_OF_BACK_OFF), None)
+        if found is None:
+            self._staging.backs_off_again(run)
+            return
+        if found.kind is not EventKind.CANCEL:
+            run.pending.remove(found)
+            run.spent.append(found.id)
+        if found.kind is EventKind.ATTEMPT:
+            run.timers.pop(BACK_OFF, None)
+        if found.kind is EventKind.RESUME:
+            run.renewal = Renewal.RESUMED
+        elif run.renewal is None and not run.recorded:
+            run.renewal = Renewal.NEWER
+        run.backing_off, run.began_again = False, True
+
+    def try_again(self, run: InFlight) -> None:
+        """Begin the next attempt, if its time has come and all that it replays is acknowledged."""
+        if run.unsettled:
+            return  # tried once more in `acknowledged`
+        self.end_back_off(run)
+        activation = self._turns.activation_of(run)
+        if run.backing_off or not (run is activation.current or run.holder is not None or run in activation.sharing):
+            return  # too early, or it has not had its turn yet and begins with it
+        if run.handler is None:
+            self._turns.load_again(run, activation)
+        elif run.renewal is not None:
+            self._turns.renew(run, activation)
+        else:
+            self.begin(run, activation)
+
+    # Delivery
+
+    def deliver(self, run: InFlight) -> None:
+        """Deliver what is durable, in order, then let the handler's commands out."""
+        execution = run.execution
+        if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
+            return
+        if run.reader and run.pending and self._turns.activation_of(run).stale:
+            return
+        box = self._services.box
+        if box is not None:
+            box.runs(run.id)
+        if run.idle:
+            self._services.idle.remove(run)
+        probes: Sequence[Event] = ()
+        while run.pending and not run.settling and not execution.has_ended:
+            if execution.calls.unsent > SENT_MAX:
+                self._let_out_first(run, execution)
+                return
+            event = run.pending.popleft()
+            run.spent.append(event.id)
+            if event.kind is EventKind.PROBE:
+                probes = [*probes, event]
+                continue
+            if event.kind in UNHEARD:
+                if event.kind is EventKind.RETIME:
+                    execution.timers.set_again(self._services.surroundings.now_ms() / 1000)
+                if event.kind is EventKind.RESUME and run.resume is None and run.is_failing:
+                    run.resume = event
+                    run.spent.pop()
+                continue
+            delivered = Delivered(event.kind, event.index, event.time_ms, event.payload)
+            if execution.restarts:
+                delivered = at_its_entry(delivered, execution.restarts)
+                if delivered is None:
+                    continue
+            run.delivered.append(delivered)  # first: what it leads to may be committed at once
+            if run.reader:
+                hear(run, self._turns.activation_of(run))
+            if not execution.deliver(delivered):
+                run.delivered.pop()
+                run.heard -= 1
+            if event.kind is EventKind.CANCEL and run.running:
+                self._actions.stop(run, [index for index in run.running if not execution.steps.holds(index)])
+        if not (run.settling or execution.has_ended):
+            execution.drained()
+        if box is not None:
+            box.rests()
+        if execution.has_ended:
+            self._end(run, execution)
+        elif run.resume is not None and self._resumes(run, run.resume):
+            return
+        elif not run.settling:
+            self.deadlocks.waits(run, execution, probes)
+            self._let_out(run, execution)
+
+    def _resumes(self, run: InFlight, event: Event) -> bool:
+        """Whether an attempt whose step fails was ended, to go on with the newest code; not while an action runs.
+
+        The event stays in the store until the next attempt has begun: whoever owns the shard then does the same.
+        """
+        if run.is_failing and (run.settling or run.is_acting):
+            return False  # asked again when the action has ended
+        if not run.is_failing:
+            run.spent.append(event.id)
+            run.resume = None
+            return False
+        assert run.execution is not None
+        run.execution.drop()
+        self._staging.interrupted(run)
+        self._end_attempt(run, self._turns.activation_of(run), "it was resumed", sleeps=False)
+        return True
+
+    def step_failed(self, run: InFlight, /) -> None:
+        """Go on with the newest code, if that was asked for while the action was under way."""
+        if run.resume is not None and not run.ended:
+            Context().run(self.deliver, run)
+
+    def acknowledged(self, items: list[Staged]) -> None:
+        """Go on with what waited for these commits."""
+        for item in items:
+            run, record = item.run, item.record
+            if run is None or run.ended:
+                continue
+            if record is not None and record.steps and run.execution is not None:
+                self._deliver_outcomes(run, run.execution, record, time_of(item.id))
+            elif run.backing_off and run.pending:
+                self.try_again(run)
+        self._start_blocked()
+
+    def _start_blocked(self) -> None:
+        for run in self._actions.take_blocked():
+            if run.execution is not None and not (run.ended or run.settling or run.pending):
+                self._actions.start(run, run.execution)
+
+    def hold(self, is_held: bool) -> None:
+        """Start no action, or again those that were held back."""
+        self._actions.is_held = is_held
+        if not is_held:
+            self._start_blocked()
+
+    def _deliver_outcomes(self, run: InFlight, execution: Execution, record: Record, time_ms: int) -> None:
+        run.settling = False
+        for index, outcome in record.steps:
+            if not execution.has_ended:
+                if run.reader:
+                    hear(run, self._turns.activation_of(run))
+                execution.deliver_outcome(index, outcome, time_ms)
+        self.deliver(run)
+
+    def _changes(self, run: InFlight, activation: Activation, execution: Execution) -> dict[str, bytes | None] | None:
+        """Return what its state has become; None if that cannot be stored, which has ended it."""
+        try:
+            return changes_of(run, activation, self._services.limits.payload_max)
+        except UsageError as error:
+            execution.drop()
+            self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
+            return None
+
+    def _let_out_first(self, run: InFlight, execution: Execution) -> None:
+        """Commit before more is delivered: what the handler has sent is enough for a write."""
+        activation = self._turns.activation_of(run)
+        changes = self._changes(run, activation, execution)
+        if changes is not None:
+            self._commit(run, activation, changes, [], sleeps=False)
+            execution.calls.unsent = 0
+            self._services.loop.call_soon(self.deliver, run, context=Context())
+
+    def _let_out(self, run: InFlight, execution: Execution) -> None:
+        """The handler waits: commit what must not wait, start actions, and see whether it leaves memory."""
+        activation = self._turns.activation_of(run)
+        changes = self._changes(run, activation, execution)
+        if changes is None:
+            return
+        results = outcomes_of(run, execution)
+        assert run.policy is not None
+        idle = not (execution.steps.unstarted or run.running or results)
+        sleeps = idle and not run.policy.idle_timeout and not self.is_draining
+        if sleeps and self.reentry.waiting:
+            sleeps = not self.reentry.is_wanted(activation.target, run.id)
+        if sleeps or results or changes or must_commit(run, execution):
+            self._commit(run, activation, changes, results, sleeps=sleeps)
+        if sleeps or results:
+            return
+        self._actions.start(run, execution)
+        if idle:
+            self._watch_idle(run, run.policy.idle_timeout)
+        if self.reentry.waiting:
+            self.reentry.look(activation)
+
+    def _commit(
+        self,
+        run: InFlight,
+        activation: Activation,
+        changes: dict[str, bytes | None],
+        results: list[tuple[int, bytes]],
+        *,
+        sleeps: bool,
+    ) -> None:
+        execution = run.execution
+        assert execution is not None
+        board = execution.board
+        posted, is_answered = (board.take(), board.answers.new) if board is not None else (None, None)
+        if changes or execution.watching:
+            posted = posted_of(run, execution, activation, changes, posted)
+        if changes and run.holder is not None:
+            self.reentry.pass_on(run, activation, changes)
+        has_read = run.reader and execution.view is not None and execution.view.has_read
+        number = self._staging.commit(run, changes, activation.fields or {}, results, posted, sleeps=sleeps)
+        run.settling = bool(results)
+        if posted is not None:
+            changes, activation.watches = changes | posted.fields, None
+        if changes:
+            activation.write(changes)
+        if changes or sleeps:
+            activation.staged = number
+        if has_read or is_answered:
+            run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
+        if sleeps:
+            self._leave_memory(run, activation)
+
+    def _commit_now(self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]) -> None:
+        self._commit(run, activation, changes, [], sleeps=False)
+
+    # Steps (`actions.Listener`)
+
+    def step_ended(self, run: InFlight, /) -> None:
+        """Take the outcomes of steps, unless others are on their way to the store."""
+        if not run.settling:
+            Context().run(self.deliver, run)  # nothing of the step reaches the handler
+
+    def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
+        """Pause the invocation of a step whose attempts are used up."""
+        what = f"{named(run)}: step {step.name!r}"
+        self._pause(run, self._turns.activation_of(run), found.error, found.attempts, what)
+
+    # Ends
+
+    def _end(self, run: InFlight, execution: Execution) -> None:
+        activation, error = self._turns.activation_of(run), execution.error
+        if execution.phase is Phase.COMPLETED:
+            self._complete(run, activation, execution)
+        elif execution.phase is Phase.FAILED:
+            assert error is not None
+            self.fail(run, activation, error)
+        else:
+            assert error is not None
+            reason = said(error)
+            text = f"paused: {reason}" if error.__cause__ is None else f"paused: {reason}\n{outcomes.traced(error)}"
+            self._staging.paused(run, reason, text)
+            self._end_attempt(run, activation, text, sleeps=True)
+
+    def _complete(self, run: InFlight, activation: Activation, execution: Execution) -> None:
+        outcome = execution.outcome
+        try:
+            changes = changes_of(run, activation, self._services.limits.payload_max)
+        except UsageError as error:
+            outcome, changes = outcomes.encoded_error(TerminalError(said(error), 400)), {}
+        self._finish(run, activation, outcome, changes, commands=True)
+
+    def reject(self, run: InFlight, activation: Activation, error: TerminalError) -> None:
+        """End an invocation that cannot be executed."""
+        self._finish(run, activation, outcomes.encoded_error(error), {}, commands=False)
+
+    def end_at_once(self, run: InFlight, activation: Activation, error: TerminalError, kind: EventKind) -> None:
+        """End an invocation without asking its handler; its calls without an outcome get the same event."""
+        outcome = outcomes.encoded_error(error)
+        messages = brought(kind, run.callees(self._services.surroundings.shards))
+        if run.execution is not None:
+            run.execution.drop()
+        self._finish(run, activation, outcome, {}, commands=False, messages=messages)
+
+    def _finish(
+        self,
+        run: InFlight,
+        activation: Activation,
+        outcome: bytes,
+        changes: dict[str, bytes | None],
+        *,
+        commands: bool,
+        messages: list[Bring] | None = None,
+    ) -> None:
+        if run.declared is None or run.declared.is_workflow:
+            changes = with_waits(run, activation, changes, self._services)
+        if changes and run.holder is not None:
+            self.reentry.pass_on(run, activation, changes)
+        brings: Sequence[Bring] = messages or ()
+        if changes or (run.staged and not run.exclusive):
+            changes, brings = ended(run, activation, changes, brings)
+        if run.message.chain or run.records or self.reentry.inner:
+            brings = [*brings, *self.reentry.closing(run, activation)]
+        number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
+        self._actions.cancel(run)
+        if activation.current is run:
+            activation.current = None
+        if changes:
+            activation.write(changes)
+        if run.exclusive or changes or messages is not None:  # of one that is ended at once it may not be known
+            activation.staged = number
+        self.forget(run)
+        self._turns.ended(run, activation)
+
+    def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
+        """End an attempt: the next one follows after a back-off, unless the policy's attempts are used up."""
+        ending = ending_in(run.pending)
+        if ending is not None:
+            self.end_at_once(run, activation, after_failure(error, ending), ending)
+            return
+        retry = run.policy.retry if run.policy is not None else resolve(self._services.policy).retry
+        if is_last(run, retry, self._services.surroundings.now_ms()):
+            if retry.on_exhausted == "pause" and run.policy is not None:
+                self._pause(run, activation, error, run.attempt, named(run))
+                return
+            text = f"{named(run)}: the last of {run.attempt} attempts failed\n{outcomes.traced(error)}"
+            self._services.failures.note(run, error, run.attempt, text, "used up")
+            self._finish(run, activation, outcomes.encoded_error(used_up(run, error)), {}, commands=False)
+            return
+        delay_s = retry.delay_after(error, run.attempt)
+        text = (
+            f"{named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
+        )
+        self._services.failures.note(run, error, run.attempt, text)
+        run.attempt += 1
+        sleeps = run.policy is not None and not run.policy.idle_timeout
+        number = self._staging.failed(run, error, delay_s, text, sleeps=sleeps)
+        if sleeps:
+            activation.staged = number
+        self._end_attempt(run, activation, text, sleeps=sleeps)
+
+    def _pause(self, run: InFlight, activation: Activation, error: BaseException, attempts: int, what: str) -> None:
+        """What has used its attempts up waits for an operator; steps that have ended meanwhile keep their outcomes."""
+        execution = run.execution
+        if execution is not None and not execution.has_ended:
+            self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
+            while run.outcomes:
+                self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
+        tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
+        reason = f"{what}: {tries} failed: {told(error, outcomes.ERROR_MAX)}"
+        text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"
+        self._services.failures.note(run, error, attempts, text, "paused")
+        activation.staged = self._staging.paused(run, reason, text)
+        self._end_attempt(run, activation, text, sleeps=True)
+
+    def _last_word(self, execution: Execution, error: BaseException, recorded: str) -> tuple[str, TerminalError] | None:
+        run = self._turns.in_flight[execution.id]
+        return last_word(run, error, recorded, self._services.surroundings.now_ms())
+
+    def _end_attempt(self, run: InFlight, activation: Activation, text: str, *, sleeps: bool) -> None:
+        logger.info("attempt ended: %s", text)
+        if run.resume is not None:
+            run.pending.appendleft(run.resume)
+            run.resume = None
+        self._actions.cancel(run)
+        self._actions.blocked.discard(run)
+        if run.execution is not None:
+            run.execution.forget()
+        run.execution, run.settling, run.backing_off, run.began_again = None, False, True, False
+        if sleeps:
+            self._leave_memory(run, activation)
+
+    # Sleep
+
+    def _watch_idle(self, run: InFlight, timeout: timedelta) -> None:
+        if not run.idle:
+            self._services.idle.add(run, timeout.total_seconds(), self._idle_is_over)
+
+    def _idle_is_over(self, run: InFlight) -> None:
+        execution = run.execution
+        if execution is None or run.ended or self.is_draining or not run.is_waiting or execution.steps.unstarted:
+            return
+        if run.id in self.reentry.inner:
+            return
+        self._commit(run, self._turns.activation_of(run), {}, [], sleeps=True)
+
+    def _leave_memory(self, run: InFlight, activation: Activation) -> None:
+        if run.execution is not None:
+            run.execution.drop()
+        self.forget(run)
+        self._turns.left_memory(run, activation)
+
+    def forget(self, run: InFlight) -> None:
+        """Drop what is in memory of an attempt."""
+        if self.reentry.inner:
+            self.reentry.inner.pop(run.id, None)
+        run.ended = True
+        if run.execution is not None:
+            run.execution.forget()
+            run.execution = None
+        if run.idle:
+            self._services.idle.remove(run)
+        self._actions.blocked.discard(run)
+
+    def lose(self) -> None:
+        """Stop all actions: another host owns the shard, or will."""
+        self._actions.lose()

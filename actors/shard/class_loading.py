@@ -1,0 +1,201 @@
+"""Classes: how one shard gets those that its invocations run with, and waits for those that nobody has sent.
+
+What is asked for and is nowhere, a class or one of its handlers, was there when the invocation was accepted, unless it
+was called by name alone and has not begun: then it is refused. Else it waits until a program that has it is there.
+
+Does not own: the code itself (`code`), nor what is done once a class is there (`shard`).
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from actors.activation.activation import Activation, InFlight, Renewal
+from actors.activation.endings import named
+from actors.activation.services import Services
+from actors.activation.staging import Staging
+from actors.backoff import Patience
+from actors.blocks.cancel import ending_in, while_paused
+from actors.code.code import MISSING_FOR, UNSENT, MissingCodeError
+from actors.errors import TerminalError
+from actors.objects.objects import Declaration
+from actors.requests.schedule import SCHEDULED_AT
+from actors.tracebacks import traced
+from journal.records import EventKind
+from journal.texts import told
+
+from .attempts import Attempts
+
+logger = logging.getLogger("actors")
+
+
+class Classes:
+    """The classes that one shard asks for."""
+
+    def __init__(
+        self,
+        services: Services,
+        staging: Staging,
+        attempts: Attempts,
+        sort: Callable[[Activation], None],
+        load_again: Callable[[InFlight, Activation], None],
+    ) -> None:
+        self._services, self._staging, self._attempts = services, staging, attempts
+        self._sort, self._load_again = sort, load_again
+        self._patience = Patience("code")
+        self._unfound: set[str] = set()
+        """What was looked for in vain; who waits was told."""
+
+    def of(self, run: InFlight, activation: Activation) -> Declaration | None:
+        """Return the class that an invocation runs with, if it is here and has the handler; else it must be fetched."""
+        if run.renewal is not None and not self.renew(run, activation):
+            return None
+        found = self._services.code.find(run.type_name, run.message.code)
+        if found is None or run.message.handler in found.handlers:
+            return found
+        return None if _lacks(found, run) else found
+
+    def renew(self, run: InFlight, activation: Activation) -> bool:
+        """Let an invocation go on with the newest code of its class; return whether that is known here."""
+        newest = self._services.code.newest(run.type_name)
+        if newest is None:
+            return False
+        declared, code = newest
+        if _fits(declared, run):
+            # The same class may have no hash here: nobody has sent it from this program.
+            mine = run.declared or self._services.code.find(run.type_name, run.message.code)
+            is_other = declared is not mine and code != run.message.code
+            if run.renewal is Renewal.RESUMED or (is_other and run.message.code):
+                code = code if is_other else run.message.code
+                activation.staged = max(activation.staged, self._staging.renewed(run, code))
+            if run.declared is not None:
+                run.declared, run.handler = declared, declared.handlers[run.message.handler]
+                run.policy = self._services.policy_of(run.handler, declared.options.policy)
+        elif run.renewal is Renewal.RESUMED:
+            logger.warning("%s goes on with the code it has: the newest has no such handler", named(run))
+        run.renewal = None
+        return True
+
+    async def fetch_newest(self, run: InFlight, activation: Activation) -> None:
+        """Get the newest code of an invocation's class, then begin its next attempt."""
+        try:
+            await self._fetched(run, "")
+        except Exception as error:  # noqa: BLE001  # the user's code may raise anything as it is loaded
+            self._stay(run, error)
+        if run.ended or run.execution is not None:
+            return
+        if run.renewal is not None and not self.renew(run, activation):
+            self._stay(run, None)
+        self._attempts.begin(run, activation)
+
+    def _stay(self, run: InFlight, error: Exception | None) -> None:
+        run.renewal = None
+        if error is not None and not isinstance(error, MissingCodeError):
+            logger.warning(
+                "%s goes on with the code it has: the newest cannot be loaded\n%s", named(run), traced(error)
+            )
+
+    async def fetch(self, run: InFlight, activation: Activation) -> None:
+        """Get the class of the first that waits to be sorted; what cannot be loaded fails its attempt."""
+        error: Exception | None = None
+        missing = ""
+        try:
+            digest = "" if run.renewal is not None else run.message.code
+            found = await self._fetched(run, digest)
+            if run.renewal is None and _lacks(found, run):
+                missing = found.without(run.message.handler)
+        except Exception as raised:  # noqa: BLE001  # the user's code may raise anything as it is loaded
+            error = raised
+        if run.renewal is not None and error is not None:
+            self._stay(run, error)
+            error = None
+        if isinstance(error, MissingCodeError) and (run.message.code or run.records):
+            error, missing = None, self._where(run)
+        if missing and not run.ended:
+            await self._wait(run, activation, missing)
+            if activation.key is None:
+                return
+        activation.loading = False
+        if error is not None and not run.ended:
+            assert activation.arrivals is not None
+            activation.arrivals.remove(run)
+            activation.sharing.add(run)
+            if isinstance(error, TerminalError):
+                self._attempts.reject(run, activation, error)
+            else:
+                self._attempts.fail(run, activation, error)
+        self._sort(activation)
+
+    async def _fetched(self, run: InFlight, digest: str) -> Declaration:
+        try:
+            return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
+        except (SystemExit, KeyboardInterrupt) as error:  # of a module as it is imported: they would end the host
+            raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {told(error)}") from error
+
+    def _where(self, run: InFlight) -> str:
+        if run.message.code == UNSENT:
+            return (
+                f'its class lives in a program that has not sent it (hosts="local"), and the process '
+                f"{os.getpid()} ({sys.argv[0] or 'python'}), which has the shard, is another: end this one, or start "
+                "the one with the class"
+            )
+        return f"no class {run.type_name!r} with its code is known: start a program that has it, and use it there once"
+
+    async def _wait(self, run: InFlight, activation: Activation, why: str) -> None:
+        """Wait before the next look for what some program has; say so where its caller waits.
+
+        An object stands still meanwhile, for what waits may hold it; a service does not.
+        """
+        what = f"{run.type_name} {run.message.handler} {run.message.code}"
+        if what not in self._unfound:
+            self._unfound.add(what)
+            text = f"{named(run)} waits: {why}"
+            if what not in self._services.unfound:
+                self._services.unfound.add(what)
+                logger.warning("%s", text)
+            self._staging.notice(run.id, text.encode(errors="backslashreplace"), [])
+        if activation.key is None:
+            assert activation.arrivals is not None
+            activation.arrivals.remove(run)
+            activation.sharing.add(run)
+            activation.loading = False
+            self._sort(activation)
+        run.renewal = Renewal.MISSING
+        self._end_if_asked(run, activation, why)
+        await asyncio.sleep(MISSING_FOR)
+        run.renewal = None
+        resume = next((event for event in run.pending if event.kind is EventKind.RESUME), None)
+        if resume is not None:
+            run.pending.remove(resume)
+            run.spent.append(resume.id)
+            run.renewal = Renewal.RESUMED
+        if activation.key is None and not run.ended:
+            self._load_again(run, activation)
+
+    def _end_if_asked(self, run: InFlight, activation: Activation, why: str) -> None:
+        kind = ending_in(run.pending)
+        if kind is not None:
+            for queue in (activation.arrivals, activation.mailbox):
+                if queue and run in queue:
+                    queue.remove(run)
+            self._attempts.end_at_once(run, activation, while_paused(kind, why), kind)
+
+
+def _lacks(found: Declaration, run: InFlight) -> bool:
+    """Whether the class has no such handler, though the one had it with which the invocation was accepted.
+
+    What a schedule fires is for the newest class: it is refused, and the schedule's status says so.
+    """
+    is_fired = SCHEDULED_AT in (run.message.headers or ())
+    was_there = bool(run.records) or (bool(run.message.code) and not is_fired)
+    return run.message.handler not in found.handlers and was_there
+
+
+def _fits(found: Declaration, run: InFlight) -> bool:
+    """Whether an invocation can go on with another version of its class."""
+    handler, before = found.handlers.get(run.message.handler), run.declared
+    if handler is None or found.is_service != ("/" not in run.message.target):
+        return False
+    return before is None or (found.is_workflow == before.is_workflow and handler.exclusive == run.handler.exclusive)

@@ -1,0 +1,530 @@
+"""Shard: what a host holds in memory of one shard that it owns, and whose turn it is.
+
+Owns: activations, the invocations in memory, their turns, and what becomes of everything that the host reads. Does not
+own: the executions (`attempts`), the next commit (`staging`), reading and writing the store, nor the lease.
+
+Invariants:
+    1. Of a key's exclusive invocations one is under way, and they start in the order of their inbox ids (promise 2).
+    2. An invocation that was laid to sleep is read again only when its sleep is durable, one that has ended never.
+    3. All methods are synchronous and run on the host's loop: a shard is never half way through something.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from functools import partial
+from itertools import islice
+
+from actors.activation.activation import Activation, InFlight
+from actors.activation.pauses import COMMANDS, answer, command_in
+from actors.activation.services import Services
+from actors.activation.staging import Room, Staging, Unwritten
+from actors.activation.watches import told
+from actors.blocks.cancel import ENDING, ended_before, ending_in, killed, never_begun, while_paused
+from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX, dropped, is_early
+from journal.ids import Epoch, Shard
+from journal.records import Event, EventKind, Message, Record, time_of
+from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
+
+from .attempts import Attempts
+from .cancels import Ends
+from .class_loading import Classes
+from .expiries import Expiries
+from .isolation import serving
+
+logger = logging.getLogger("actors")
+
+
+class OwnedShard:
+    """One shard of this host, from the grant of its lease until it is lost or handed over."""
+
+    def __init__(self, services: Services, shard: Shard, epoch: Epoch, number: int, leased: Callable[[], bool]) -> None:
+        self._services, self.shard, self.epoch = services, shard, epoch
+        self.leased = leased
+        """Whether the lease holds."""
+        self.cursor = Cursor("0-0", "0-0")
+        self.staging = Staging(shard, epoch, number, services.surroundings.now_ms, services.wake_writer)
+        self._attempts = Attempts(services, self.staging, self, leased)
+        self.in_flight: dict[str, InFlight] = {}
+        self.activations: dict[str, Activation] = {}
+        self.failed: Callable[[BaseException], None] = partial(services.failed, self)
+        """Step down: this host is half way through something of it, and nothing says for which invocation."""
+        self.ends = Ends(self._attempts, self.in_flight, self.activations, self.failed)
+        self.recovered: dict[str, list[tuple[str, bytes]]] = {}
+        """What `journal` held when the shard was taken over, by invocation."""
+        self.next_due_ms = 0
+        """When a timer is due next, as far as is known; 0 if none is."""
+        self.is_recovered = False
+        """Whether what had begun before the takeover is known: from here on it is read like any other."""
+        self.is_lost = False
+        self.patrolled = 0
+        """How far it was looked through for what is gone."""
+        self.is_draining = False
+        """Whether it is being handed over: nothing new begins, and what waits stays in the store."""
+        self._asleep: dict[str, list[Event]] = {}
+        """Invocations whose sleep is being written, with the events that came since."""
+        self._waking: dict[str, list[Event]] = {}
+        """Invocations that are being read from their hashes, with the events that woke them."""
+        self._unread: dict[str, list[Event]] = {}
+        """Events of invocations whose messages are still to be read, from behind in the inbox."""
+        self._delayed: dict[str, list[Event]] = {}
+        """Events of invocations whose messages come into the inbox when they are due."""
+        self._keeping = (self._asleep, self._waking, self._unread, self._delayed)
+        self._ending: set[str] = set()
+        """Invocations whose end is being written: until then their hashes still say that they are asleep."""
+        self._paused: dict[str, list[str]] = {}
+        """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
+        self._paused_bytes: dict[str, int] = {}
+        self._classes = Classes(services, self.staging, self._attempts, self._sort, self.load_again)
+        self._expiries: Expiries | None = None
+        """Made with the first one."""
+        self._runnable: deque[Activation] = deque()
+        self._is_turning = False
+
+    # What comes in
+
+    @serving
+    def accept(self, inbox_id: str, data: bytes) -> None:
+        """Take a message from the inbox, with the events that wait for it."""
+        try:
+            message = Message.parse(data)
+        except Exception:
+            # Whose it is nobody knows then. An owner that can read it takes it from there.
+            logger.exception("shard %d: message %s of its inbox cannot be read, and stays there", self.shard, inbox_id)
+            return
+        if message.id in self.in_flight or self.is_draining:
+            return
+        events: list[Event] = []
+        if self._unread or self._waking or self._delayed:
+            for waiting in (self._waking, self._unread, self._delayed):
+                events += waiting.pop(message.id, ())
+        ending = ending_in(events) if events else None
+        has_begun = message.id in self.recovered
+        if ending is None and not has_begun and self._is_early(message, inbox_id):
+            self._asleep[message.id] = list(events)
+            self.staging.delayed(message, inbox_id)
+            return
+        before = None
+        if message.due_ms and not has_begun:
+            before = ended_before(inbox_id, message.due_ms, [*events, *self.ends.foreseen.get(message.id, ())])
+        if before is not None:
+            self.ends.doom(message.id, before, never_begun(before))
+        elif ending is EventKind.KILL:
+            self.ends.doom(message.id, ending, killed())
+        run = InFlight(message, self.shard, inbox_id)
+        run.pending.extend(events)
+        if has_begun:
+            self._adopt(run, self._recovered_of(message.id))
+            self._attempts.end_back_off(run)
+        self._admit(run)
+
+    def _is_early(self, message: Message, inbox_id: str) -> bool:
+        """Whether a message is not due; ids stand still while the store's clock, once set back, catches up."""
+        due_ms = message.due_ms
+        return due_ms > 0 and (due_ms > time_of(inbox_id) or due_ms > self._services.surroundings.now_ms())
+
+    def _adopt(self, run: InFlight, found: list[tuple[str, bytes]]) -> None:
+        """Give an invocation its journal; where that cannot be read, it is set aside, and nothing else of the shard."""
+        if not found:
+            return
+        ids = [*run.journal, *(id_ for id_, _ in found)]
+        try:
+            run.adopt([(id_, Record.parse(data)) for id_, data in found])
+        except Exception as error:  # noqa: BLE001  # bytes of anybody
+            run.unread(ids)
+            self._services.suspects.cannot_read(self.shard, run.id, error, self._services.surroundings.now_ms())
+
+    def _recovered_of(self, id_: str) -> list[tuple[str, bytes]]:
+        found = self.recovered.pop(id_, [])
+        if self._expiries is not None and not self.recovered:
+            for target in self._expiries.waiting:
+                self._services.loop.call_soon(self._sort, self._activation(target))
+        return found
+
+    def expect(self, unread: Iterable[str]) -> None:
+        """At the takeover: keep events of these for their messages, which are still to be read from the inbox."""
+        for id_ in unread:
+            self._unread[id_] = []
+
+    def _admit(self, run: InFlight, *, first: bool = False) -> None:
+        self.in_flight[run.id] = run
+        activation = self._activation(run.message.target)
+        if activation.arrivals is None:
+            activation.arrivals = deque((run,))
+        elif first:
+            activation.arrivals.appendleft(run)
+        else:
+            activation.arrivals.append(run)
+        self._sort(activation)
+
+    def _activation(self, target: str) -> Activation:
+        activation = self.activations.get(target)
+        if activation is None:
+            activation = self.activations[target] = Activation(self.shard, target, self._services.now())
+        return activation
+
+    @serving
+    def receive(self, event: Event) -> None:
+        """Take an event: deliver it, keep it for its time, or wake whom it is for."""
+        if self.is_draining:
+            return
+        id_ = event.invocation
+        if event.kind is EventKind.NOTICE:
+            self.staging.notice(id_, event.payload, [event.id])
+            return
+        if event.kind is EventKind.UNREADABLE:
+            logger.error("shard %d: event %s cannot be read, and stays there", self.shard, event.id)
+            return
+        if event.kind is EventKind.EXPIRE:
+            self._expiries = self._expiries or Expiries(self.staging, partial(self._services.fetcher.load, self))
+            self._expiries.add(event)
+            self._sort(self._activation(id_))
+            return
+        run = self.in_flight.get(id_)
+        if event.kind is EventKind.SIGNAL and self._is_dropped(event, run):
+            return
+        if run is not None:
+            if event.kind is EventKind.PROBE and self._attempts.deadlocks.is_taken(run, event):
+                return
+            run.pending.append(event)
+            if event.kind in ENDING and self.ends.ends(run, event.kind):
+                return
+            if run.backing_off:
+                self._attempts.try_again(run)
+            else:
+                self._attempts.deliver(run)
+        elif id_ in self._ending:
+            self.staging.stray([event.id])
+        elif id_ in self._asleep:
+            self._asleep[id_].append(event)
+        elif id_ in self._waking:
+            self._waking[id_].append(event)
+        elif id_ in self._unread:
+            self._unread[id_].append(event)
+        elif id_ in self._delayed:
+            self._delayed[id_].append(event)
+            if event.kind in ENDING:
+                self.staging.hasten(id_)
+        else:
+            self._fetch_dormant(id_, [event])
+
+    def _is_dropped(self, event: Event, run: InFlight | None) -> bool:
+        """Whether too many signals wait for one that does not execute; where it does, it keeps them itself."""
+        id_ = event.invocation
+        if run is not None:
+            waiting = run.pending if run.execution is None else ()
+        else:
+            waiting = next((kept[id_] for kept in self._keeping if id_ in kept), ())
+        if not is_early(waiting, event):
+            return False
+        self._drop(event)
+        return True
+
+    def _drop(self, signal: Event) -> None:
+        dropped(signal.invocation, signal.payload)
+        self.staging.stray([signal.id])
+
+    def wake(self, id_: str) -> None:
+        """Ask for an invocation asleep although no event names it: its journal does, or it is to let one in."""
+        if id_ not in self._waking and id_ not in self._asleep:
+            self._fetch_dormant(id_, [])
+
+    def _fetch_dormant(self, id_: str, events: list[Event]) -> None:
+        self._waking[id_] = events
+        self._services.fetcher.wake(self, id_, events)
+
+    @serving
+    def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool, code: str = "") -> None:
+        """Take an invocation as its hash holds it; it has none if its message is unread, or if it has ended."""
+        if self._waking.get(id_) is not events:
+            return  # its message came in meanwhile, and took the events
+        del self._waking[id_]
+        message, ending = self._message_of(id_, dormant), ending_in(events)
+        if dormant is not None and message is None:
+            self._keep_for_paused(id_, events)
+            return
+        if is_unread:
+            self._unread[id_] = events
+        elif message and dormant and message.due_ms and not (dormant.records or dormant.paused):
+            self._delayed[id_] = events
+            if ending is not None:
+                self.staging.hasten(id_)
+        elif dormant is None or message is None:
+            self.staging.stray([event.id for event in events])
+        elif dormant.paused and ending is None and command_in(events) is None:
+            self._keep_for_paused(id_, self._attempts.deadlocks.without_probes(events))
+        else:
+            run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
+            self._adopt(run, dormant.records)
+            run.journal = []  # those lie in its hash
+            if dormant.paused and ending is None:
+                if not self.is_draining:  # else the next owner does
+                    self._no_longer_paused(id_)
+                    self._asleep[id_] = answer(run, events, dormant, code, self.staging)
+                return
+            if dormant.paused and ending is not None:
+                self.ends.doom(id_, ending, while_paused(ending, dormant.paused))
+            elif ending is EventKind.KILL:
+                self.ends.doom(id_, ending, killed())
+            run.spent += self._no_longer_paused(id_)
+            self._adopt(run, self._recovered_of(id_))
+            # Of one that was paused it is answered already, and wakes it here.
+            unheard = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
+            run.spent += [event.id for event in events if event.kind in unheard]
+            run.pending.extend(event for event in events if event.kind not in unheard)
+            self._attempts.end_back_off(run)
+            self._admit(run, first=True)
+
+    def _message_of(self, id_: str, dormant: Dormant | None) -> Message | None:
+        try:
+            return None if dormant is None else Message.parse(dormant.message)
+        except Exception as error:  # noqa: BLE001  # bytes of anybody
+            self._services.suspects.cannot_read(self.shard, id_, error, self._services.surroundings.now_ms())
+            return None
+
+    def _keep_for_paused(self, id_: str, events: Iterable[Event]) -> None:
+        """Leave events in the store, but for signals beyond their limit."""
+        ids, size = self._paused.setdefault(id_, []), self._paused_bytes.get(id_, 0)
+        for event in events:
+            size += len(event.payload)
+            if event.kind is EventKind.SIGNAL and (len(ids) >= SIGNALS_MAX or size > SIGNALS_BYTES_MAX):
+                size -= len(event.payload)
+                self._drop(event)
+            else:
+                ids.append(event.id)
+        self._paused_bytes[id_] = size
+
+    def _no_longer_paused(self, id_: str) -> list[str]:
+        self._paused_bytes.pop(id_, None)
+        return self._paused.pop(id_, [])
+
+    @serving
+    def loaded(self, activation: Activation, found: Loaded) -> None:
+        """Take an object's state."""
+        if self._expiries is not None and self._expiries.has_missed(activation):
+            return
+        before = activation.fields or {}
+        activation.loading = False
+        activation.fields, activation.held_by, activation.watches = found.fields, found.held_by, None
+        if activation.stale:
+            self._tell_watching(activation, before)
+        self._sort(activation)
+
+    def _tell_watching(self, activation: Activation, before: dict[str, bytes]) -> None:
+        """The state was over and is read again: tell who began to watch it meanwhile, and deliver what was held."""
+        activation.stale, now = False, activation.fields or {}
+        changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        if (posted := told(activation, changed)) is not None:
+            self.staging.tell("", list(posted.events))
+        for run in list(activation.sharing):
+            if run.pending:
+                self._attempts.deliver(run)
+
+    # Sorting: whose class is known, who needs a turn
+
+    def _sort(self, activation: Activation) -> None:
+        if activation.loading or self.is_lost:
+            return
+        if activation.fields is None:
+            activation.loading = True
+            self._services.fetcher.load(self, activation)
+            return
+        if self.ends.doomed:
+            self.ends.end(run.id for run in list(activation.arrivals or ()))
+        while activation.arrivals and not activation.loading:
+            run = activation.arrivals[0]
+            found = self._classes.of(run, activation)
+            if found is None:
+                activation.loading = True
+                self._services.spawn(self._classes.fetch(run, activation), Context())
+                return
+            activation.arrivals.popleft()
+            run.declared, run.handler = found, found.handlers.get(run.message.handler)
+            self._place(activation, run)
+        activation.arrivals = activation.arrivals or None
+        self._turn(activation)
+
+    def _place(self, activation: Activation, run: InFlight) -> None:
+        assert run.declared is not None
+        handler = run.handler
+        if run.is_misdirected(self._services.surroundings.shards):
+            activation.sharing.add(run)
+            self._attempts.reject(run, activation, run.unknown())
+            return
+        run.policy = self._services.policy_of(handler, run.declared.options.policy)
+        if run.policy.keeps or run.message.keep_ms:
+            run.message.keep_ms = int(run.policy.retention.total_seconds() * 1000)
+        run.exclusive = handler.exclusive and activation.key is not None
+        if not run.exclusive:
+            activation.sharing.add(run)
+            self._attempts.begin(run, activation)
+        elif run.asleep and activation.held_by == run.id:
+            activation.current = run
+            self._attempts.begin(run, activation)
+        elif run.pending and activation.precedes(run) and ending_in(run.pending) is not None:
+            self._attempts.end_at_once(run, activation, never_begun(EventKind.CANCEL), EventKind.CANCEL)
+        else:
+            activation.enqueue(run, self._services.limits.queue_in_memory)
+            if run.message.chain:
+                self._attempts.queued(run, activation)
+
+    # Turns (`attempts.Turns`)
+
+    def _turn(self, activation: Activation) -> None:
+        """Give the turn to whoever is next, without recursion: a handler that never waits ends at once."""
+        self._runnable.append(activation)
+        if self._is_turning:
+            return
+        self._is_turning = True
+        try:
+            while self._runnable:
+                self._next(self._runnable.popleft())
+        finally:
+            self._is_turning = False
+
+    def _next(self, activation: Activation) -> None:
+        while not (self.is_draining or self.is_lost):
+            if self._expiries is not None and self._expiries.hold(activation, is_known=not self.recovered):
+                return
+            if not (activation.mailbox and activation.is_free):
+                return
+            run = activation.mailbox[0]
+            if run.asleep and (run := activation.first_awake()) is None:
+                return
+            if not run.message.arguments:
+                if not activation.loading:
+                    activation.loading = True
+                    self._services.fetcher.refill(self, activation)
+                return
+            activation.dequeue(run)
+            activation.current = run
+            self._attempts.begin(run, activation)
+
+    @serving
+    def refilled(self, activation: Activation, messages: dict[str, bytes]) -> None:
+        """Take the arguments of messages that had waited without them."""
+        activation.loading = False
+        # The first ones, as they were asked for: a look at all would make a long queue cost the square of its length.
+        for run in islice(activation.mailbox or (), self._services.limits.queue_in_memory):
+            data = messages.get(run.inbox_id)
+            if data is not None:
+                run.message = Message.parse(data)
+        self._sort(activation)
+
+    def ended(self, run: InFlight, activation: Activation, /) -> None:
+        """Give the turn on."""
+        self.in_flight.pop(run.id, None)
+        self._ending.add(run.id)
+        if self._attempts.reentry.waiting:
+            self._attempts.reentry.drop(run)
+        activation.sharing.discard(run)
+        if activation.held_by == run.id:
+            activation.held_by = ""
+        activation.used_at = self._services.now()
+        self._turn(activation)
+
+    def left_memory(self, run: InFlight, activation: Activation, /) -> None:
+        """Keep the turn for an invocation asleep, and its events until its sleep is durable."""
+        self._asleep[run.id] = list(run.pending)
+        self.in_flight.pop(run.id, None)
+        activation.sharing.discard(run)
+        activation.used_at = self._services.now()
+        if run.holds:
+            activation.held_by, activation.current = run.id, None
+
+    def activation_of(self, run: InFlight, /) -> Activation:
+        """Return the object that the invocation is of."""
+        return self.activations[run.message.target]
+
+    def load_again(self, run: InFlight, activation: Activation, /) -> None:
+        """Look for the invocation's class once more."""
+        activation.sharing.discard(run)
+        self._admit(run)
+
+    def renew(self, run: InFlight, activation: Activation, /) -> None:
+        """Begin the next attempt, with the newest code of its class."""
+        if self._classes.renew(run, activation):
+            self._attempts.begin(run, activation)
+        else:
+            self._services.spawn(self._classes.fetch_newest(run, activation), Context())
+
+    # What the writer asks
+
+    @serving
+    def take(self, incarnation: str, room: Room) -> Unwritten | None:
+        """Return the next part of a commit, if there is something to write."""
+        return None if self.is_lost or self.staging.is_empty else self.staging.take(incarnation, room)
+
+    @serving
+    def settled(self, unwritten: Unwritten, answer: Committed) -> None:
+        """Take the acknowledgement of a part: what waited for it goes on."""
+        self.staging.acknowledge(unwritten, answer)
+        self._note_due(unwritten)
+        for item in unwritten.items:
+            invocation, end = item.progress.invocation, item.progress.end
+            if isinstance(end, Finish):
+                self._ending.discard(invocation)
+            elif isinstance(end, Sleep):
+                events = self._asleep.pop(invocation, [])
+                if events or self._attempts.reentry.is_wanted(item.progress.target, invocation):
+                    self._fetch_dormant(invocation, events)
+        if self._expiries is not None:
+            self._expiries.read()
+        self._attempts.acknowledged(unwritten.items)
+        if self.ends.doomed:
+            self.ends.end(list(self.ends.doomed))
+
+    def _note_due(self, unwritten: Unwritten) -> None:
+        # Not before they are durable: a look at the store that comes between would not find them, and forget.
+        due_ms = min((due_ms for item in unwritten.items for due_ms, _ in item.progress.timers), default=0)
+        if due_ms and (not self.next_due_ms or due_ms < self.next_due_ms):
+            self.next_due_ms = due_ms
+            self._services.wake_timers()
+
+    # Leaving
+
+    def collect(self, idle_since: float) -> None:
+        """Let objects that nobody has used since leave memory."""
+        idle = [
+            target
+            for target, activation in self.activations.items()
+            if activation.is_idle and activation.used_at <= idle_since and activation.staged <= self.staging.settled
+        ]
+        for target in idle:
+            del self.activations[target]
+
+    def drain(self) -> None:
+        """Start nothing more."""
+        self.is_draining = self._attempts.is_draining = True
+
+    def hold(self, is_held: bool) -> None:
+        """Start no step for a while, or again those that were held back; everything else goes on."""
+        self._attempts.hold(is_held)
+
+    @property
+    def acting_since_ms(self) -> int:
+        """When the longest of the steps' actions began that are under way; 0 if none is."""
+        steps = (step for run in self.in_flight.values() for step in run.running.values())
+        return min((step.acting_since_ms for step in steps if step.acting_since_ms), default=0)
+
+    @property
+    def is_acting(self) -> bool:
+        """Whether a step is under way, or its outcome to be written; not one that waits for its next attempt."""
+        return any(run.is_acting for run in self.in_flight.values())
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no step is under way and all that was staged is durable."""
+        return not (self.staging.backlog or self.is_acting)
+
+    def lose(self) -> None:
+        """Forget everything at once: another host owns the shard, or will."""
+        self.is_lost = True
+        self._attempts.lose()
+        for run in self.in_flight.values():
+            if run.execution is not None:
+                run.execution.drop()
+            self._attempts.forget(run)
+        self.in_flight.clear()
+        self.activations.clear()

@@ -1,0 +1,153 @@
+"""Actions: the steps of one shard's executions that are under way.
+
+Owns the tasks that run them, and when one may start. Does not own: running an action and its next attempts (`steps`),
+nor what becomes of its outcome (`attempts`).
+
+Invariants:
+    1. An action starts only when every commit whose state its handler has seen is durable (promise 5), and while the
+       lease holds.
+    2. A failed attempt of a step is staged, with all that its handler has asked for, before the next one begins.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from actors.activation.activation import InFlight
+from actors.activation.endings import named
+from actors.activation.services import Services
+from actors.activation.staging import BYTES_MAX, Staging
+from actors.blocks.restarts import mark_of
+from actors.blocks.steps import Exhausted, LeaseLapsed, Step, context_of
+from actors.errors import TerminalError, UsageError
+from actors.execution.execution import Execution
+from actors.values import outcomes
+from journal.records import Tries
+from journal.texts import said
+
+
+class Listener(Protocol):
+    """What is told of the end of an action, if its execution is there still."""
+
+    is_draining: bool
+    """Nothing new begins."""
+
+    def step_ended(self, run: InFlight, /) -> None:
+        """An outcome was added to `run.outcomes`."""
+        ...
+
+    def step_failed(self, run: InFlight, /) -> None:
+        """An attempt of a step has failed, and another one follows."""
+        ...
+
+    def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
+        """The invocation is to be paused."""
+        ...
+
+
+class Actions:
+    """The actions of one shard."""
+
+    def __init__(self, services: Services, staging: Staging, listener: Listener, leased: Callable[[], bool]) -> None:
+        self._services, self._staging, self._listener, self._leased = services, staging, listener, leased
+        self.blocked: set[InFlight] = set()
+        """Those whose actions wait for commits to be durable, or are held back."""
+        self.is_held = False
+        """No action starts for now."""
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    def start(self, run: InFlight, execution: Execution) -> None:
+        """Start those that were not, as soon as they may."""
+        if not execution.steps.unstarted or self._listener.is_draining:
+            return
+        if self.is_held or self._staging.settled < run.leave_after:
+            self.blocked.add(run)
+            return
+        steps, execution.steps.unstarted = execution.steps.unstarted, {}
+        tries = run.tries if min(steps) < run.replays else {}  # a new one has none: no look at a long journal
+        for index, step in steps.items():
+            run.running[index] = step
+            step_id = f"{run.id}:{mark_of(index, execution.restarts)}"
+            act = self._act(run, execution, step, step_id, tries.get(index))
+            self._tasks[run.id, index] = self._services.spawn(act, context_of(step, step_id))
+
+    async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str, before: Tries | None) -> None:
+        box = self._services.box
+        if box is not None:
+            box.begins(step_id)
+        failed, exhausted, outcome = partial(self._tried, run, execution, step), None, b""
+        try:
+            outcome = await self._services.steps.run(step, step_id, self._may_act, failed, before, run.message.target)
+        except LeaseLapsed:
+            return  # whoever owns the shard now starts it
+        except Exhausted as error:
+            exhausted = error
+        except UsageError as error:
+            outcome = outcomes.encoded_error(TerminalError(said(error), 400))
+        finally:
+            self._tasks.pop((run.id, step.index), None)
+            if box is not None:
+                box.ends(step_id)
+        if run.execution is not execution or run.running.pop(step.index, None) is None or run.ended:
+            return
+        if exhausted is not None and execution.steps.holds(step.index):
+            self._listener.step_exhausted(run, step, exhausted)
+        else:
+            run.outcomes.append((step.index, outcome))
+            self._listener.step_ended(run)
+
+    async def _tried(
+        self, run: InFlight, execution: Execution, step: Step, error: BaseException, delay_s: float, tries: Tries
+    ) -> None:
+        if run.execution is not execution or run.ended:
+            return
+        text = f"step {step.name!r}: attempt {tries.attempts} failed, the next follows in {delay_s:g} s"
+        told = f"{named(run)}: {text}\n{outcomes.traced(error)}"
+        self._services.failures.note(run, error, tries.attempts, told, step.name)
+        number = self._staging.tried(run, tries, error, told)
+        self._listener.step_failed(run)
+        await self._staging.until_durable(number)
+
+    def _may_act(self) -> bool:
+        return self._leased() and not self._listener.is_draining
+
+    def take_blocked(self) -> set[InFlight]:
+        """Return those that wait, and forget them here."""
+        blocked, self.blocked = self.blocked, set()
+        return blocked
+
+    def stop(self, run: InFlight, indices: list[int]) -> None:
+        """Cancel some that are under way."""
+        for index in indices:
+            run.running.pop(index).is_stopped = True
+            task = self._tasks.pop((run.id, index), None)
+            if task is not None:
+                task.cancel()
+
+    def cancel(self, run: InFlight) -> None:
+        """Cancel all of an invocation; outcomes that no record holds are dropped."""
+        if run.running:
+            self.stop(run, list(run.running))
+        run.outcomes = []
+
+    def lose(self) -> None:
+        """Cancel all: another host owns the shard, or will."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        self.blocked.clear()
+
+
+def outcomes_of(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
+    """Take the outcomes of steps that are to be recorded, as many as one write takes."""
+    results, size, taken = list[tuple[int, bytes]](), 0, 0
+    for index, outcome in run.outcomes:
+        if size > BYTES_MAX:
+            break
+        taken += 1
+        if execution.steps.holds(index):
+            results.append((index, outcome))
+            size += len(outcome)
+    run.outcomes = run.outcomes[taken:]
+    return results

@@ -1,0 +1,230 @@
+"""Outcomes: what becomes of an error, and how results and failures cross the store.
+
+Why so: whether an error ends the invocation must not depend on where it is looked at, so it is decided here alone. What
+a replay could only raise again is terminal: all time in a handler is durable, so a time-out is; a mistake in the use of
+the API is.
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from actors import stored
+from actors.errors import DecodeError, OverloadedError, Refusal, TerminalError, UsageError
+from actors.tracebacks import caused, leaves, led_to, traced
+from journal.codec import MISSING
+from journal.records import Failure, failure, outcome_of, success
+from journal.texts import cut, full_name, said, shown, told
+
+from . import seal
+from .recorded import DESCRIBED_MAX, carried, code_and_metadata
+from .revived import attributes_of
+from .values import LIVE, Scope, decode, encode, unpickled
+
+__all__ = ["traced"]
+
+_TERSE: Final = (AssertionError, KeyError, StopAsyncIteration, StopIteration)
+"""Of these the message may be a bare value."""
+NOT_UNDONE: Final = "compensation_failed"
+"""Metadata of an outcome: names of compensations that failed for good."""
+ERROR_MAX: Final = 1_000
+"""Most characters of an error that a journal keeps of a failed attempt, or as the reason of a pause."""
+NOTICE_MAX: Final = 20_000
+"""Most characters of what those who wait are told of a failed attempt."""
+
+_OF_PYTHON: Final = (
+    StopIteration,
+    StopAsyncIteration,
+    asyncio.CancelledError,
+    GeneratorExit,
+    SystemExit,
+    KeyboardInterrupt,
+)
+"""What Python and asyncio take for something else where it is raised, also if it is a terminal error as well."""
+
+
+def terminal(error: BaseException) -> TerminalError | None:
+    """Return the terminal error that ends the invocation, or None if another attempt follows."""
+    # By its type: `isinstance`, and so `match`, asks the object's own `__class__` as well.
+    kind = type(error)
+    if issubclass(kind, BaseExceptionGroup) and not issubclass(kind, TerminalError):
+        return _terminal_leaf(error)
+    return _by_nature(error)
+
+
+def _refusal_behind(error: BaseException) -> Refusal | None:
+    """Return the refusal that a library has made another error of (`raise ConnectError from error`), if there is one.
+
+    One that a handler has caught and left behind is not behind what it raises later.
+    """
+    found = next((one for one in led_to(error) if issubclass(type(one), Refusal)), None)
+    return cast("Refusal | None", found)
+
+
+def terminal_of_step(error: BaseException) -> TerminalError | None:
+    """Return the terminal error that ends a step, or None if another attempt follows: also after a time-out."""
+    found = next((leaf for leaf in leaves(error) if issubclass(type(leaf), TerminalError | UsageError)), None)
+    return None if found is None else _by_nature(found)
+
+
+def _by_nature(error: BaseException) -> Any:
+    kind = type(error)
+    if issubclass(kind, TerminalError):
+        return error
+    if issubclass(kind, TimeoutError):
+        return _caused(TerminalError(_worded(error) if said(error) else "timed out", 408, _kind(error)), error)
+    if issubclass(kind, UsageError):
+        return _caused(TerminalError(said(error), 400, _kind(error)), error)
+    refusal = _refusal_behind(error)
+    return None if refusal is None else _caused(TerminalError(said(refusal), 400, _kind(refusal)), error)
+
+
+def _terminal_leaf(group: BaseException) -> TerminalError | None:
+    # What the user calls terminal comes before what is so by its nature.
+    found: TerminalError | None = None
+    for leaf in leaves(group):
+        if issubclass(type(leaf), TerminalError):
+            found = _by_nature(leaf)
+            break
+        found = found or _by_nature(leaf)
+    return None if found is None else _caused(found, group)
+
+
+def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
+    caused(error, cause)
+    return error
+
+
+def _worded(error: BaseException) -> str:
+    """Return what an error says, with its class where that alone says little: `KeyError: 'nope'`, not `'nope'`."""
+    text, kind = said(error), type(error)
+    return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else told(error)
+
+
+def _kind(error: BaseException) -> dict[str, str]:
+    return {"error": name_of(UsageError if issubclass(type(error), Refusal) else type(error))}
+
+
+def name_of(cls: type) -> str:
+    """Return `module:qualname`."""
+    return ":".join(full_name(cls))
+
+
+def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
+    """Return the terminal error of something whose retries are used up; it says what its last failure said."""
+    metadata = {**_kind(error), "attempts": str(attempts), "step": what}
+    return _caused(TerminalError(_worded(error), 500, metadata), error)
+
+
+def encoded_value(value: Any) -> bytes:
+    """Return the outcome of a result.
+
+    Raises:
+        UsageError: the value cannot be stored.
+    """
+    return success(encode(value))
+
+
+def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
+    """Return the outcome of a terminal error, with names of what was not undone; of a user's class it is pickled too.
+
+    Whatever object it is: what cannot be recorded of it is said in its place.
+    """
+    type_ = stored.type_of(type(error))
+    code, metadata = code_and_metadata(error)
+    if not_undone:
+        metadata[NOT_UNDONE] = cut(not_undone, ERROR_MAX)
+    pickled = carried(error) if ":" in type_ else b""
+    return failure(Failure(code, said(error), metadata, type_, pickled))
+
+
+def encoded_rejection(message: str) -> bytes:
+    """Return the outcome of what was rejected with this message.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
+        raise UsageError(f"what is rejected has a message, a str, not {shown(message)}")
+    return encoded_error(TerminalError(message))
+
+
+def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> Any:
+    """Return the result of an outcome, or raise its failure, decoded anew each time with the classes of this scope.
+
+    Raises:
+        TerminalError: the invocation failed; of its own class where that is known here.
+        DecodeError: this process cannot read the result.
+    """
+    found = outcome_of(outcome)
+    if isinstance(found, bytes):
+        return decode(found, annotation, scope)
+    raise error_of(found, scope)
+
+
+def checked(outcome: bytes) -> bytes:
+    """Return an outcome without its seal, for who has no secret; an error's pickle that has none of ours goes.
+
+    Raises:
+        DecodeError: a result has none of ours.
+    """
+    found = outcome_of(outcome)
+    if isinstance(found, bytes):
+        return success(b"P" + seal.broken(found[1:])) if found[:1] == b"P" else outcome
+    if not found.pickled:
+        return outcome
+    try:
+        return failure(replace(found, pickled=seal.broken(found.pickled)))
+    except DecodeError:
+        return failure(replace(found, pickled=b""))
+
+
+def is_failure(outcome: bytes) -> bool:
+    """Whether an outcome is a failure."""
+    return isinstance(outcome_of(outcome), Failure)
+
+
+def needs_annotation(outcome: bytes) -> bool:
+    """Whether an outcome is a result that only its annotation can rebuild."""
+    found = outcome_of(outcome)
+    return isinstance(found, bytes) and found[:1] == b"T"
+
+
+def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
+    """Return the error that a failure stands for; where its class is not here, a `TerminalError` with its name."""
+    if found.type == "OverloadedError":
+        return OverloadedError(found.message)
+    _, is_named, name = found.type.partition(":")
+    if found.pickled:
+        error = _read(found, scope)
+        if error is not None:
+            return error
+    else:
+        kind = stored.class_of(found.type)
+        if isinstance(kind, type) and issubclass(kind, TerminalError):
+            return kind(found.message, found.code, dict(found.metadata))
+    if not is_named:  # the store's own, or another program's
+        return TerminalError(found.message, found.code, dict(found.metadata))
+    error = TerminalError(
+        cut(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code
+    )
+    error.metadata = {"error": found.type, **found.metadata}
+    return error
+
+
+def _read(found: Failure, scope: Scope) -> TerminalError | None:
+    """Return the error of a user's class; None where that is not here, or not as it was."""
+    try:
+        error = unpickled(found.pickled, scope)
+        if not issubclass(type(error), TerminalError) or issubclass(type(error), _OF_PYTHON):
+            return None
+        attributes = attributes_of(error)
+        attributes.setdefault("code", found.code)  # of one that has never called the `__init__` of TerminalError
+        metadata = attributes.setdefault("metadata", dict(found.metadata))
+        if NOT_UNDONE in found.metadata and type(metadata) is dict:
+            metadata[NOT_UNDONE] = found.metadata[NOT_UNDONE]
+    except KeyboardInterrupt:
+        raise  # Ctrl-C in a program that waits
+    except BaseException:  # noqa: BLE001  # code of a user's class
+        return None
+    return error
