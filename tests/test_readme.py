@@ -9,9 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from test_house import ORDER
 
 from actors.activation.services import Limits
-from actors.blocks.entries import ENTRY_MAX
+from actors.activation.staging import STATE_MAX, WRITTEN_MAX
+from actors.blocks.calls import SENT_MAX
+from actors.blocks.entries import ENTRIES_MAX, ENTRY_MAX, JOURNAL_BYTES_MAX
+from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX
 from actors.client.client import PENDING_MAX
 from actors.execution.phases import TRANSITIONS, Happening, Phase
 from actors.host.leases import BLOCK_LIMIT, LEASE_TTL
@@ -30,6 +34,9 @@ LINES = 250
 """Most lines of the README, which is to be read in ten minutes."""
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"`((?:[\w.-]+/)*(?:[\w.-]+\.(?:lua|md|py|toml|yaml)|[\w.-]+/))`")
+"""A file or folder in backticks, from the root of the repository or from the folder of its page."""
+RUN = re.compile(r"python -m ((?:actors|examples|tests)(?:\.[a-z_]+)+)")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -80,7 +87,20 @@ def row(name: str, text: str) -> list[str]:
     return [f"`{name}`", purpose, ", ".join(promises)]
 
 
-TABLES = {"actors/README.md": {"phases": phases}, "journal/README.md": {"keys": keys, "scripts": scripts}}
+def rooms() -> str:
+    """Return the table of the rooms of `actors`, in their order, by the first lines of their docstrings."""
+    names = dict.fromkeys(module.split(".")[0] for module in ORDER["actors"] if "." in module)
+    docs = {name: ROOT.joinpath("actors", name, "__init__.py").read_text("utf-8") for name in names}
+    return table(
+        ["room", "holds"],
+        ([f"`actors/{name}/`", doc.split("\n")[0].strip('"').rpartition(": ")[2]] for name, doc in docs.items()),
+    )
+
+
+TABLES = {
+    "actors/README.md": {"phases": phases, "rooms": rooms},
+    "journal/README.md": {"keys": keys, "scripts": scripts},
+}
 
 
 def section(name: str) -> re.Pattern[str]:
@@ -126,6 +146,36 @@ def anchors(text: str) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page: str) -> None:
+    here = (ROOT / page).parent
+
+    assert [
+        name for name in NAMED.findall(TEXTS[page]) if not (here / name).exists() and not (ROOT / name).exists()
+    ] == []
+
+
+def test_every_member_that_is_named_is_there() -> None:
+    classes = "\n".join(path.read_text("utf-8") for path in (ROOT / "actors").rglob("*.py"))
+    named = re.findall(r"`([A-Z]\w+)\.(\w+)`", TEXTS["actors/README.md"])
+
+    assert named
+    assert [
+        name
+        for name in named
+        if not re.search(rf"^class {name[0]}\b.*?\b{name[1]}\b", classes, re.MULTILINE | re.DOTALL)
+    ] == []
+
+
+def test_every_module_that_is_run_is_there() -> None:
+    modules = {ROOT.joinpath(*name.split(".")) for text in TEXTS.values() for name in RUN.findall(text)}
+
+    assert len(modules) > 5
+    assert [
+        path for path in modules if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists()
+    ] == []
+
+
 def test_a_link_that_leads_nowhere_is_seen() -> None:
     assert leads("README.md", "", "try-it")
     assert leads("tests/README.md", "../README.md", "limits")
@@ -169,6 +219,18 @@ def test_every_limit_has_its_default() -> None:
             (8_000, 10_000, 64_000),
             "8,000, 10,000 and 64,000",
         ),
+        "`journal_max`, `journal_bytes_max`": (
+            (ENTRIES_MAX, JOURNAL_BYTES_MAX),
+            (100_000, 64_000_000),
+            "100,000 entries and 64 MB",
+        ),
+        "`sent_max`, `written_max`": ((SENT_MAX, WRITTEN_MAX), (32_000_000, 32_000_000), "32 MB each"),
+        "`state_max`": (STATE_MAX, 64_000_000, "64 MB"),
+        "`signals_max`, `signals_bytes_max`": (
+            (SIGNALS_MAX, SIGNALS_BYTES_MAX),
+            (10_000, 16_000_000),
+            "10,000 and 16 MB",
+        ),
         "`pending_max`": (PENDING_MAX, 100_000, "100,000"),
         "`inbox_max`": (Kept().inbox_max, 100_000, "100,000"),
         "`queue_in_memory`": (Limits().queue_in_memory, 100, "100"),
@@ -178,13 +240,15 @@ def test_every_limit_has_its_default() -> None:
             "10,000 and 1 day",
         ),
         "`waiting_max`": (Limits().waiting_max, 5_000, "5,000"),
+        "`activations_max`": (Limits().activations_max, 100_000, "100,000"),
         "shards": (SHARDS, 16, "16"),
         "lease": (LEASE_TTL, timedelta(seconds=3), "3 s"),
         "`block_limit`": (BLOCK_LIMIT, timedelta(seconds=10), "10 s"),
     }
 
     wrong = [name for name, (found, value, _) in said.items() if found != value]
-    wrong += [name for name, (_, _, text) in said.items() if f"| {name} | {text} |" not in TEXT]
+    pages = TEXT + TEXTS["actors/README.md"]
+    wrong += [name for name, (_, _, text) in said.items() if f"| {name} | {text} |" not in pages]
     assert wrong == []
 
 
