@@ -181,7 +181,7 @@ def check_policy(whose: str, policy: object) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class ResolvedPolicy:
     """A policy in which everything is said."""
 
     retry: Retry = Retry()
@@ -191,11 +191,11 @@ class Settled:
     """Whether somebody has said the retention: then it holds for every invocation."""
 
 
-def resolve(*policies: Policy | None) -> Settled:
+def resolve(*policies: Policy | None) -> ResolvedPolicy:
     """Return what holds: each field from the first policy that says it, else the built-in default."""
     said = [policy for policy in policies if policy is not None]
-    built_in = Settled()
-    return Settled(
+    built_in = ResolvedPolicy()
+    return ResolvedPolicy(
         retry=next((policy.retry for policy in said if policy.retry is not None), built_in.retry),
         idle_timeout=_first(built_in.idle_timeout, *(policy.idle_timeout for policy in said)),
         retention=_first(built_in.retention, *(policy.retention for policy in said)),

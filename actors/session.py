@@ -155,10 +155,10 @@ class Session:
 
     def _made_cluster(self) -> "Cluster":
         from .ray.cluster import Cluster  # takes a second
-        from .ray.hosts import Place
+        from .ray.hosts import StoreAddress
 
         settings = self.settings
-        where = Place(self.url, settings.namespace, settings.durability, self._server is not None, self._secrets)
+        where = StoreAddress(self.url, settings.namespace, settings.durability, self._server is not None, self._secrets)
         return Cluster(settings.address, where, settings.policy)
 
     def connect(self) -> Store:
@@ -238,7 +238,7 @@ class Session:
         await asyncio.to_thread(_end, self._entered)
 
 
-class _Slot:
+class _CurrentSession:
     """Holds the process's session."""
 
     def __init__(self) -> None:
@@ -246,7 +246,7 @@ class _Slot:
         self.session: Session | None = None
 
 
-_slot = _Slot()
+_slot = _CurrentSession()
 
 
 @public

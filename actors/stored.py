@@ -114,7 +114,7 @@ def class_of(type_: str) -> Any:
     return NAMES.get((FACADE, name)) or NAMES.get((__name__, name))
 
 
-class _Unpickler(pickle.Unpickler):
+class _BundleUnpickler(pickle.Unpickler):
     """Finds what is ours by its stored name."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -124,7 +124,7 @@ class _Unpickler(pickle.Unpickler):
 
 def loads(data: bytes) -> Any:
     """Return what was pickled by value: code, whichever version of ours has written it."""
-    return _Unpickler(io.BytesIO(data)).load()
+    return _BundleUnpickler(io.BytesIO(data)).load()
 
 
 # The layer below knows of no facade, so that what it defines is entered here.

@@ -240,7 +240,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LeaseHeld:
     """Somebody else has the lease; its value changes with each renewal."""
 
     value: str
@@ -398,7 +398,7 @@ class Store(Protocol):
 
     # Hosts: ownership
 
-    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
+    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | LeaseHeld:
         """Take a lease that nobody has, or whose value is still `seen`; the epoch grows, and the past is fenced.
 
         Raises:

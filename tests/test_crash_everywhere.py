@@ -33,7 +33,7 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.staging import Room
+from actors.activation.staging import CommitBudget
 from actors.blocks.awakeables import completion
 from actors.host import ownership, writer
 from actors.requests.schedule import SCHEDULED_AT
@@ -1358,7 +1358,7 @@ def test_several_crashes_change_nothing(name: str, policy: Policy | None) -> Non
 def test_a_crash_changes_nothing_where_commits_are_as_small_as_they_may_be(
     policy: Policy | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "Room", partial(Room, commands=1))
+    monkeypatch.setattr(writer, "CommitBudget", partial(CommitBudget, commands=1))
     calls = schedule("reentries", [], policy).calls
     for faults in everywhere(calls):
         schedule("reentries", [faults], policy)

@@ -452,6 +452,22 @@ def test_nothing_is_left_for_later() -> None:
     assert wrong == []
 
 
+TWICE = {"Limits"}
+"""Class names that two files still give."""
+
+
+def test_a_class_name_is_given_once() -> None:
+    """A leading underscore makes no other name: a reader says them alike."""
+    given: dict[str, list[str]] = {}
+    for path in python_files(*ORDER):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                given.setdefault(node.name.strip("_"), []).append(f"{relative(path)}:{node.lineno}")
+    double = {name: where for name, where in given.items() if len(where) > 1}
+
+    assert {name: where for name, where in double.items() if name not in TWICE} == {}
+
+
 def test_an_idea_has_one_word() -> None:
     wrong = [
         f"{relative(path)}:{line} {name}"

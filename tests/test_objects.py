@@ -49,7 +49,7 @@ from actors.blocks.awakeables import MadeAwakeable
 from actors.blocks.sagas import Sagas
 from actors.loop.loop import DeterministicLoop
 from actors.objects.objects import ByName, Handler, declaration, find_type, instance, object_handle
-from actors.policy import Settled, resolve, seconds
+from actors.policy import ResolvedPolicy, resolve, seconds
 from actors.requests import current as places
 from actors.requests.current import Request
 from actors.requests.invocation import Accepted
@@ -1219,10 +1219,10 @@ def test_a_retry_that_makes_no_sense_is_refused(wrong: Any) -> None:
 def test_a_policy_is_settled_field_by_field() -> None:
     settled = resolve(Policy(retention="1h"), None, Policy(retention=1, idle_timeout=0), Policy(retry=Retry(factor=3)))
 
-    assert settled == Settled(
+    assert settled == ResolvedPolicy(
         retry=Retry(factor=3), idle_timeout=timedelta(0), retention=timedelta(hours=1), keeps=True
     )
-    assert resolve() == Settled(retry=Retry(), idle_timeout=timedelta(seconds=60), retention=timedelta(days=1))
+    assert resolve() == ResolvedPolicy(retry=Retry(), idle_timeout=timedelta(seconds=60), retention=timedelta(days=1))
 
 
 # --- Errors

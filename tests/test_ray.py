@@ -27,7 +27,7 @@ from servers import DURABLE, Server, valkey_binary
 
 import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, state
-from actors.ray.hosts import RAY_NAMESPACE, Place
+from actors.ray.hosts import RAY_NAMESPACE, StoreAddress
 from actors.session import HostStatus
 from actors.values.values import note_sent
 from journal.clock import boot_seconds
@@ -421,7 +421,9 @@ def test_one_that_kills_its_host_each_time_holds_no_other_shard_up(hosts: list[H
 def test_it_recovers_without_the_supervisor_which_adopts_the_hosts_when_it_is_back(
     session: actors.Session, hosts: list[HostStatus]
 ) -> None:
-    supervisor: Any = api.get_actor(f"supervisor:{Place(session.url, 'default', 'disk').name}", namespace=RAY_NAMESPACE)
+    supervisor: Any = api.get_actor(
+        f"supervisor:{StoreAddress(session.url, 'default', 'disk').name}", namespace=RAY_NAMESPACE
+    )
     keys = keys_of(hosts[1].pid)
 
     api.kill(supervisor, no_restart=False)
@@ -466,7 +468,7 @@ def test_up_starts_hosts_once_and_changes_their_number(session: actors.Session) 
     two = up("--hosts", "2")
     assert (len(two), two[0]) == (2, first[0])
     assert up("--hosts", "0") == []
-    supervisor = api.get_actor(f"supervisor:{Place(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
+    supervisor = api.get_actor(f"supervisor:{StoreAddress(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
     api.kill(supervisor)
 
 
@@ -531,7 +533,7 @@ def test_hosts_get_the_secret_and_show_neither_it_nor_the_password(session: acto
                 said += line.read_text(errors="replace").replace(f"--requirepass\0{password}", "")
     finally:
         said += program.communicate()[0]
-        supervisor = api.get_actor(f"supervisor:{Place(url, 'secretive', 'disk').name}", namespace=RAY_NAMESPACE)
+        supervisor = api.get_actor(f"supervisor:{StoreAddress(url, 'secretive', 'disk').name}", namespace=RAY_NAMESPACE)
         api.get(supervisor.leave.remote(), timeout=WITHIN_S)
         api.kill(supervisor)
         server.kill()

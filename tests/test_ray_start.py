@@ -12,7 +12,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: it wants a t
 
 from actors.ray import cluster as rays
 from actors.ray.cluster import Cluster
-from actors.ray.hosts import Place
+from actors.ray.hosts import StoreAddress
 
 
 class Starting:
@@ -41,7 +41,7 @@ class Starting:
 def interrupted(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[Cluster, Starting]:
     starting = Starting(times)
     monkeypatch.setattr(rays, "api", starting)
-    cluster = Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)
+    cluster = Cluster(None, StoreAddress("redis://127.0.0.1:9/0", "n", "disk"), None)
     with pytest.raises(KeyboardInterrupt):
         cluster.open(1)
     return cluster, starting
@@ -88,7 +88,7 @@ def test_the_programs_signal_handlers_are_put_back(
             interrupted(monkeypatch, interruptions)
         else:
             monkeypatch.setattr(rays, "api", Starting(0))
-            Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None).join()
+            Cluster(None, StoreAddress("redis://127.0.0.1:9/0", "n", "disk"), None).join()
         assert signal.getsignal(signal.SIGTERM) is handler
         assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
     finally:
@@ -100,7 +100,7 @@ def test_a_ray_that_is_started_in_a_thread_outlives_it(monkeypatch: pytest.Monke
     """Issue 15.39: `async with init()` starts it off the loop; its processes end with the thread of their start."""
     starting = Starting(0)
     monkeypatch.setattr(rays, "api", starting)
-    cluster = Cluster(None, Place("redis://127.0.0.1:9/0", "n", "disk"), None)
+    cluster = Cluster(None, StoreAddress("redis://127.0.0.1:9/0", "n", "disk"), None)
 
     caller = threading.Thread(target=cluster.join)
     caller.start()

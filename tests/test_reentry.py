@@ -26,7 +26,7 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.staging import Room
+from actors.activation.staging import CommitBudget
 from actors.execution.state_view import INNER_WROTE, packed, unpacked
 from actors.host import writer
 from journal.memory.scripts import World as Stored
@@ -404,7 +404,7 @@ def test_what_an_inner_one_writes_is_in_one_commit_with_what_its_holders_know_of
     async def scenario(world: Simulation) -> None:
         await Board["a"].write.remote("nested", 2)
 
-    monkeypatch.setattr(writer, "Room", partial(Room, commands=1))
+    monkeypatch.setattr(writer, "CommitBudget", partial(CommitBudget, commands=1))
     monkeypatch.setattr(Stored, "commit", seen)
     played(scenario, mode, ["a"])
 

@@ -15,7 +15,7 @@ from servers import DURABLE, Server, valkey_binary
 import actors
 from actors import Context, UnavailableError, UsageError, VirtualObject, handler
 from journal.errors import SettingsError
-from journal.redis.connection import Lines
+from journal.redis.connection import Connections
 from journal.redis.store import RedisStore
 from journal.redis.url import shown
 
@@ -171,7 +171,7 @@ def test_a_program_in_use_shows_no_secret(
 
 
 async def _asked(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
     try:
         await lines.ask("PING")
     finally:

@@ -30,7 +30,7 @@ from actors import (
     state,
 )
 from actors.client.client import Client
-from actors.client.slots import Brought, Held, Operation
+from actors.client.slots import Brought, EarlyEvents, Operation
 from actors.host.host import READ_COUNT
 from actors.requests import current as places
 from journal.ids import Shard, new_id, shard_in
@@ -404,7 +404,7 @@ def test_signals_to_an_id_that_is_on_its_way_wait_for_it_in_their_order(client: 
 async def test_what_follows_a_signal_that_is_asked_for_again_waits_behind_it() -> None:
     queue = deque[Operation]()
     asked = asyncio.Event()
-    held = Held(queue, asked.set)
+    held = EarlyEvents(queue, asked.set)
     first, second, third = (_signal(name) for name in ("first", "second", "third"))
     other = Attach(Shard(3), "other-3")
 

@@ -42,7 +42,7 @@ from journal.store import (
     Fenced,
     Finish,
     Granted,
-    Held,
+    LeaseHeld,
     Loaded,
     Outgoing,
     Partly,
@@ -565,18 +565,18 @@ async def test_a_held_shard_is_refused_with_the_value_to_watch(store: Store) -> 
     await store.renew("one", owner.owned, b"")
     second = await store.acquire(Shard(0), "two", "")
 
-    assert isinstance(first, Held)
-    assert isinstance(second, Held)
+    assert isinstance(first, LeaseHeld)
+    assert isinstance(second, LeaseHeld)
     assert first != second, "each renewal changes it"
 
 
 async def test_a_lease_that_was_renewed_meanwhile_is_not_taken(store: Store) -> None:
     owner = await Owner.acquire(store, incarnation="one")
     held = await store.acquire(Shard(0), "two", "")
-    assert isinstance(held, Held)
+    assert isinstance(held, LeaseHeld)
     await store.renew("one", owner.owned, b"")
 
-    assert isinstance(await store.acquire(Shard(0), "two", held.value), Held)
+    assert isinstance(await store.acquire(Shard(0), "two", held.value), LeaseHeld)
     assert await store.renew("one", owner.owned, b"") == {0: 0}
 
 
@@ -586,7 +586,7 @@ async def test_a_lease_that_stood_still_is_taken_and_the_past_cannot_write(store
     await driver.call(A)
     await past.commit(await past.progress(A, record=b"one"))
     held = await store.acquire(Shard(0), "two", "")
-    assert isinstance(held, Held)
+    assert isinstance(held, LeaseHeld)
 
     owner = await Owner.acquire(store, seen=held.value, incarnation="two")
 
@@ -607,7 +607,7 @@ async def test_the_same_incarnation_with_an_older_epoch_is_the_past(store: Store
     # Promise 6.
     past = await Owner.acquire(store, incarnation="one")
     held = await store.acquire(Shard(0), "one", "")
-    assert isinstance(held, Held)
+    assert isinstance(held, LeaseHeld)
 
     owner = await Owner.acquire(store, seen=held.value, incarnation="one")
 
@@ -645,7 +645,7 @@ async def test_releasing_again_takes_nothing_from_the_next_owner(store: Store) -
     await store.release(past.incarnation, past.owned, leaving=True)
 
     assert await store.renew(owner.incarnation, owner.owned, b"") == {0: 0}
-    assert isinstance(await store.acquire(Shard(0), "else", ""), Held)
+    assert isinstance(await store.acquire(Shard(0), "else", ""), LeaseHeld)
 
 
 async def test_burying_frees_the_leases_of_the_dead_alone_and_they_are_not_clean(store: Store) -> None:
@@ -671,7 +671,7 @@ async def test_burying_frees_the_leases_of_the_dead_alone_and_they_are_not_clean
 async def test_hosts_and_leases_can_be_seen(store: Store) -> None:
     owner = await Owner.acquire(store, 1, incarnation="one")
     held = await store.acquire(Shard(1), "x", "")
-    assert isinstance(held, Held)
+    assert isinstance(held, LeaseHeld)
 
     await store.renew("one", {}, b"about \xff")
 
@@ -1699,7 +1699,7 @@ async def test_a_part_that_fails_half_way_damages_its_shard_and_no_other(store: 
     assert again.head.startswith("damaged ")
     assert await store.renew("one", {**broken.owned, **sound.owned}, b"") == {1: 1}
     assert await broken.move_due() == (-1, 0)
-    assert isinstance(await store.acquire(Shard(0), "two", ""), Held)
+    assert isinstance(await store.acquire(Shard(0), "two", ""), LeaseHeld)
     await store.bury("one")
     with pytest.raises(DamagedError, match="shard 0: damaged"):
         await store.acquire(Shard(0), "two", "")

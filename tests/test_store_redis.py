@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
-from redis.asyncio.connection import Connection
+from redis.asyncio.connection import Connection as RedisConnection
 from servers import DURABLE, Server, redis_binary, valkey_binary
 from store_bench import SHARDS, TARGET, Driver, Engine, Owner, message, new, redis_engine
 from wire import Wire
@@ -20,7 +20,7 @@ from journal.ids import Shard, new_id
 from journal.keys import TABLE, Keys
 from journal.records import EventKind
 from journal.redis import connection as line
-from journal.redis.connection import Line, Lines, Refusal
+from journal.redis.connection import Connection, Connections, RefusedCommand
 from journal.redis.settings import check_settings, check_version
 from journal.redis.store import Durability, RedisStore
 from journal.store import Bring, Committed, Cursor, Damaged, Finish, Progress, Settled, Sleep, Store, Trimmed
@@ -476,7 +476,7 @@ async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("journal.redis.connection.ANSWER_MAX", 0.2)
-    lines = Lines(url)
+    lines = Connections(url)
 
     for _ in range(2):
         with pytest.raises(UnavailableError, match="no answer for"):
@@ -489,7 +489,7 @@ async def test_an_answer_that_does_not_come_counts_as_lost_and_the_line_goes_on(
 async def test_a_server_that_lets_a_line_in_and_says_nothing_counts_as_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("journal.redis.connection.ANSWER_MAX", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        lines = Lines(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+        lines = Connections(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
 
         with pytest.raises(UnavailableError, match="no answer for"):
             await lines.ask("PING")
@@ -497,7 +497,7 @@ async def test_a_server_that_lets_a_line_in_and_says_nothing_counts_as_silent(mo
         await lines.aclose()
 
 
-class LateConnection(Connection):
+class LateConnection(RedisConnection):
     """Returns from `connect` when the server has closed it again, as may be over TLS: one read brings both."""
 
     async def connect(self) -> None:
@@ -513,7 +513,7 @@ async def test_a_server_that_closes_right_after_its_greeting_is_not_waited_for()
         writer.close()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
-        line = Line(LateConnection(port=server.sockets[0].getsockname()[1], protocol=2))
+        line = Connection(LateConnection(port=server.sockets[0].getsockname()[1], protocol=2))
 
         with pytest.raises(UnavailableError, match="it has closed the connection"):
             await line.ask(("PING",))
@@ -522,7 +522,7 @@ async def test_a_server_that_closes_right_after_its_greeting_is_not_waited_for()
 
 
 async def test_a_line_whose_command_was_cancelled_gives_nobody_its_answer(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
     asking = asyncio.ensure_future(lines.ask("BLPOP", "nothing", 0.3))
     while not asking.done():
         asking.cancel()
@@ -535,7 +535,7 @@ async def test_a_line_whose_command_was_cancelled_gives_nobody_its_answer(url: s
 
 
 async def test_text_that_is_no_valid_utf_8_crosses_a_line(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
 
     assert await lines.ask("ECHO", "caf\udce9") == "caf\udce9".encode("utf-8", "surrogatepass")
 
@@ -543,11 +543,11 @@ async def test_text_that_is_no_valid_utf_8_crosses_a_line(url: str) -> None:
 
 
 async def test_a_command_that_is_refused_leaves_its_line_in_step(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
 
-    with pytest.raises(Refusal):
+    with pytest.raises(RefusedCommand):
         await lines.ask("HGET", "too few")
-    with pytest.raises(Refusal):
+    with pytest.raises(RefusedCommand):
         await lines.ask_all(("ECHO", "one"), ("HGET", "too few"), ("ECHO", "three"))
 
     assert await lines.ask("ECHO", "mine") == b"mine"
@@ -555,7 +555,7 @@ async def test_a_command_that_is_refused_leaves_its_line_in_step(url: str) -> No
 
 
 async def test_a_line_that_is_told_what_nobody_asked_for_is_closed(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
 
     with pytest.raises(UnavailableError):
         await lines.ask("SUBSCRIBE", "one", "two")  # one command, two answers
@@ -565,9 +565,9 @@ async def test_a_line_that_is_told_what_nobody_asked_for_is_closed(url: str) -> 
 
 
 async def test_a_line_whose_connection_the_server_has_closed_opens_again(url: str) -> None:
-    lines = Lines(url)
+    lines = Connections(url)
     id_ = await lines.ask("CLIENT", "ID")
-    other = Lines(url)
+    other = Connections(url)
 
     assert await other.ask("CLIENT", "KILL", "ID", id_) == 1
     found = await asyncio.gather(lines.ask("PING"), return_exceptions=True)  # at the latest this one finds it closed

@@ -21,7 +21,7 @@ from actors.errors import TerminalError
 from actors.execution.execution import Execution
 from actors.execution.state_view import laid_over
 from actors.objects.objects import Declaration
-from actors.policy import Settled
+from actors.policy import ResolvedPolicy
 from actors.requests.run_ids import run_id
 from journal.ids import ObjectId, Shard
 from journal.records import Delivered, Event, EventKind, Message, Record, Tries, time_of, timer_of
@@ -99,7 +99,7 @@ class InFlight:
         self.declared: Declaration | None = None
         self.handler: Any = None
         """Its `Handler`: a checker would read a field of that type as a descriptor."""
-        self.policy: Settled | None = None
+        self.policy: ResolvedPolicy | None = None
         self.exclusive = False
         self.attempt = 1
         self.began_ms = 0

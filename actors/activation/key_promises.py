@@ -1,4 +1,4 @@
-"""Board: a workflow's promises as its activation holds them, asked and written by one execution.
+"""KeyPromises: a workflow's promises as its activation holds them, asked and written by one execution.
 
 Owns the fields of promises and waits that the next commit of the execution writes, and the events that it brings. Why
 it is decided as `promises` says, is said there.
@@ -26,8 +26,8 @@ Changes = dict[str, bytes | None]
 ALREADY: Final = {True: "was rejected already", False: "has its value already"}
 
 
-class Board:
-    """The promises of one key, for one execution (`promises.Board`)."""
+class KeyPromises:
+    """The promises of one key, for one execution (`promises.PromiseCommands`)."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from actors.blocks.calls import Surroundings
 from actors.blocks.steps import StepRunner
 from actors.code.code import CodeBook
-from actors.policy import Policy, Settled, resolve
+from actors.policy import Policy, ResolvedPolicy, resolve
 from journal.records import Event
 
 from .activation import Activation, InFlight
@@ -81,9 +81,9 @@ class Services:
     """Types whose classes live in another program, where that was said."""
     suspects: Suspects
     """What it failed on."""
-    policies: dict[Any, Settled] = field(default_factory=dict[Any, Settled])
+    policies: dict[Any, ResolvedPolicy] = field(default_factory=dict[Any, ResolvedPolicy])
 
-    def policy_of(self, handler: Any, of_class: Policy | None) -> Settled:
+    def policy_of(self, handler: Any, of_class: Policy | None) -> ResolvedPolicy:
         """Return what holds for a handler, resolved once."""
         found = self.policies.get(handler)
         if found is None:

@@ -51,7 +51,7 @@ BACK_OFF: Final = "a"
 
 
 @dataclass(slots=True)
-class Room:
+class CommitBudget:
     """What one commit still takes."""
 
     commands: int = COMMANDS_MAX
@@ -331,7 +331,7 @@ class Staging:
         """How much is staged and not durable."""
         return self.count - self.settled
 
-    def take(self, incarnation: str, room: Room) -> Unwritten:
+    def take(self, incarnation: str, room: CommitBudget) -> Unwritten:
         """Remove and return what the commit has room for, as the next part of the shard."""
         items: list[Staged] = []
         while self._staged and (room.is_left or (items and items[-1].is_joined)):

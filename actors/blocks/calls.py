@@ -59,7 +59,7 @@ CHAIN_MAX: Final = 100
 """So many exclusive handlers may wait for one call, each through the next."""
 
 
-class _Call(Awaited):
+class _CallEntry(Awaited):
     """A call, a send, for which nobody can wait, or what this handler waits for and has not started."""
 
     __slots__ = ("id", "is_awaited", "is_cancelled", "is_own", "limit", "name", "one_way")
@@ -92,8 +92,8 @@ class Calls:
     ) -> None:
         self._message, self._surroundings, self._loop, self._scope = message, surroundings, loop, scope
         self._invocation, self._holds = message.id, holds and "/" in message.target
-        self._by_index: dict[int, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
+        self._by_index: dict[int, _CallEntry] = {}
+        self._by_id: dict[str, _CallEntry] = {}
         self.messages: list[Leaving] = []
         """What leaves with the next commit, in order."""
         self.sent = 0
@@ -118,7 +118,7 @@ class Calls:
         mark = mark_of(index, self.restarts)
         id_ = started_id(request, address, derived_id(self._invocation, str(mark)), around.shards)
         returns = request.declared.returns if request.declared is not None else MISSING
-        call = _Call(id_, name, returns, self._loop, self._scope)
+        call = _CallEntry(id_, name, returns, self._loop, self._scope)
         self._by_index[index] = call
         is_named = is_run or request.options.idempotency_key is not None
         if not is_named:  # else its invocation keeps it: what was started before may be another's
@@ -169,7 +169,7 @@ class Calls:
         own = [call for call in self._by_index.values() if call.outcome is None and call.is_own]
         return self._cancels(list({call.id: call for call in own}.values()))
 
-    def _cancels(self, calls: list[_Call]) -> list[Bring]:
+    def _cancels(self, calls: list[_CallEntry]) -> list[Bring]:
         for call in calls:
             call.is_cancelled = True
         return [Bring(shard_in(call.id), call.id, EventKind.CANCEL, 0, b"") for call in calls]
@@ -210,7 +210,7 @@ class Calls:
         return [] if call.is_cancelled else self._cancels([call])
 
     @cached_property
-    def _limited(self) -> dict[int, tuple[_Call, float]]:
+    def _limited(self) -> dict[int, tuple[_CallEntry, float]]:
         return {}
 
     def tell(self, event: Bring) -> None:
@@ -224,7 +224,7 @@ class Calls:
     ) -> Generator[Any, Any, Any]:
         """Wait for an invocation, started here or elsewhere; return its result, or raise its failure."""
         kept, id_ = invocation.kept, invocation.id
-        if isinstance(kept, _Call) and kept.is_of(self._loop):
+        if isinstance(kept, _CallEntry) and kept.is_of(self._loop):
             call = kept
         else:
             returns = kept.returns if isinstance(kept, Handler) else MISSING
@@ -234,13 +234,13 @@ class Calls:
         call.is_awaited = True
         return (yield from call.wait())
 
-    def _attach(self, id_: str, returns: Any, make: Callable[[str], int], is_new: Callable[[int], bool]) -> _Call:
+    def _attach(self, id_: str, returns: Any, make: Callable[[str], int], is_new: Callable[[int], bool]) -> _CallEntry:
         """Make the entry of a wait for what was started elsewhere."""
         if id_ == self._invocation:
             raise UsageError(f"{id_} cannot wait for its own end")
         shard = shard_in(id_)
         index = make(f"attach {id_}")
-        call = _Call(id_, f"attach {id_}", returns, self._loop, self._scope)
+        call = _CallEntry(id_, f"attach {id_}", returns, self._loop, self._scope)
         self._by_index[index] = self._by_id[id_] = call
         if is_new(index):
             teller = teller_of_entry(self._invocation, mark_of(index, self.restarts))
@@ -249,7 +249,7 @@ class Calls:
 
     def is_sent(self, invocation: Invocation[Any]) -> bool:
         """Whether this handler has sent it, so that nobody waits for it."""
-        call = invocation.kept if isinstance(invocation.kept, _Call) else self._by_id.get(invocation.id)
+        call = invocation.kept if isinstance(invocation.kept, _CallEntry) else self._by_id.get(invocation.id)
         return call is not None and call.one_way
 
     def unawaited(self) -> list[str]:

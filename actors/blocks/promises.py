@@ -54,7 +54,7 @@ class Posted:
     events: list[Bring]
 
 
-class Board(Protocol):
+class PromiseCommands(Protocol):
     """Where the promises of the key stand: its activation, for one execution."""
 
     answers: Answers
@@ -92,7 +92,7 @@ class Promises:
     def __init__(
         self,
         whose: str,
-        board: Board | None,
+        board: PromiseCommands | None,
         make: Callable[[str], int],
         is_new: Callable[[int], bool],
         loop: DeterministicLoop,

@@ -65,7 +65,7 @@ _NOBODY: Final = Holder("", "", "", "")
 """Whose calls have no share that ends before all places are taken."""
 
 
-class _Call(Future[Any]):
+class _PoolFuture(Future[Any]):
     """A call that waits, works, or goes on although nobody waits for it."""
 
     def __init__(self, pool: "Threads", holder: Holder, work: Callable[[], Any]) -> None:
@@ -105,12 +105,12 @@ class Threads(Executor):
         self._is_shut = False
         self._started = self._idle = 0
         """Threads that were started ever, and that wait for a call and have none coming."""
-        self._begun: SimpleQueue[_Call | None] = SimpleQueue()
-        self._working: dict[_Call, None] = {}
-        self._abandoned: dict[_Call, None] = {}
+        self._begun: SimpleQueue[_PoolFuture | None] = SimpleQueue()
+        self._working: dict[_PoolFuture, None] = {}
+        self._abandoned: dict[_PoolFuture, None] = {}
         self._by_object: Counter[str] = Counter()
         self._by_type: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, OrderedDict[str, deque[_Call]]] = OrderedDict()
+        self._waiting: OrderedDict[str, OrderedDict[str, deque[_PoolFuture]]] = OrderedDict()
         """By type, then by object."""
         self._said: set[str] = set()
 
@@ -124,7 +124,7 @@ class Threads(Executor):
 
     def put(self, holder: Holder, work: Callable[[], Any]) -> Future[Any]:
         """Call it in a thread, as soon as there is a place for its holder."""
-        call = _Call(self, holder, work)
+        call = _PoolFuture(self, holder, work)
         with self._lock:
             if self._is_shut:
                 raise RuntimeError("the host has ended")
@@ -134,7 +134,7 @@ class Threads(Executor):
                 self._waiting.setdefault(holder.type, OrderedDict()).setdefault(holder.object, deque()).append(call)
         return call
 
-    def give_up(self, call: _Call) -> None:
+    def give_up(self, call: _PoolFuture) -> None:
         """Let a call go on that nobody waits for, without a place, if it has one and not too many do."""
         with self._lock:
             if call in self._working:
@@ -185,7 +185,7 @@ class Threads(Executor):
             return holder.object
         return None
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: _PoolFuture) -> None:
         if not call.set_running_or_notify_cancel():
             return
         call.since = boot_seconds()
@@ -199,7 +199,7 @@ class Threads(Executor):
             self._started += 1
             threading.Thread(target=self._work, name=f"perdure-step-{self._started}", daemon=True).start()
 
-    def _end(self, call: _Call) -> None:
+    def _end(self, call: _PoolFuture) -> None:
         del self._working[call]
         for counter, name in ((self._by_object, call.holder.object), (self._by_type, call.holder.type)):
             counter[name] -= 1
@@ -223,7 +223,7 @@ class Threads(Executor):
         while (call := self._next()) is not None:
             self._begin(call)
 
-    def _next(self) -> _Call | None:
+    def _next(self) -> _PoolFuture | None:
         """Take the call out whose turn is next, if there is a place for one."""
         if len(self._working) >= self._count:
             return None
@@ -260,7 +260,7 @@ class Threads(Executor):
             goes_on = self._ended(call)
             del call  # else an idle thread keeps it alive
 
-    def _ended(self, call: _Call) -> bool:
+    def _ended(self, call: _PoolFuture) -> bool:
         """Give its place to the next, and return whether its thread is one of the pool still."""
         with self._lock:
             if call in self._abandoned:
@@ -273,7 +273,7 @@ class Threads(Executor):
             return True
 
 
-def _shortage_of(short: str, holders: list[_Call]) -> str:
+def _shortage_of(short: str, holders: list[_PoolFuture]) -> str:
     named = ", ".join(str(call) for call in holders[:NAMED_MAX])
     rest = f" and {len(holders) - NAMED_MAX} more" if len(holders) > NAMED_MAX else ""
     return (

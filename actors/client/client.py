@@ -45,7 +45,7 @@ from . import slots
 from .batches import freeing_batch, next_batch, until_settled
 from .heartbeat import Heartbeat, Written
 from .run_starts import Start, Starts, refusals
-from .slots import UNKNOWN, Brought, Held, Operation, Slot, Started, Wait, Waiting, slot_of, tell, told_to
+from .slots import UNKNOWN, Brought, EarlyEvents, Operation, Slot, Started, Wait, Waiting, slot_of, tell, told_to
 from .timeouts import Deadlines
 from .uploads import Uploads
 from .watch import Watch, described
@@ -89,7 +89,7 @@ class Client:
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._is_astray = False  # the store has lost our writer
         self._wanted, self._idle = asyncio.Event(), asyncio.Event()
-        self._held = Held(self._queue, self._wanted.set)
+        self._held = EarlyEvents(self._queue, self._wanted.set)
         self._tasks: list[asyncio.Task[None]] = []
         self._patience = Patience("submit")
         self._starts = Starts(self._slots, self._lock, self._put, self._loop.time)

@@ -67,7 +67,7 @@ def slot_of(operation: Operation) -> str:
     return operation.slot if isinstance(operation, Brought | Started) else operation.invocation
 
 
-class Held:
+class EarlyEvents:
     """Events for invocations that the store does not know yet: an id may be here before what it names is there.
 
     They are asked for again; what follows them to the same invocation waits behind them.

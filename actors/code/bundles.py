@@ -116,7 +116,7 @@ def is_type(cls: type) -> TypeGuard[type[Durable]]:
     return issubclass(cls, Durable) and "_options" in vars(cls)
 
 
-class _Pickler(cloudpickle.Pickler):
+class _BundlePickler(cloudpickle.Pickler):
     """Notes the user's classes and modules that it meets."""
 
     def __init__(self, file: io.BytesIO, seen: _Reached) -> None:
@@ -177,7 +177,7 @@ def _dumped(names: dict[Name, type], reached: _Reached) -> tuple[bytes, _Reached
     file, seen = io.BytesIO(), _Reached(set(), set())
     try:
         with _by_value(reached.modules, _pickling):
-            cast("Any", _Pickler(file, seen)).dump(names)
+            cast("Any", _BundlePickler(file, seen)).dump(names)
     except Exception as error:  # a user's globals may hold anything
         raise UsageError(_unsendable(names, seen.modules, error)) from error
     return file.getvalue(), seen
@@ -199,14 +199,14 @@ def _by_value(names: set[str], pickling: Any) -> Generator[None]:
 def portable(value: Any, pickling: Any) -> bytes:
     """Return a pickle, by this copy of cloudpickle, in which classes that were sent to hosts go by value."""
 
-    class Pickler(pickling.Pickler):
+    class _PortablePickler(pickling.Pickler):
         def reducer_override(self, obj: Any) -> Any:
             reduced: Any = pickling.Pickler.reducer_override(self, obj)
             return _sentinel(obj) or _with_slots(obj, reduced, pickling)
 
     file = io.BytesIO()
     with _lock, _by_value({module for module, _ in sent() if travels(module)}, pickling):
-        Pickler(file).dump(value)
+        _PortablePickler(file).dump(value)
     return file.getvalue()
 
 

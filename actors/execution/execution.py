@@ -21,7 +21,7 @@ from actors.blocks.awakeables import Awakeables, MadeAwakeable
 from actors.blocks.calls import Calls, Surroundings
 from actors.blocks.cancel import Unheeded, fail_waits
 from actors.blocks.entries import Entries
-from actors.blocks.promises import Board, MadePromise, Promises
+from actors.blocks.promises import MadePromise, PromiseCommands, Promises
 from actors.blocks.restarts import Restarts
 from actors.blocks.sagas import CANCELLED, Sagas
 from actors.blocks.signals import Signals, dropped
@@ -55,7 +55,7 @@ class Execution:
     """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
 
     _root_is_cancelled: Cancelled | Refusal | None = None  # how it ends if the root task does as a cancel has asked
-    board: Board | None = None  # where the promises of a workflow stand
+    board: PromiseCommands | None = None  # where the promises of a workflow stand
     restarts: Restarts = ()  # where its invocation began again
     _unheeded: Unheeded | None = None
     _watched: dict[int, tuple[str, ...]] = {}  # noqa: RUF012  # names of the fields of each watch, by entry

@@ -105,7 +105,7 @@ class StateView:
         self._values[name] = value
         self._cleared.discard(name)
 
-    # Fields by name (`commands.Fields`)
+    # Fields by name (`commands.FieldCommands`)
 
     def read(self, name: str, /) -> Any:
         """Return a field's value, its default if it is declared, else MISSING."""

@@ -7,7 +7,7 @@ make that harmless). While one is under way the next is gathered: group commit w
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from actors.activation.staging import Room, Unwritten
+from actors.activation.staging import CommitBudget, Unwritten
 from actors.backoff import Patience
 from actors.errors import DamagedError
 from actors.shard.shard import OwnedShard
@@ -61,7 +61,7 @@ class Writer:
 
     async def _flush(self) -> None:
         taken: list[tuple[OwnedShard, Unwritten]] = []
-        room = Room()
+        room = CommitBudget()
         for shard in self._in_turn():
             if not shard.leased():
                 self._lost(shard, "its lease has lapsed")

@@ -43,7 +43,7 @@ class Compensations(Protocol):
         ...
 
 
-class Fields(Protocol):
+class FieldCommands(Protocol):
     """The fields of an object, by name."""
 
     def read(self, name: str, /) -> Any:
@@ -95,7 +95,7 @@ class Promise(Protocol[V]):
         ...
 
 
-class Steps(Protocol):
+class StepCommands(Protocol):
     """The steps of a handler."""
 
     def run(
@@ -146,7 +146,7 @@ class Commands(Protocol):
         ...
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> StepCommands:
         """The handler's steps."""
         ...
 
@@ -184,6 +184,6 @@ class Commands(Protocol):
         ...
 
     @property
-    def state(self) -> Fields:
+    def state(self) -> FieldCommands:
         """The object's fields."""
         ...

@@ -33,7 +33,7 @@ from .hosts import (
     RAY_NAMESPACE,
     About,
     Outcomes,
-    Place,
+    StoreAddress,
     Supervisor,
     keep_annotation,
     nodes_alive,
@@ -64,7 +64,7 @@ def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
 class Cluster:
     """The Ray that a program uses, and the hosts in it."""
 
-    def __init__(self, address: str | None, place: Place, policy: Policy | None) -> None:
+    def __init__(self, address: str | None, place: StoreAddress, policy: Policy | None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or None
         self._place, self._policy = place, policy
         self._started_ray = self._joined_ray = self._made_hosts = False
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
         raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
-    place = Place(asked.redis, asked.namespace, asked.durability, secrets=seal.said())
+    place = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.said())
     client = Client(place.connect, sends_code=False, payload_max=0)
     client.open()  # refuses a store that could lose what it acknowledges, before anything starts
     client.close()

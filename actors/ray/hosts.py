@@ -65,7 +65,7 @@ Classes = dict[Name, bytes]
 ANNOTATIONS_MAX: Final = 1_000
 
 
-class Place(NamedTuple):
+class StoreAddress(NamedTuple):
     """The store of a cluster's hosts."""
 
     url: str
@@ -77,7 +77,7 @@ class Place(NamedTuple):
     """With which hosts sign and check pickles."""
 
     def __repr__(self) -> str:
-        return f"<Place {shown(self.url)}, namespace {self.namespace!r}>"
+        return f"<StoreAddress {shown(self.url)}, namespace {self.namespace!r}>"
 
     def connect(self) -> Store:
         """Return a new connection."""
@@ -119,7 +119,7 @@ def on_node(node: str) -> dict[str, Any]:
     return {"num_cpus": 0, "memory": 1, "scheduling_strategy": strategy}
 
 
-class _Lines(logging.Formatter):
+class _LogFormatter(logging.Formatter):
     """Escapes what is no valid UTF-8, as keys may be: the file that Ray keeps of a process does not take it."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -130,7 +130,7 @@ def _log_here() -> None:
     level = os.environ.get("PERDURE_LOG", "WARNING").upper()
     is_known = level in logging.getLevelNamesMapping()  # init() refuses another, but a node may have been given its own
     to_ray = logging.StreamHandler()
-    to_ray.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_ray.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level if is_known else "WARNING", handlers=[to_ray])
     if not is_known:
         logger.warning("PERDURE_LOG=%r is no level of logging: WARNING is taken", os.environ["PERDURE_LOG"])
@@ -139,7 +139,7 @@ def _log_here() -> None:
 class HostProcess:
     """One host, alone in its process, from its start until the process ends."""
 
-    def __init__(self, name: str, place: Place, policy: Policy | None) -> None:
+    def __init__(self, name: str, place: StoreAddress, policy: Policy | None) -> None:
         _log_here()
         seal.use(place.secrets, place.namespace)
         self._name, self._node = name, api.get_runtime_context().get_node_id()
@@ -178,7 +178,7 @@ def _ended_by(stack: str) -> None:
 class Supervisor:
     """Starts hosts, spreads them over the nodes, notices their deaths, and frees the leases of dead ones."""
 
-    def __init__(self, cluster: str, place: Place, policy: Policy | None, env: dict[str, str]) -> None:
+    def __init__(self, cluster: str, place: StoreAddress, policy: Policy | None, env: dict[str, str]) -> None:
         _log_here()
         self._cluster, self._place, self._policy, self._env = cluster, place, policy, env
         self._hosts: dict[str, Any] = {}
@@ -386,7 +386,7 @@ def _number(name: str) -> int:
 class Outcomes:
     """Waits for invocations on behalf of Ray's object references; one for each program that asks for any."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoreAddress) -> None:
         seal.use(place.secrets, place.namespace)
         self._client = Client(place.connect, sends_code=False, payload_max=0)
         self._opening: asyncio.Future[None] | None = None

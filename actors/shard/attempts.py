@@ -18,7 +18,7 @@ from typing import Final
 
 from actors.activation.activation import Activation, InFlight, Renewal
 from actors.activation.endings import is_last, last_word, named, used_up
-from actors.activation.key_promises import Board, with_waits
+from actors.activation.key_promises import KeyPromises, with_waits
 from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
 from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
@@ -97,7 +97,7 @@ class Attempts:
         run.reader, run.heard = not run.exclusive and activation.key is not None, 0
         execution.last_word = self._word
         if run.declared.is_workflow:
-            execution.board = Board(run, activation, self._services.limits.payload_max, self._commit_now)
+            execution.board = KeyPromises(run, activation, self._services.limits.payload_max, self._commit_now)
         if run.records:
             self.reentry.replayed(run)
         if run.records and (restarts := run.restarts):

@@ -19,7 +19,7 @@ from itertools import islice
 from actors.activation.activation import Activation, InFlight
 from actors.activation.pauses import COMMANDS, answer, command_in
 from actors.activation.services import Services
-from actors.activation.staging import Room, Staging, Unwritten
+from actors.activation.staging import CommitBudget, Staging, Unwritten
 from actors.activation.watches import told
 from actors.blocks.cancel import ENDING, ended_before, ending_in, killed, never_begun, while_paused
 from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX, dropped, is_early
@@ -452,7 +452,7 @@ class OwnedShard:
     # What the writer asks
 
     @serving
-    def take(self, incarnation: str, room: Room) -> Unwritten | None:
+    def take(self, incarnation: str, room: CommitBudget) -> Unwritten | None:
         """Return the next part of a commit, if there is something to write."""
         return None if self.is_lost or self.staging.is_empty else self.staging.take(incarnation, room)
 

@@ -48,7 +48,7 @@ VARIABLE: Final = "PERDURE_SECRET"
 FILE: Final = "PERDURE_SECRET_FILE"
 
 
-class _Keys:
+class _SigningKeys:
     """The keys of this process, for the namespace that it is connected to."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _Keys:
         self.refused: set[tuple[str, ...]] = set()
 
 
-_ours: Final = _Keys()
+_ours: Final = _SigningKeys()
 _trusts: Final[ContextVar[bool]] = ContextVar("_trusts", default=False)
 
 

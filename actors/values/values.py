@@ -128,13 +128,13 @@ def pickled(value: Any, most: int | None = None, where: tuple[str, ...] = ()) ->
         Exception: whatever the user's code raises as it is pickled.
     """
     file = io.BytesIO() if most is None else _Bounded(most)
-    cast("Any", _Pickler(file, _PROTOCOL)).dump(value)
+    cast("Any", _ValuePickler(file, _PROTOCOL)).dump(value)
     return seal.sealed(file.getvalue(), where)
 
 
 def unpickled(data: bytes, scope: Scope = LIVE, annotation: Any = MISSING, where: tuple[str, ...] = ()) -> Any:
     """Return the value of a pickle, with the classes of this scope, if its seal is one of ours."""
-    return _Unpickler(io.BytesIO(seal.broken(data, where)), scope, annotation).load()
+    return _ValueUnpickler(io.BytesIO(seal.broken(data, where)), scope, annotation).load()
 
 
 class _Bounded(io.BytesIO):
@@ -151,7 +151,7 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
-class _Pickler(cloudpickle.Pickler):
+class _ValuePickler(cloudpickle.Pickler):
     """Writes classes that cannot be imported as calls of `_named`, and exceptions with an `__init__` as their parts."""
 
     def reducer_override(self, obj: Any) -> Any:
@@ -190,7 +190,7 @@ def _named(module: str, qualname: str, code: bytes = b"") -> type:
     raise pickle.UnpicklingError("a value of Perdure's is read by actors.values.values alone")
 
 
-class _Unpickler(pickle.Unpickler):
+class _ValueUnpickler(pickle.Unpickler):
     """Looks classes up in a scope first."""
 
     def __init__(self, file: io.BytesIO, scope: Scope, annotation: Any) -> None:

@@ -67,8 +67,8 @@ class EmbeddedServer:
     pid: Final[int]
     """The server's process when this was opened; a server that dies comes back as another one, at the same URL."""
 
-    def __init__(self, directory: "_Directory", users: int, url: str, pid: int) -> None:
-        self._watch: _Watch | None = _Watch(directory)
+    def __init__(self, directory: "_ServerDirectory", users: int, url: str, pid: int) -> None:
+        self._watch: _GuardStarter | None = _GuardStarter(directory)
         self._directory, self._users = directory, users
         self.url = url
         self.pid = pid
@@ -85,7 +85,7 @@ class EmbeddedServer:
             UsageError: the directory cannot be written, is not ours alone, or there is no Valkey for this platform.
             UnavailableError: the server does not start; the message ends with its log.
         """
-        place = _Directory(directory, _binary())
+        place = _ServerDirectory(directory, _binary())
         keep = keep or os.environ.get("PERDURE_KEEP", "").lower() not in _NO
         try:
             users = place.opened("users")
@@ -118,7 +118,7 @@ class EmbeddedServer:
         self.close()
 
 
-class _Directory:
+class _ServerDirectory:
     """The directory of a server, by its descriptor: whatever its name comes to mean, the files are of this one."""
 
     def __init__(self, path: Path, binary: str) -> None:
@@ -201,10 +201,10 @@ class _Directory:
         os.close(self.descriptor)
 
 
-class _Watch:
+class _GuardStarter:
     """Starts a guard where there is none any more, on a thread of its own, until it is ended."""
 
-    def __init__(self, directory: _Directory) -> None:
+    def __init__(self, directory: _ServerDirectory) -> None:
         self._directory, self._delay, self._said = directory, _WATCH_EVERY, ""
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="perdure-server", daemon=True)
@@ -242,7 +242,7 @@ class _Watch:
             self._said = why
 
 
-def _joined(directory: _Directory, users: int) -> tuple[str, int]:
+def _joined(directory: _ServerDirectory, users: int) -> tuple[str, int]:
     """Return socket and pid of a server that answers, and that is not stopped while we hold `users`."""
     deadline = boot_seconds() + _START_SECONDS
     has_users = has_guard = False
@@ -265,7 +265,7 @@ def _joined(directory: _Directory, users: int) -> tuple[str, int]:
     raise UnavailableError(_unstarted(directory))
 
 
-def _unstarted(directory: _Directory) -> str:
+def _unstarted(directory: _ServerDirectory) -> str:
     if guard.read("address", directory.descriptor).startswith("redis:"):
         return (
             f"the server that runs in {directory.path} was started by an older version, and anybody on this machine "

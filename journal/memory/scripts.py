@@ -96,7 +96,7 @@ class Head:
 
 
 @dataclass(slots=True)
-class Place:
+class IdEntry:
     """An entry of `ids`: in the inbox (`i`), asleep (`a`), finished (`d`), or finished and kept (`o`)."""
 
     kind: str
@@ -120,7 +120,7 @@ class ShardData:
         self.asleep: dict[str, Dormant] = {}
         self.resumed: set[str] = set()
         self.held: dict[str, str] = {}
-        self.ids: dict[str, Place] = {}
+        self.ids: dict[str, IdEntry] = {}
         self.state: dict[str, dict[str, bytes]] = {}
         self.timers: dict[str, int] = {}
         self.outcomes: dict[str, bytes] = {}
@@ -138,7 +138,7 @@ class ShardData:
         pairs = ((self.inbox, read.inbox), (self.events, read.events))
         return any(order_of(stream.last) < order_of(id_) for stream, id_ in pairs)
 
-    def outcome(self, invocation: str, place: Place) -> bytes | None:
+    def outcome(self, invocation: str, place: IdEntry) -> bytes | None:
         """Return the outcome of a finished invocation, if it is still there."""
         if place.kind == "o":
             return self.outcomes.get(invocation)
@@ -263,7 +263,7 @@ class World:
         shard = self.shard(message.shard)
         if not self.attach(shard, message.invocation, message.caller):
             id_ = shard.inbox.add(self.now, message.data)
-            shard.ids[message.invocation] = Place("i", id_, [message.caller] if message.caller else [])
+            shard.ids[message.invocation] = IdEntry("i", id_, [message.caller] if message.caller else [])
             if message.digest:
                 shard.digests[message.invocation] = message.digest
 
@@ -363,7 +363,7 @@ class World:
             shard.inbox.discard([progress.inbox_id])
         shard.journal.discard(journal)
         id_ = shard.done.add(self.now, (invocation, b"" if end.keep_ms else end.outcome))
-        shard.ids[invocation] = Place("o" if end.keep_ms else "d", id_, [])
+        shard.ids[invocation] = IdEntry("o" if end.keep_ms else "d", id_, [])
         if end.keep_ms:
             shard.outcomes[invocation] = end.outcome
             shard.forget[invocation] = self.now + end.keep_ms
@@ -377,7 +377,7 @@ class World:
                 return
             shard.asleep[invocation] = Dormant(progress.inbox_id, message, [], "")
             self._is_torn = self._is_torn or invocation not in shard.ids
-            shard.ids.setdefault(invocation, Place("a", progress.inbox_id, [])).kind = "a"
+            shard.ids.setdefault(invocation, IdEntry("a", progress.inbox_id, [])).kind = "a"
             if end.holds:
                 shard.held[progress.target] = invocation
         dormant = shard.asleep.get(invocation)
@@ -436,12 +436,12 @@ class World:
         there += [(dormant.message, "a", dormant.inbox_id) for dormant in shard.asleep.values()]
         for data, kind, id_ in there:
             message = Message.parse(data)
-            shard.ids.setdefault(message.id, Place(kind, id_, [message.caller] if message.caller else []))
+            shard.ids.setdefault(message.id, IdEntry(kind, id_, [message.caller] if message.caller else []))
         for id_, (invocation, outcome) in shard.done.entries.items():
             if outcome:
-                shard.ids.setdefault(invocation, Place("d", id_, []))
+                shard.ids.setdefault(invocation, IdEntry("d", id_, []))
         for invocation in shard.outcomes:
-            shard.ids.setdefault(invocation, Place("o", "", []))
+            shard.ids.setdefault(invocation, IdEntry("o", "", []))
         lost = [
             invocation
             for invocation, place in shard.ids.items()

@@ -23,7 +23,7 @@ from journal.store import (
     Cursor,
     Dormant,
     Granted,
-    Held,
+    LeaseHeld,
     Limits,
     Loaded,
     Look,
@@ -42,7 +42,7 @@ from .scripts import Head, ShardData, World, WriterData
 T = TypeVar("T")
 
 
-class Room:
+class ReadBudget:
     """What one read still brings."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class MemoryStore:
         def read() -> list[Reply]:
             self._world.tick()
             known = self._world.writer(writer)
-            found = Room().first(known.replies.after(after, 1000)) if known else []
+            found = ReadBudget().first(known.replies.after(after, 1000)) if known else []
             return [Reply(id_, *entry) for id_, entry in found]
 
         return await self._blocking(read, block_ms)
@@ -208,10 +208,10 @@ class MemoryStore:
 
     # Hosts: ownership
 
-    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
+    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | LeaseHeld:
         target = self._world.shards[shard]
         if target.lease and target.lease != seen:
-            return Held(target.lease)
+            return LeaseHeld(target.lease)
         head = target.head
         if head.damage:
             raise DamagedError(f"shard {shard}: {head}; nobody serves it until its head is mended")
@@ -284,7 +284,7 @@ class MemoryStore:
         control = self._world.control.last if control == "$" else control
 
         def read() -> Arrivals | None:
-            arrivals, room = Arrivals(), Room()
+            arrivals, room = Arrivals(), ReadBudget()
             self._reads += 1
             turn = self._reads % max(len(cursors), 1)
             for shard, cursor in [*cursors.items()][turn:] + [*cursors.items()][:turn]:
@@ -306,21 +306,25 @@ class MemoryStore:
         self._world.wake()
 
     async def inbox(self, shard: Shard, after: str, count: int) -> list[tuple[str, bytes]]:
-        return Room().first(self._world.shard(shard).inbox.after(after, count))
+        return ReadBudget().first(self._world.shard(shard).inbox.after(after, count))
 
     async def events(self, shard: Shard, after: str, count: int) -> list[Event]:
-        return [Event(id_, *entry) for id_, entry in Room().first(self._world.shard(shard).events.after(after, count))]
+        return [
+            Event(id_, *entry) for id_, entry in ReadBudget().first(self._world.shard(shard).events.after(after, count))
+        ]
 
     async def journal(self, shard: Shard, after: str, count: int) -> list[tuple[str, str, bytes]]:
-        return [(id_, *entry) for id_, entry in Room().first(self._world.shard(shard).journal.after(after, count))]
+        return [
+            (id_, *entry) for id_, entry in ReadBudget().first(self._world.shard(shard).journal.after(after, count))
+        ]
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
-        return Room().first([self._world.shard(shard).inbox.entries.get(id_) for id_ in ids])
+        return ReadBudget().first([self._world.shard(shard).inbox.entries.get(id_) for id_ in ids])
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
         found = [(self._world.shard(shard), target) for shard, target in objects]
         loaded = [Loaded(dict(shard.state.get(target, {})), shard.held.get(target, "")) for shard, target in found]
-        return Room().first(loaded)
+        return ReadBudget().first(loaded)
 
     async def where(self, invocations: Sequence[str]) -> list[Where]:
         places = [self._world.shard(shard_in(invocation)).ids.get(invocation) for invocation in invocations]
@@ -328,7 +332,7 @@ class MemoryStore:
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
         found = [self._world.shard(shard).asleep.get(invocation) for shard, invocation in invocations]
-        return Room().first([d and Dormant(d.inbox_id, d.message, list(d.records), d.paused) for d in found])
+        return ReadBudget().first([d and Dormant(d.inbox_id, d.message, list(d.records), d.paused) for d in found])
 
     # Hosts: writing
 

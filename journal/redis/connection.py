@@ -1,4 +1,4 @@
-"""Line: a connection to the server, on which one command at a time is asked and answered.
+"""Connection: a connection to the server, on which one command at a time is asked and answered.
 
 Owns the connections, their errors as ours, and the time after which an answer counts as lost. The only importer of
 `redis`, of which it takes what is hard (addresses, TLS, passwords, the greeting) and leaves what costs on every
@@ -59,11 +59,11 @@ Greet = Callable[[Callable[..., Awaitable[list[Any]]]], Awaitable[None]]
 """What is asked on each connection, with the commands and before all else; what it raises is told to who opened it."""
 
 
-class Refusal(DamagedError):
+class RefusedCommand(DamagedError):
     """The server's answer to a command that it never carries out; all else that it says is `UnavailableError`."""
 
 
-class UnknownScript(Refusal):
+class UnknownScript(RefusedCommand):
     """A restarted server has forgotten the script, and ran nothing."""
 
 
@@ -77,7 +77,7 @@ def _refused(text: str) -> DurableError:
     if word == "NOSCRIPT":
         return UnknownScript(text)
     if _FOR_GOOD.match(text):
-        return Refusal(text)
+        return RefusedCommand(text)
     if word in ("NOAUTH", "WRONGPASS"):
         remedy = "Name and password belong in the URL, redis://name:password@host"
         return UnavailableError(f"the store does not let us in: {text} {remedy}")
@@ -205,7 +205,7 @@ class _OwnSocket(UnixDomainSocketConnection):
         self._reader, self._writer = reader, writer
 
 
-class Line:
+class Connection:
     """One connection; it opens with the first command, and again after one that failed."""
 
     def __init__(self, connection: AbstractConnection, greet: Greet | None = None) -> None:
@@ -216,7 +216,7 @@ class Line:
         """Send commands together and return their answers.
 
         Raises:
-            Refusal: the server never carries one of them out; of several, others may have been.
+            RefusedCommand: the server never carries one of them out; of several, others may have been.
             UnavailableError: it does not answer, does not let us in, or does not do it now (`FullError`: for want of
                 memory).
         """
@@ -323,7 +323,7 @@ def _pool_of(url: str) -> ConnectionPool | None:
     return pool
 
 
-class Lines:
+class Connections:
     """The lines of one program to one server: as many as it has commands under way at once."""
 
     def __init__(self, url: str, greet: Greet | None = None, *, is_ours: bool = False) -> None:
@@ -337,12 +337,12 @@ class Lines:
         self._pool = pool
         self.opened = 0
         """How many connections were opened."""
-        self._lines: list[Line] = []
-        self._free: list[Line] = []
+        self._lines: list[Connection] = []
+        self._free: list[Connection] = []
 
-    def open(self) -> Line:
+    def open(self) -> Connection:
         """Return a line of one's own, on which nothing waits behind others."""
-        line = Line(self._pool.make_connection(), self._greeted)
+        line = Connection(self._pool.make_connection(), self._greeted)
         self._lines.append(line)
         return line
 
@@ -352,11 +352,11 @@ class Lines:
         self.opened += 1
 
     async def ask(self, *command: Any) -> Any:
-        """Ask on a free line and return the answer; raises as `Line.ask`."""
+        """Ask on a free line and return the answer; raises as `Connection.ask`."""
         return (await self.ask_all(command))[0]
 
     async def ask_all(self, *commands: Command) -> list[Any]:
-        """Ask several commands in one round trip on a free line; raises as `Line.ask`."""
+        """Ask several commands in one round trip on a free line; raises as `Connection.ask`."""
         if not commands:
             return []
         line = self._free.pop() if self._free else self.open()
@@ -366,7 +366,7 @@ class Lines:
             self._free.append(line)
 
     async def answers(self, *commands: Command) -> list[Any]:
-        """Ask several commands on a free line and return their answers; raises as `Line.answers`."""
+        """Ask several commands on a free line and return their answers; raises as `Connection.answers`."""
         line = self._free.pop() if self._free else self.open()
         try:
             return await line.answers(*commands)

@@ -19,7 +19,7 @@ from journal.keys import Keys
 from journal.losses import GONE
 from journal.records import Message, timer_of
 
-from .connection import Lines
+from .connection import Connections
 
 PAGE: Final = 100
 """Most entries in one read, and in one call of the script."""
@@ -29,7 +29,9 @@ FIRST: Final = "0" * 20
 """The counter of a timer that is set anew."""
 
 
-async def mended(lines: Lines, run: Callable[..., Awaitable[Any]], keys: Keys, shard: Shard, owner: str) -> list[str]:
+async def mended(
+    lines: Connections, run: Callable[..., Awaitable[Any]], keys: Keys, shard: Shard, owner: str
+) -> list[str]:
     """Make the entries of a shard's open invocations again; return the ids of those that are gone."""
     after = "-"
     while True:

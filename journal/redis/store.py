@@ -31,7 +31,7 @@ from journal.store import (
     Cursor,
     Dormant,
     Granted,
-    Held,
+    LeaseHeld,
     Limits,
     Loaded,
     Look,
@@ -58,7 +58,7 @@ from .arguments import (
     submit_arguments,
     text_of,
 )
-from .connection import Command, Forbidden, Lines, Refusal, UnknownScript
+from .connection import Command, Connections, Forbidden, RefusedCommand, UnknownScript
 from .mending import mended
 from .settings import check_version
 from .trust import Trust
@@ -114,7 +114,7 @@ class RedisStore:
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
         self._trust = Trust()
-        self._lines = Lines(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
+        self._lines = Connections(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
         self._reader, self._reading = self._lines.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
@@ -146,7 +146,7 @@ class RedisStore:
         except UnknownScript:
             self._shas.pop((name, refused_when_full), None)
             return await self._run(name, *arguments, refused_when_full=refused_when_full)
-        except Refusal as error:
+        except RefusedCommand as error:
             raise DamagedError(f"{name} failed in namespace {self._keys.namespace!r}: {error}") from error
 
     # Namespace
@@ -175,7 +175,7 @@ class RedisStore:
     async def _check_version(self) -> None:
         try:
             info = await self._do("INFO", "server")
-        except (Forbidden, Refusal):  # who may not ask finds out when the scripts are loaded
+        except (Forbidden, RefusedCommand):  # who may not ask finds out when the scripts are loaded
             return
         check_version(info.partition(b"redis_version:")[2].split(b"\r\n")[0].decode())
 
@@ -219,7 +219,7 @@ class RedisStore:
         for answer in (number, losses):
             if isinstance(answer, Exception):
                 raise answer
-        if number is None or not stream or isinstance(stream, Refusal):
+        if number is None or not stream or isinstance(stream, RefusedCommand):
             return None
         if isinstance(stream, Exception):
             raise stream
@@ -263,7 +263,7 @@ class RedisStore:
 
     # Hosts: ownership
 
-    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | Held:
+    async def acquire(self, shard: Shard, incarnation: str, seen: str) -> Granted | LeaseHeld:
         answer = await self._run("acquire", shard, incarnation, seen)
         if answer[0] == b"g":
             return Granted(Epoch(int(answer[1])), int(answer[2]), answer[3] == 1, answer[4] == 1, answer[4] == 2)
@@ -271,7 +271,7 @@ class RedisStore:
             raise DamagedError(
                 f"shard {shard}: {answer[1].decode('utf-8', 'replace')}; nobody serves it until its head is mended"
             )
-        return Held(answer[1].decode())
+        return LeaseHeld(answer[1].decode())
 
     async def renew(
         self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
@@ -454,7 +454,7 @@ class RedisStore:
     async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
         try:
             is_full = is_nearly_full(await self._do("INFO", "memory"), _FULL_FROM)
-        except (Forbidden, Refusal):  # who may not ask forgets by time and count alone
+        except (Forbidden, RefusedCommand):  # who may not ask forgets by time and count alone
             is_full = False
         owners = [part for shard, epoch in owned.items() for part in (shard, f"{epoch} {incarnation}")]
         limits = self._limits.done_max, self._limits.retention_ms(is_full=is_full)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from journal.errors import NotNowError, SettingsError, UnavailableError
 
-from .connection import Forbidden, Refusal
+from .connection import Forbidden, RefusedCommand
 from .settings import WANTED, check_settings, refusal
 
 _ASKED: Final = (("CONFIG", "GET", *WANTED), ("ROLE",))
@@ -53,7 +53,7 @@ class Trust:
 
 def _judge(answers: Sequence[Any]) -> None:
     for answer in answers:
-        if isinstance(answer, Forbidden | Refusal):
+        if isinstance(answer, Forbidden | RefusedCommand):
             raise refusal(f"its settings may not be read ({answer})")
         if isinstance(answer, Exception):
             raise answer
