@@ -1,6 +1,6 @@
-"""Activation: an object in memory, its open invocations, and what their next commit writes.
+"""Activation: an object in memory, its open invocations, and the content of their next commit.
 
-Owns what is staged and not yet durable, and who is told of it afterwards. Does not own whose turn it is: that is the
+Owns the progress that is staged and not yet durable. Does not own the choice of the next invocation: that is the
 shard's.
 
 Reading begins at `activation`; others use `Activation`, `InFlight` and `Staging`.

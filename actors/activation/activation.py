@@ -1,12 +1,12 @@
 """Activation: an object in memory, and the invocations of it that are open.
 
-Owns whose turn it is and the cached state of one object; an `InFlight` owns what is durable of one invocation, its
-attempt, and what its next commit brings. Neither does I/O: the host calls and is asked.
+Owns the turn and the cached state of one object. An `InFlight` owns the durable part of one invocation, its attempt,
+and the content of its next commit. Neither does I/O: the host calls them.
 
 Invariants:
-    1. At most one exclusive invocation has the turn, from its start to its outcome, sleep included (promise 2); what it
-       lets in runs in its place.
-    2. `fields` is the state of the last commit handed to the writer; a dict that an execution was given stays as it is.
+    1. At most one exclusive invocation has the turn, from its start to its outcome, sleep included (promise 2); an
+       invocation that it lets in runs in its place.
+    2. `fields` is the state of the last commit handed to the writer; a dict that an execution was given never changes.
     3. Of the messages that wait for their turn only the first `queue_in_memory` keep their arguments.
 """
 
@@ -31,7 +31,7 @@ FORGOTTEN_AFTER_MS: Final = 60_000
 
 
 class Renewal(Enum):
-    """Why an invocation does not simply go on with the code that it has."""
+    """The reason why an invocation does not simply go on with its present code."""
 
     NEWER = "its last attempt failed, and its journal holds no entry"
     RESUMED = "it was resumed: its attempts are counted anew, too"
@@ -39,9 +39,9 @@ class Renewal(Enum):
 
 
 class InFlight:
-    """One open invocation on its host."""
+    """An open invocation on its host."""
 
-    # Not a dataclass: one is made for every message, and default factories take three times as long as all else.
+    # Not a dataclass: every message makes an instance, and default factories take three times as long as all else.
     __slots__ = (
         "asleep",
         "attempt",
@@ -84,11 +84,11 @@ class InFlight:
     def __init__(self, message: Message, shard: Shard, inbox_id: str, *, asleep: bool = False) -> None:
         self.message, self.id, self.shard, self.inbox_id = message, message.id, shard, inbox_id
         self.asleep = asleep
-        """Its message lies in its hash: it has left memory once."""
+        """It has left memory at least once: its message lies in its hash."""
         self.records: list[tuple[str, Record]] = []
         """The journal, in order: stream id and record."""
         self.journal: list[str] = []
-        """Ids of those records that lie in the shard's `journal`."""
+        """Ids of the records that lie in the shard's `journal`."""
         self.pending: deque[Event] = deque()
         """Durable events that are not delivered yet."""
         self.delivered: list[Delivered] = []
@@ -107,15 +107,15 @@ class InFlight:
         self.staged = 0
         """How many entries are in records or under way to one."""
         self.replays = 0
-        """How many of them were there before this attempt."""
+        """How many of the entries were there before this attempt."""
         self.olds: set[str] = set()
         """Fields whose former value is recorded."""
         self.reads: set[str] = set()
         """Fields whose value, as a shared handler read it before its first wait, is recorded."""
         self.reader, self.heard = False, 0
-        """Whether it is a shared handler of an object, and how many events and outcomes of steps it was given."""
+        """Whether it is a shared handler of an object, and the number of events and step outcomes delivered to it."""
         self.timers: dict[str, str] = {}
-        """Durable timers by what is due, the mark of an entry or `staging.BACK_OFF`: those to clear at the end."""
+        """Durable timers to clear at the end, by the mark of their entry or by `staging.BACK_OFF`."""
         self.outcomes: list[tuple[int, bytes]] = []
         """Outcomes of steps that wait for their record."""
         self.running: dict[int, Step] = {}
@@ -125,21 +125,21 @@ class InFlight:
         self.backing_off = False
         """Its last attempt failed, and the next has not begun."""
         self.holder: InFlight | None = None
-        """Who has let it in, if it has been (`reentry`)."""
+        """The invocation that has let it in, if any (`reentry`)."""
         self.began_again = False
         """The next attempt has begun, and no record says so yet."""
         self.resume: Event | None = None
-        """Asked to go on with the newest code, which it does when the attempt of its step that is under way fails."""
+        """A RESUME event: it goes on with the newest code when the present attempt of its step fails."""
         self.renewal: Renewal | None = None
-        """What is to become of its code before its next attempt."""
+        """Why its code is renewed before its next attempt; None if it is not."""
         self.unsettled = 0
         """Commits of it that are not acknowledged."""
         self.leave_after = 0
-        """Nothing leaves it before this many commits of its shard are settled: it has seen their state."""
+        """Its steps begin only when this many commits of its shard are settled: it has read their state."""
         self.ended = False
         """Its end is handed to the writer, or its host gave it up."""
         self.idle = False
-        """It is among those that only wait (`Idle`)."""
+        """It only waits, and is listed in `Idle`."""
 
     @property
     def recorded(self) -> list[str]:
@@ -160,7 +160,7 @@ class InFlight:
 
     @property
     def tries(self) -> dict[int, Tries]:
-        """What the journal holds of the failed attempts of steps, by entry, since it was paused last."""
+        """The recorded failed attempts of steps since the last pause, by entry."""
         found: dict[int, Tries] = {}
         for _, record in self.records:
             if record.code is not None:
@@ -170,7 +170,7 @@ class InFlight:
 
     @property
     def restarts(self) -> Restarts:
-        """Where it began again."""
+        """The recorded restarts."""
         return [record.restart for _, record in self.records if record.restart[1]]
 
     @property
@@ -191,7 +191,7 @@ class InFlight:
         late = [entries[event.index] for event in events if event.kind is EventKind.TIMER]
         answered |= {int(entry.removeprefix(TIMEOUT)) for entry in late if entry.startswith(TIMEOUT)}
         if self.execution is not None:
-            # An attempt that failed may have made fewer than are recorded, and made some that will never be.
+            # A failed attempt may have made fewer entries than are recorded, and entries that never will be recorded.
             entries = max(entries, self.execution.entries[: self.staged], key=len)
             answered |= self.execution.calls.answered()
         marks = ((mark_of(index, self.restarts), entry) for index, entry in enumerate(entries))
@@ -200,7 +200,7 @@ class InFlight:
 
     @property
     def answers(self) -> dict[int, bytes | None]:
-        """What entries were told at once, as far as recorded."""
+        """The recorded answers that entries got at once."""
         return {index: answer for _, record in self.records for index, answer in record.answers}
 
     def found(self, stored: dict[str, bytes]) -> dict[str, bytes]:
@@ -212,9 +212,9 @@ class InFlight:
         return laid_over(stored, laid) if laid else stored
 
     def seen(self) -> tuple[dict[int, dict[str, bytes | None]], int]:
-        """Return what a shared handler has read after so many deliveries, and how many came before its last record.
+        """Return a shared handler's reads by the number of deliveries before, and that number at its last record.
 
-        What it reads after that is not recorded: of an attempt that failed, or after the last outcomes of steps.
+        Later reads are not recorded: reads of an attempt that failed, or after the last outcomes of steps.
         """
         found: dict[int, dict[str, bytes | None]] = {}
         count = covered = 0
@@ -251,18 +251,18 @@ class InFlight:
         self.staged = len(self.recorded)
 
     def unread(self, journal: list[str]) -> None:
-        """Forget a journal that cannot be read; where it lies is known."""
+        """Forget the content of a journal that cannot be read, and keep the ids of its records."""
         self.records, self.journal, self.backing_off, self.staged = [], journal, False, 0
 
     def is_misdirected(self, shards: int) -> bool:
-        """Whether its class has no such handler, is called as what it is not, or happens once and this is another."""
+        """Whether its class has no such handler, is of another kind, or is a workflow with another run."""
         assert self.declared is not None
         if self.handler is None or self.declared.is_service != ("/" not in self.message.target):
             return True
         return self.declared.is_workflow and self.handler.exclusive and self.id != run_id(self.message.target, shards)
 
     def unknown(self) -> TerminalError:
-        """Return the outcome of one whose class has no such handler, or which was called as what it is not."""
+        """Return the outcome of a misdirected invocation: its class has no such handler, or is of another kind."""
         assert self.declared is not None
         name, kind = self.declared.name, "service" if self.declared.is_service else "virtual object"
         if self.declared.is_workflow and self.handler is not None:
@@ -286,18 +286,18 @@ class InFlight:
         return f"{self.message.handler} is a shared handler, which reads only (make it a @handler)"
 
     def keep_outcome(self) -> None:
-        """Let the outcome of a workflow's run be kept until its retention is over, whatever the count."""
+        """Keep the outcome of a workflow's run until its retention is over, however many outcomes there are."""
         if self.exclusive and self.policy is not None:
             self.message.keep_ms = int(self.policy.retention.total_seconds() * 1000) + FORGOTTEN_AFTER_MS
 
     @property
     def holds(self) -> bool:
-        """Whether it has the turn of its object, and not only been let in by who has."""
+        """Whether it has the turn of its object itself, and was not let in by the holder of the turn."""
         return self.exclusive and self.holder is None
 
     @property
     def is_acting(self) -> bool:
-        """Whether a step is under way, or its outcome to be written; not one that waits for its next attempt."""
+        """Whether a step is under way or its outcome unwritten; a step between two attempts does not count."""
         return bool(self.outcomes or self.settling or any(step.acting_since_ms for step in self.running.values()))
 
     @property
@@ -332,15 +332,15 @@ class Activation:
         self.fields: dict[str, bytes] | None = {} if self.key is None else None
         """The state; None until it is loaded."""
         self.watches: dict[str, set[str]] | None = None
-        """Fields that are watches, and what is watched (`watches`); None until a commit asks."""
+        """The watches among the fields, with the names that each watches (`watches`); None until a commit asks."""
         self.loading = False
         self.stale = False
-        """Something of the state is over, and it is being read again: who waits for that is not told before."""
+        """Some state has expired, and the state is being read again; waiting invocations hear of it afterwards."""
         self.held_by = ""
         """The invocation asleep that has the turn."""
-        # An empty deque takes 760 bytes, so that it is there only while something is in it.
+        # An empty deque takes 760 bytes, so it exists only while it has elements.
         self.arrivals: deque[InFlight] | None = None
-        """What has come in and is not sorted yet: its class may have to be fetched."""
+        """Invocations that arrived and are not sorted yet: their class may have to be fetched."""
         self.mailbox: deque[InFlight] | None = None
         """Exclusive invocations that wait for their turn."""
         self.current: InFlight | None = None
@@ -361,7 +361,10 @@ class Activation:
         return self.current is None and not self.held_by
 
     def enqueue(self, run: InFlight, most: int) -> None:
-        """Let one wait for its turn, or to be let in; beyond so many those that only wait for it lose arguments."""
+        """Add an invocation to the mailbox; if `most` are there already, drop its arguments (they are read again).
+
+        A call that may be let in, or that was asleep, keeps them.
+        """
         if self.mailbox is None:
             self.mailbox = deque()
         elif len(self.mailbox) >= most and not (run.message.chain and (run.asleep or run.handler.reentrant)):
@@ -369,11 +372,11 @@ class Activation:
         self.mailbox.append(run)
 
     def first_awake(self) -> InFlight | None:
-        """Return who has the next turn: who has slept and waits is not to have one, but to be let in again."""
+        """Return the invocation that has the next turn; invocations that were asleep wait to be let in instead."""
         return next((run for run in self.mailbox or () if not run.asleep), None)
 
     def dequeue(self, run: InFlight) -> None:
-        """Take one out of those that wait."""
+        """Remove an invocation from the mailbox."""
         assert self.mailbox is not None
         if self.mailbox[0] is run:
             self.mailbox.popleft()
@@ -382,12 +385,12 @@ class Activation:
         self.mailbox = self.mailbox or None
 
     def precedes(self, run: InFlight) -> bool:
-        """Whether another invocation has the turn, or has it next: then nothing that this one did can be durable."""
+        """Whether another invocation has the turn, now or next: then this invocation has nothing durable yet."""
         is_first = not self.mailbox or self.mailbox[0] is run
         return not run.records and not (is_first and self.is_free)
 
     def write(self, changes: dict[str, bytes | None]) -> None:
-        """Put the changes of a commit into the cached state; what executions were given stays as it is."""
+        """Put the changes of a commit into the cached state; a dict that an execution was given never changes."""
         assert self.fields is not None
         fields = dict(self.fields) if self.sharing or self.current is not None else self.fields
         for name, value in changes.items():

@@ -1,12 +1,10 @@
-"""Black box: what a host was executing when its process ended, for those that take over.
+"""Black box: a file that names the invocations a host was executing when its process ended.
 
-An invocation that ends its process each time would end one host after the other, and all keys would stand. Which one
-it was only the dead process knew, so each host notes what runs in a file that is mapped into its memory: the kernel
-keeps it, whatever ends the process. Whoever takes a shard over that was not handed over reads the files of ended
-processes, and holds back those named there, and nothing else: for a moment where no other host is left to go on
-without this one, and longer each time.
-
-Only a help: where there is no such file (another machine, no directory for it) nothing is held back.
+An invocation that ends its process each time would end one host after the other, and no key would be served. Only the
+dead process knew the invocation, so each host notes its running invocations in a file that is mapped into its memory:
+the kernel keeps the file, whatever ends the process. A host that takes over a shard that was not handed over reads the
+files of ended processes and holds back the invocations named there, and no others: for a moment where no other host is
+left, and longer after each further death.
 """
 
 import mmap
@@ -22,21 +20,21 @@ from actors.processes import has_ended, this_process
 from journal.clock import boot_seconds, wall_ms
 
 NAME: Final = 256
-"""Bytes for the name of the process, in front of the slots."""
+"""Bytes for the name of the process, in front of the slots of invocations."""
 SLOT: Final = 96
 """Bytes for an id; a longer one is not noted."""
 SLOTS: Final = 128
-"""The handler that runs, and steps that are under way; further ones are not noted."""
+"""The first slot is for the handler that runs, the others for steps under way; further steps are not noted."""
 FORGOTTEN_AFTER: Final = 600
 """Seconds after which the end of a process counts no more."""
 ALONE_MAX: Final = 2.5
-"""Seconds for which one is held back because no other host is left. Most are innocent: somebody killed the host."""
+"""Seconds for which an invocation is held back because no other host is left. Usually an operator killed the host."""
 HELD_FIRST, HELD_MAX = 2.0, 60.0
-"""Seconds for which one is held back that has ended two processes; doubled with each further one, up to the last."""
+"""Seconds for which an invocation is held back that has ended two processes; doubled for each further, to the max."""
 
 
 class BlackBox:
-    """The file of this process, and those of ended ones."""
+    """The file of this process, and the files of ended processes."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory or Path(tempfile.gettempdir(), f"perdure-{os.getuid()}")
@@ -47,7 +45,7 @@ class BlackBox:
         self._free = list(range(SLOTS - 1, 0, -1))
         self._memory = self._opened()
         self.is_left_alone: Callable[[], bool] = lambda: False
-        """Whether other hosts have lived beside this one, and none does now."""
+        """Whether other hosts have lived beside this host, and none does now."""
 
     def _opened(self) -> mmap.mmap | None:
         process = this_process().encode()
@@ -56,7 +54,7 @@ class BlackBox:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             found = os.lstat(self._directory)
             if found.st_uid != os.getuid() or found.st_mode & 0o077 or len(process) > NAME:
-                return None  # others could tell us what to hold back
+                return None  # other users could write to it, and so hold invocations back
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
                 os.truncate(descriptor, NAME + SLOT * SLOTS)
@@ -68,7 +66,7 @@ class BlackBox:
         memory[: len(process)] = process
         return memory
 
-    # What this process executes
+    # The invocations of this process
 
     def runs(self, id_: str) -> None:
         """Note the invocation whose handler runs from here on."""
@@ -77,7 +75,7 @@ class BlackBox:
             self._write(0, id_)
 
     def rests(self) -> None:
-        """Note that none runs."""
+        """Note that no handler runs."""
         self._running = ""
         if self._memory is not None:
             self._memory[NAME] = 0
@@ -89,7 +87,7 @@ class BlackBox:
             self._write(slot, step_id.rpartition(":")[0])
 
     def ends(self, step_id: str) -> None:
-        """Note that it is not any more."""
+        """Note that a step is no longer under way."""
         slot = self._slots.pop(step_id, 0)
         if slot:
             self._write(slot, "")
@@ -100,10 +98,10 @@ class BlackBox:
         if self._memory is not None and len(data) <= SLOT:
             self._memory[at : at + len(data)] = data
 
-    # What ended ones executed
+    # The invocations of ended processes
 
     def look(self) -> None:
-        """Read what processes of this machine executed as they ended."""
+        """Read which invocations the ended processes of this machine executed last."""
         now = wall_ms() // 1000
         suspects: Counter[str] = Counter()
         for path in self._directory.iterdir() if self._memory is not None else ():
@@ -125,7 +123,7 @@ class BlackBox:
         self._since = {(id_, count): at for (id_, count), at in self._since.items() if suspects[id_] == count}
 
     def holds(self, id_: str) -> bool:
-        """Whether an invocation is to wait here, for it may end this process."""
+        """Whether an invocation has to wait here because it may end this process."""
         if not self._suspects or id_ not in self._suspects:
             return False
         count = self._suspects[id_]
@@ -135,7 +133,7 @@ class BlackBox:
         return waited < ALONE_MAX and self.is_left_alone()
 
     def close(self) -> None:
-        """Remove the file: this process ends as it should."""
+        """Remove the file: this process ends in order."""
         if self._memory is not None:
             self._memory = None
             self._path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Verdicts: whether an attempt that has failed is the last, and what the outcome of the invocation is then."""
+"""Endings: whether a failed attempt is the last, and the outcome of the invocation then."""
 
 from actors.blocks.cancel import after_failure, ending_in
 from actors.blocks.sagas import CANCELLED, GIVE_UP
@@ -11,7 +11,7 @@ from .activation import InFlight
 
 
 def named(run: InFlight) -> str:
-    """Return how an invocation is called in what people read."""
+    """Return the name of an invocation for logs and errors."""
     return f"{run.message.target}.{run.message.handler} ({run.id})"
 
 
@@ -21,20 +21,20 @@ def is_last(run: InFlight, retry: Retry, now_ms: int) -> bool:
 
 
 def used_up(run: InFlight, error: BaseException) -> TerminalError:
-    """Return the outcome of an invocation whose last attempt failed so."""
+    """Return the outcome of an invocation whose last attempt failed with this error."""
     return outcomes.used_up(error, f"{run.message.target}.{run.message.handler}", run.attempt)
 
 
 def last_word(run: InFlight, error: BaseException, recorded: str, now_ms: int) -> tuple[str, TerminalError] | None:
-    """Return the entry and the error of an attempt that no other one follows; None if another one does.
+    """Return the entry and the error of an attempt that no other attempt follows; None if another follows.
 
-    `recorded` is the entry that the journal holds there: a replay ends as it says.
+    `recorded` is the entry that the journal holds at this place: a replay must end in the same way.
     """
     assert run.policy is not None
     retry = run.policy.retry
     ending = ending_in(run.pending)
     if ending is EventKind.KILL:
-        return None  # which undoes nothing
+        return None  # a kill runs no compensation
     if recorded == CANCELLED or (recorded != GIVE_UP and ending is not None):
         return CANCELLED, after_failure(error, EventKind.CANCEL)
     if recorded == GIVE_UP or (retry.on_exhausted == "fail" and is_last(run, retry, now_ms)):

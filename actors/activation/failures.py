@@ -1,7 +1,8 @@
-"""Failures: what a host's log says of attempts that fail and that nobody waits for.
+"""Failures: the log lines of a host about failed attempts that no caller waits for.
 
-Whoever waits is told of each (notices). A send, a schedule, or a call whose program has ended has nobody: the first
-failure of each type, handler and class of error is said with its traceback, then at most one a minute.
+A waiting caller gets a notice of each failed attempt. A send, a schedule, or a call whose program has ended has no
+waiting caller: the first failure of each type, handler and class of error is logged with its traceback, and then at
+most one a minute.
 """
 
 import logging
@@ -18,23 +19,23 @@ logger = logging.getLogger("actors")
 SAY_EVERY: Final = 60.0
 """Seconds between two lines of one kind."""
 KINDS_MAX: Final = 1_000
-"""Kinds of failures that are told apart; beyond it the one that was said longest ago is forgotten."""
+"""Kinds of failures that are told apart; beyond it the kind that was logged longest ago is forgotten."""
 UNHEARD_AFTER: Final = 6
-"""From so many failures on it is said too where a driver waits: that program may have ended long ago."""
+"""From this many failures on a failure is logged although a driver waits: that program may have ended long ago."""
 
 _DRIVER: Final = teller_of_driver("")
 
 
 class Failures:
-    """The failures that one host has said."""
+    """The failures that a host has logged."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._said: dict[tuple[str, ...], tuple[float, int]] = {}
-        """When each kind was said last, and how many were not since."""
+        """When each kind was logged last, and how many failures were not logged since."""
 
     def note(self, run: InFlight, error: BaseException, failed: int, text: str, what: str = "") -> None:
-        """Say that an attempt has failed, the so-manieth, unless somebody is told or it was said a moment ago."""
+        """Log a failed attempt, the `failed`-th in a row, unless a caller waits or the kind was logged a moment ago."""
         if run.message.caller.startswith(_DRIVER) and failed < UNHEARD_AFTER:
             return
         kind, now = (run.type_name, run.message.handler, what, name_of(type(error))), self._now()

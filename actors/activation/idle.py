@@ -1,13 +1,13 @@
-"""Idle: the executions of a host that wait in memory, and when each leaves it.
+"""Idle: the executions of a host that wait in memory, and the time when each leaves it.
 
-Owns since when each waits. Does not own: what leaving memory means (`attempts`).
+Owns the time since when each waits. Does not own the work of leaving memory (`attempts`).
 
 Why not a timer of the event loop for each: a hundred thousand handlers that began to wait together would leave in one
 turn of the loop, which takes so long that the host loses its leases. Here at most `AT_ONCE` leave in a turn.
 
 Invariants:
-    1. Whoever has waited for its idle time-out leaves, as soon as those before it have.
-    2. Beyond `most` those that have waited longest leave before their time: memory is bounded (promise 9).
+    1. An execution that has waited for its idle time-out leaves as soon as the executions before it have left.
+    2. Beyond `most` the executions that have waited longest leave before their time: memory is bounded (promise 9).
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 AT_ONCE: Final = 100
-"""So many leave in one turn of the loop: some milliseconds."""
+"""How many leave in one turn of the loop, in some milliseconds."""
 
 
 class Waiting(Protocol):
-    """What waits in memory."""
+    """An open invocation that may wait in memory."""
 
     idle: bool
-    """Whether it is among those that wait."""
+    """Whether it is listed in `Idle`."""
 
 
 W = TypeVar("W", bound=Waiting)
@@ -37,18 +37,18 @@ class _Since(Generic[W]):
 
 
 class Idle(Generic[W]):
-    """Those that wait; `add` one, `remove` it when it goes on, or be told that it is to leave."""
+    """The waiting invocations: `add` when a wait begins, `remove` when it ends; `leave` is called at the time-out."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
         self._loop, self._most = loop, most
         self._by_timeout: dict[float, dict[W, _Since[W]]] = {}
-        """By time-out, since a dict keeps the order of insertion: the first one has waited longest."""
+        """A dict for each time-out: it keeps the order of insertion, so its first member has waited longest."""
         self._count = 0
         self._timer: asyncio.Handle | None = None
         self._looks_at = 0.0
 
     def add(self, one: W, timeout_s: float, leave: Callable[[W], None]) -> None:
-        """Count one among those that wait; `leave` is called when that has been too long."""
+        """Add an invocation that begins to wait; `leave` is called when it has waited for `timeout_s`."""
         one.idle = True
         now = self._loop.time()
         self._by_timeout.setdefault(timeout_s, {})[one] = _Since(now, leave)
@@ -56,7 +56,7 @@ class Idle(Generic[W]):
         self._look_at(now if self._count > self._most else now + timeout_s)
 
     def remove(self, one: W) -> None:
-        """Forget one, if it is there: it goes on, or has ended."""
+        """Remove an invocation that goes on or has ended, if it is listed."""
         if not one.idle:
             return
         one.idle = False
@@ -75,7 +75,7 @@ class Idle(Generic[W]):
 
     def _look(self) -> None:
         self._timer, now = None, self._loop.time()
-        for timeout_s, waiting in list(self._by_timeout.items()):  # who leaves may add another time-out
+        for timeout_s, waiting in list(self._by_timeout.items()):  # `leave` may add another time-out
             over = now - timeout_s
             for one, since in list(islice(waiting.items(), AT_ONCE)):
                 if since.began > over and self._count <= self._most:

@@ -1,7 +1,7 @@
-"""KeyPromises: a workflow's promises as its activation holds them, asked and written by one execution.
+"""KeyPromises: the durable promises of one workflow key, as an execution reads and writes them.
 
-Owns the fields of promises and waits that the next commit of the execution writes, and the events that it brings. Why
-it is decided as `promises` says, is said there.
+Owns the fields of promises and waits that the execution's next commit writes, and the events that this commit brings.
+The rules and their reasons stand in `promises`.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ class KeyPromises:
         return bool(self._waits)
 
     def find(self, name: str, /) -> bytes | None:
-        """Return the outcome of a promise; what leaves from here on waits until it is durable."""
+        """Return the outcome of a promise; later steps wait until that outcome is durable."""
         self._run.leave_after = max(self._run.leave_after, self._activation.staged)
         return _fields(self._activation).get(PROMISE + name)
 
@@ -75,7 +75,7 @@ class KeyPromises:
         self._waits[index] = name
 
     def take(self) -> Posted | None:
-        """Return what the commit that is being made does, if anything."""
+        """Return the fields and events for the commit that is being made, if any."""
         if not (self._completed or self._waits):
             return None
         completed, self._completed = self._completed, {}
@@ -103,9 +103,9 @@ class KeyPromises:
 
 
 def with_waits(run: InFlight, activation: Activation, changes: Changes, services: Services) -> Changes:
-    """Return the changes with the end of an invocation's waits; the run of a workflow has its outcome kept."""
+    """Return the changes with the end of an invocation's waits; mark the outcome of a workflow's run to be kept."""
     if run.declared is None and run.message.handler == RUN:
-        # It ends without its class, which is not here, or not yet. Only a workflow's run has an id like this.
+        # It ends without its class, which is not here, or not yet. Only a workflow's run has such an id.
         target, declared = run.message.target, services.code.find(run.type_name, run.message.code)
         run.exclusive = run.id == run_id(target, services.surroundings.shards)
         handler = declared.handlers.get(RUN) if declared is not None else None
@@ -119,7 +119,7 @@ def with_waits(run: InFlight, activation: Activation, changes: Changes, services
 
 
 def rejections(activation: Activation) -> list[Leaving]:
-    """Return what tells all who wait for a promise of this key that its state is over."""
+    """Return the events that reject every wait for a promise of this key, because its state has expired."""
     told: list[Leaving] = []
     for field in activation.fields or ():
         if field.startswith(WAIT):

@@ -1,4 +1,4 @@
-"""Services: what a host offers to the shards that it owns, and what it bounds."""
+"""Services: the parts of a host that its shards use, and the limits of a host's memory."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -22,43 +22,43 @@ from .suspects import Suspects
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one host bounds in memory."""
+    """The limits of one host's memory."""
 
     payload_max: int = 8_000_000
     """Most bytes of a message's arguments, a result, a step's result, or a field."""
     queue_in_memory: int = 100
-    """Messages of one key that wait in memory with their arguments; of the rest only the ids."""
+    """Messages of one key that wait in memory with their arguments; of further messages only the ids are kept."""
     activations_max: int = 100_000
-    """Objects in memory; beyond it those that are idle go."""
+    """Objects in memory; beyond it idle objects leave."""
     activation_idle: timedelta = timedelta(seconds=60)
-    """An object that nobody has used for so long leaves memory."""
+    """An object that was not used for so long leaves memory."""
     waiting_max: int = 5_000
-    """Handlers that wait in memory; beyond it those that have waited longest leave before their time."""
+    """Handlers that wait in memory; beyond it the handlers that have waited longest leave before their time."""
 
 
 class Fetcher(Protocol):
-    """Brings what is not in memory; the shard is told when it is there."""
+    """Reads state, journals and arguments into memory, and tells the shard when they are there."""
 
     def load(self, shard: Any, activation: Activation, /) -> None:
-        """Bring an object's state."""
+        """Read an object's state."""
         ...
 
     def wake(self, shard: Any, invocation: str, events: list[Event], /) -> None:
-        """Bring an invocation that has left memory; these events are for it.
+        """Read an invocation that has left memory; these events are for it.
 
-        If it is paused and there is a command among them, all that lie in the store are added, and the hash of its
-        type's current code is brought too.
+        If it is paused and a command is among the events, all its events in the store are added, and the hash of its
+        type's current code is read too.
         """
         ...
 
     def refill(self, shard: Any, activation: Activation, /) -> None:
-        """Bring the arguments of messages that wait without them."""
+        """Read the arguments of messages that wait without them."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class Services:
-    """What a shard asks of its host."""
+    """The parts of a host that its shards use."""
 
     limits: Limits
     policy: Policy | None
@@ -74,17 +74,17 @@ class Services:
     wake_writer: Callable[[], None]
     wake_timers: Callable[[], None]
     failed: Callable[[Any, BaseException], None]
-    """Told of a shard that this host failed on."""
+    """Called with a shard that this host failed on, and the error."""
     failures: Failures
     box: BlackBox | None = None
     unfound: set[str] = field(default_factory=set[str])
-    """Types whose classes live in another program, where that was said."""
+    """Types whose classes live in another program, for which that was logged already."""
     suspects: Suspects
-    """What it failed on."""
+    """The invocations that the host failed on."""
     policies: dict[Any, ResolvedPolicy] = field(default_factory=dict[Any, ResolvedPolicy])
 
     def policy_of(self, handler: Any, of_class: Policy | None) -> ResolvedPolicy:
-        """Return what holds for a handler, resolved once."""
+        """Return the policy of a handler, resolved once."""
         found = self.policies.get(handler)
         if found is None:
             found = self.policies[handler] = resolve(handler.policy, of_class, self.policy)

@@ -1,11 +1,11 @@
-"""Staging: what an invocation has become, as the next commit will write it.
+"""Staging: a shard's queue of progress that its next commits will write.
 
-Owns the order of a shard's commits before they are written: a queue of progress, numbered, each with whom to tell when
-it is durable. Does not own: when to commit, or what happens in memory then (`shard`). Bytes only: whatever can fail
-(encoding, a limit) has failed before, as that attempt.
+Owns the order of a shard's commits before they are written: a numbered queue of progress, each with the invocation to
+tell when it is durable. Does not own the time of a commit, or its effects in memory (`shard`). Progress is bytes only:
+every check that can fail (encoding, a limit) was made before, and failed the attempt.
 
 Invariants:
-    1. Progress is written in the order staged, so that what is acknowledged vouches for all before it.
+    1. Progress is written in the order staged, so an acknowledged progress means that all before it are durable.
     2. A record holds the events delivered since the last one, then the outcomes of steps: the order of delivery.
 """
 
@@ -34,38 +34,38 @@ logger = logging.getLogger("actors")
 COMMANDS_MAX: Final = 2_000
 """Most progress in one commit, of all shards of a host: the store does nothing else meanwhile, for some 50 ms."""
 BYTES_MAX: Final = 4_000_000
-"""Most bytes in one commit, but for a single progress that is larger."""
+"""Most bytes in one commit, except for a single progress that is larger."""
 
 STATE_MAX: Final = 64_000_000
-"""Most bytes of all fields of one object: so much is written, and read, at once."""
+"""Most bytes of all fields of one object: they are written, and read, at once."""
 
 WRITTEN_MAX: Final = 32_000_000
-"""Most bytes of state in one write of one handler, with the values before: of more the store makes a pause in which
+"""Most bytes of state in one write of one handler, with the former values: a larger write blocks the store so long that
 leases lapse."""
 
 REASON_MAX: Final = 4_000
 """Most characters of the reason of a pause."""
 
 BACK_OFF: Final = "a"
-"""What is due at the end of a back-off."""
+"""The mark of the timer that ends a back-off."""
 
 
 @dataclass(slots=True)
 class CommitBudget:
-    """What one commit still takes."""
+    """The room that is left in a commit."""
 
     commands: int = COMMANDS_MAX
     bytes: int = BYTES_MAX
 
     @property
     def is_left(self) -> bool:
-        """Whether there is room for one more."""
+        """Whether there is room for another progress."""
         return self.commands > 0 and self.bytes > 0
 
 
 @dataclass(slots=True)
 class Staged:
-    """One progress on its way to the store."""
+    """A progress on its way to the store."""
 
     progress: Progress
     run: InFlight | None
@@ -73,12 +73,12 @@ class Staged:
     id: str = ""
     """The record's stream id, once it is durable."""
     is_joined: bool = False
-    """It is written in one commit with what follows."""
+    """It is written in one commit with the next progress."""
 
 
 @dataclass(slots=True)
 class Unwritten:
-    """A part of the commit that is being made, and what was asked of it."""
+    """A part of the commit that is being made, with the progress it was made from."""
 
     part: Part
     items: list[Staged]
@@ -95,15 +95,15 @@ class Staging:
         self._stray: list[str] = []
         self._timers_set = 0
         self.count = 0
-        """How many were ever staged: the number of the last one."""
+        """How many were ever staged: the number of the last progress."""
         self.settled = 0
-        """The number of the last one that is durable."""
+        """The number of the last progress that is durable."""
         self.acknowledged = number
         """The number of the last commit that the store has answered."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        """Who waits until so many are durable."""
+        """Futures by the number of progress that must be durable before they are done."""
 
-    # What is staged
+    # Staging progress
 
     def commit(
         self,
@@ -115,7 +115,7 @@ class Staging:
         *,
         sleeps: bool,
     ) -> int:
-        """Stage what an execution that waits has become: changes of what is stored; with `sleeps` it leaves memory."""
+        """Stage the progress of an execution that waits, with changes of `stored`; with `sleeps` it leaves memory."""
         execution = run.execution
         assert execution is not None
         record = _record_of(run, execution, changes, results)
@@ -143,7 +143,7 @@ class Staging:
         commands: bool,
         messages: Sequence[Bring] = (),
     ) -> int:
-        """Stage the end of an invocation; with `commands` what its execution asked for last leaves with it."""
+        """Stage the end of an invocation; with `commands` the execution's last messages are part of it."""
         run.spent += [event.id for event in run.pending]
         if run.resume is not None:
             run.spent.append(run.resume.id)
@@ -157,7 +157,7 @@ class Staging:
         if changes:
             self._set_lifetimes(run, progress, changes, stored or {})
         if run.message.keep_ms and run.exclusive and (run.declared is None or run.declared.is_workflow):
-            # State and promises go before the outcome does: who may start the key again finds nothing of the first.
+            # State and promises expire before the outcome: the next run of the key finds nothing of the first.
             over_ms = self._now_ms() + run.message.keep_ms - FORGOTTEN_AFTER_MS
             progress.timers.append((over_ms, timer_of_object(run.message.target)))
         summary = f"{run.message.target}.{run.message.handler}".encode("utf-8", "surrogatepass")
@@ -165,7 +165,7 @@ class Staging:
         return self._add(progress, run)
 
     def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
-        """Stage the end of an attempt and the timer of the next; nothing else of what it had not committed."""
+        """Stage the end of an attempt and the timer of the next; the rest of its uncommitted progress is dropped."""
         record = Record(events=run.delivered, attempt=run.attempt, error=shown(error, ERROR_MAX), began_ms=run.began_ms)
         progress = _progress_of(run, {})
         member = self._member(run.id, BACK_OFF, record.timers)
@@ -176,7 +176,7 @@ class Staging:
         if sleeps:
             progress.end = Sleep(holds=run.holds)
         number = self._end_attempt(run, progress, record, notice)
-        run.timers[BACK_OFF] = member  # cleared with the others, should something else end the back-off
+        run.timers[BACK_OFF] = member  # cleared with the others if something else ends the back-off
         return number
 
     def backs_off_again(self, run: InFlight) -> None:
@@ -193,7 +193,7 @@ class Staging:
         self._add(progress, run)
 
     def tried(self, run: InFlight, tries: Tries, error: BaseException, notice: str) -> int:
-        """Stage a failed attempt of a step that another one follows, after all that its handler has asked for."""
+        """Stage a failed attempt of a step that another attempt follows, after all commands of its handler."""
         assert run.execution is not None
         record = _record_of(run, run.execution, {}, [])
         record.tries.append(tries)
@@ -217,7 +217,7 @@ class Staging:
         return self._add(progress, run, record)
 
     def interject(self, run: InFlight, event: Delivered, olds: dict[str, bytes | None], *, is_joined: bool) -> int:
-        """Stage an event that has no other place than the journal, with values that fields had before."""
+        """Stage an event that lies in no other place than the journal, with the former values of fields."""
         assert run.execution is not None
         run.delivered.append(event)
         record = _record_of(run, run.execution, {}, [])
@@ -232,7 +232,7 @@ class Staging:
         return number
 
     def renewed(self, run: InFlight, code: str) -> int:
-        """Stage that the next attempt begins on this code; of one that was resumed all counts begin anew."""
+        """Stage that the next attempt begins on this code; after a resume all counts of attempts begin anew."""
         is_resumed = run.renewal is Renewal.RESUMED
         if is_resumed:
             run.attempt, run.began_ms = 1, self._now_ms()
@@ -243,11 +243,11 @@ class Staging:
         return self._add(progress, run, record)
 
     def interrupted(self, run: InFlight) -> None:
-        """Stage the end of an attempt that another one follows at once; nothing of what it had not committed."""
+        """Stage the end of an attempt that another follows at once; its uncommitted progress is dropped."""
         self._end_attempt(run, _progress_of(run, {}), Record(events=run.delivered), "")
 
     def answered(self, message: Message, inbox_id: str, record: Record, end: Sleep, events: list[str]) -> None:
-        """Stage what a command has made of a paused invocation."""
+        """Stage the answer to a command for a paused invocation."""
         self._add(Progress(message.id, message.target, inbox_id, True, record.encoded(), events, end=end))
 
     def delayed(self, message: Message, inbox_id: str) -> None:
@@ -260,16 +260,16 @@ class Staging:
         self._add(Progress(invocation, "", "", timers=[(self._now_ms(), self._member(invocation, "d", {}))]))
 
     def expire(self, event: Event, messages: list[Leaving]) -> int:
-        """Stage the end of an object's state or of a field; the store does it if it was not written since."""
+        """Stage the expiry of an object's state or of a field; the store skips it if that was written since."""
         end = Expire(event.payload.decode("utf-8", "surrogatepass"))
         return self._add(Progress("", event.invocation, "", events=[event.id], messages=messages, end=end))
 
     def notice(self, invocation: str, text: bytes, events: list[str]) -> None:
-        """Stage a notice to those who wait for an invocation."""
+        """Stage a notice to the callers that wait for an invocation."""
         self._add(Progress(invocation, "", "", events=events, notice=text))
 
     def tell(self, invocation: str, messages: list[Leaving]) -> None:
-        """Stage what is for others and of no invocation's journal."""
+        """Stage messages to others that belong to no invocation's journal."""
         self._add(Progress(invocation, "", "", messages=messages))
 
     def stray(self, events: list[str]) -> None:
@@ -286,14 +286,14 @@ class Staging:
         return self.count
 
     def _take_commands(self, run: InFlight, execution: Execution, progress: Progress, record: Record | None) -> None:
-        """Take what leaves with a commit; the record, if any, says which timers it sets."""
+        """Take the messages and timers of a commit; the record, if any, notes the timers that it sets."""
         progress.messages = execution.calls.take_messages()
         timers = execution.timers
         if timers.set:
             now_ms, recorded = self._now_ms(), record.timers if record is not None else {}
             for index, delay_s in timers.set.items():
                 mark = str(mark_of(index, execution.restarts))
-                # Of one that is set again, since the store has lost it, it is there: its journal names it so.
+                # A timer that is set again, because the store has lost it, keeps the name that its journal holds.
                 run.timers[mark] = run.timers.get(mark) or self._member(run.id, mark, recorded)
                 progress.timers.append((now_ms + int(delay_s * 1000), run.timers[mark]))
             timers.set = {}
@@ -306,7 +306,7 @@ class Staging:
     def _set_lifetimes(
         self, run: InFlight, progress: Progress, changes: dict[str, bytes | None], stored: dict[str, bytes]
     ) -> None:
-        # What a shared handler takes along are its waits: no state, which may be over at the end of a retention.
+        # A shared handler writes its waits only: no state, which could expire at the end of a retention.
         lifetimes = run.declared.lifetimes if run.declared is not None and run.exclusive else None
         if changes and lifetimes is not None:
             timers, untimers = lifetimes.timers(run.message.target, changes, stored, self._now_ms())
@@ -314,12 +314,12 @@ class Staging:
             progress.untimers += untimers
 
     def _member(self, id_: str, what: str, recorded: dict[str, str]) -> str:
-        """Return the name of a timer, and note it: those due at once sort in the order of setting, of all owners."""
+        """Return the name of a timer, and note it: timers of the same due time sort in the order of setting."""
         self._timers_set += 1
         recorded[what] = counter = f"{self._epoch:012x}{self._timers_set:08x}"
         return timer_of(counter, id_, what)
 
-    # What is written
+    # Writing progress
 
     @property
     def is_empty(self) -> bool:
@@ -332,7 +332,7 @@ class Staging:
         return self.count - self.settled
 
     def take(self, incarnation: str, room: CommitBudget) -> Unwritten:
-        """Remove and return what the commit has room for, as the next part of the shard."""
+        """Remove and return as much progress as the commit has room for, as the next part of the shard."""
         items: list[Staged] = []
         while self._staged and (room.is_left or (items and items[-1].is_joined)):
             item = self._staged.popleft()
@@ -347,7 +347,7 @@ class Staging:
         return Unwritten(Part(self._shard, self._epoch, incarnation, self._number, progress, stray), items)
 
     def acknowledge(self, unwritten: Unwritten, answer: Committed) -> None:
-        """Note that a part is durable; its records have ids now, and their runs have them in their journals."""
+        """Note that a part is durable: its records get their ids, and their invocations note them in their journals."""
         self.settled += len(unwritten.items)
         self.acknowledged = unwritten.part.number
         ids = _following(answer.first)
@@ -369,7 +369,7 @@ class Staging:
             self._waiting = [(number, waiting) for number, waiting in self._waiting if not waiting.done()]
 
     async def until_durable(self, number: int) -> None:
-        """Wait until so many are durable; a shard that is lost never says so."""
+        """Wait until progress up to this number is durable; this never returns if the shard is lost."""
         if self.settled < number:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append((number, waiting))
@@ -377,7 +377,7 @@ class Staging:
 
 
 def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[str, bytes | None]:
-    """Return what must be written so that the stored state is the state as the invocation sees it.
+    """Return the writes that turn the stored state into the state as the invocation sees it.
 
     Raises:
         UsageError: a field cannot be encoded, or is too large; it names the field.
@@ -417,7 +417,7 @@ def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, 
     """Refuse changes that let the state of an object grow beyond its limit.
 
     Raises:
-        UsageError: they do.
+        UsageError: the state would be larger than `state_max`.
     """
     grown = sum(len(value or b"") - len(stored.get(name, b"")) for name, value in changed.items())
     if grown > 0 and (size := sum(map(len, stored.values())) + grown) > STATE_MAX:
@@ -429,7 +429,7 @@ def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, 
 
 
 def must_commit(run: InFlight, execution: Execution) -> bool:
-    """Whether an execution that waits has asked for something that cannot."""
+    """Whether an execution that waits has commands that must be durable before they take effect."""
     if execution.calls.messages or execution.timers.set or execution.timers.cleared:
         return True
     board = execution.board
@@ -443,7 +443,7 @@ def must_commit(run: InFlight, execution: Execution) -> bool:
 def _record_of(
     run: InFlight, execution: Execution, changes: dict[str, bytes | None], results: list[tuple[int, bytes]]
 ) -> Record:
-    """Return the record of all that no record holds yet, and count it as recorded."""
+    """Return a record of everything that no record holds yet, and count it as recorded."""
     view = execution.view
     assert view is not None
     record = Record(events=run.delivered, first=run.staged, entries=execution.entries[run.staged :], steps=results)
@@ -476,7 +476,7 @@ def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
     spent, run.spent = run.spent, []
     writes = {name: value for name, value in changes.items() if value is not None}
     clears = [name for name in changes if name not in writes] if len(writes) < len(changes) else []
-    # All of its lists, also the empty ones: a default factory takes ten times as long.
+    # All lists are passed, also the empty ones: a default factory takes ten times as long.
     return Progress(run.id, run.message.target, run.inbox_id, run.asleep, b"", spent, writes, clears, [], [], [], [])
 
 
@@ -491,7 +491,7 @@ def _size(progress: Progress) -> int:
 
 
 def _following(first: str) -> Iterator[str]:
-    """Yield the ids of a part's records: one script writes them, so they differ in their last number only."""
+    """Yield the ids of a part's records: a single script writes them, so they differ in their last number only."""
     ms, sequence = order_of(first) if first else (0, 0)
     while True:
         yield f"{ms}-{sequence}"

@@ -1,15 +1,15 @@
-"""Suspects: what a host failed on itself, by a bug of ours or an object that no guard expects; and whom it is due to.
+"""Suspects: failures of a host itself, by a defect of Perdure, and the invocations that they are due to.
 
-A failure names the invocation that the host was busy with: the frames of its traceback hold it. So nothing has to be
-noted on the way of those that work. The host steps down from the shard and takes it again at once, since what it failed
-on may pass. An invocation at which it fails twice is set aside: it is paused with that reason as soon as it would
-begin, which needs no code of the user, and an operator may resume, cancel or kill it. Where the host fails even so, or
-where nothing names an invocation, the shard rests between two attempts. One whose journal cannot be read is set aside
-at once; nothing was lost of it then, and a version that can read it goes on.
+The frames of a failure's traceback hold the invocation that the host was busy with, so a warm invocation has nothing
+to note. The host steps down from the shard and takes it again at once, since the cause may pass. An invocation at which
+it fails twice is set aside: it is paused with that reason as soon as it would begin, which needs no code of the user,
+and an operator may resume, cancel or kill it. Where the host fails even so, or where no frame names an invocation, the
+shard rests between two attempts. An invocation whose journal cannot be read is set aside at once; nothing of it is
+lost, and a version that can read it goes on.
 
-What is kept here dies with the process: another version of Perdure may do better. What was paused stays paused.
+These notes die with the process: another version of Perdure may do better. A paused invocation stays paused.
 
-Invariant: of what is noted the last few are kept, for `actors.status()`.
+Invariant: the last few failures are kept, for `actors.status()`.
 """
 
 import logging
@@ -26,24 +26,24 @@ from .activation import InFlight
 logger = logging.getLogger("actors")
 
 KEPT: Final = 5
-"""So many failures are told by `actors.status()`."""
+"""How many failures `actors.status()` lists."""
 KNOWN_MAX: Final = 1_000
-"""Of so many invocations it is known how often their host failed on them."""
+"""For how many invocations the failures of their host are counted."""
 WHOLE_HOST: Final = Shard(-1)
 SET_ASIDE_AT: Final = 2
-"""So many failures of the host set an invocation aside."""
+"""How many failures of the host set an invocation aside."""
 
 
 class Fault(NamedTuple):
-    """A failure of a host itself: a defect of Perdure."""
+    """A failure of a host itself, which is a defect of Perdure."""
 
     shard: int
     """-1: the whole host failed, and began again."""
     invocation: str
-    """Which invocation it was busy with; empty where that is not known."""
+    """The invocation that the host was busy with; empty if that is not known."""
     error: str
     at_ms: int
-    """When, by the clock of its machine."""
+    """The time of the failure, by the clock of its machine."""
 
 
 class Suspects:
@@ -52,11 +52,11 @@ class Suspects:
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque(maxlen=KEPT)
         self.set_aside: dict[str, str] = {}
-        """Why an invocation is not to be executed."""
+        """Invocations that are not executed, with the reason."""
         self._counts: dict[str, int] = {}
 
     def note(self, shard: Shard, error: BaseException, at_ms: int) -> bool:
-        """Note a failure; return whether what it is due to has failed so for the first times, and is known."""
+        """Note a failure; return whether its invocation is known and has not failed the host too often."""
         invocation = _invocation_in(error)
         logger.error(
             "a defect of Perdure, please report it: %s%s\n%s",
@@ -87,13 +87,13 @@ class Suspects:
         self.faults.append(Fault(shard, invocation, said, at_ms))
 
     def pass_on(self, invocation: str) -> str:
-        """Return why an invocation is set aside, and forget it: whoever resumes it wants it executed."""
+        """Return why an invocation is set aside, and forget it: an operator who resumes it wants it executed."""
         self._counts.pop(invocation, None)
         return self.set_aside.pop(invocation)
 
 
 def shard_in_frames(error: BaseException) -> Shard:
-    """Return the shard of the invocation that was under way; -1 where there was none."""
+    """Return the shard of the invocation that was under way; -1 if there was none."""
     return next((found.shard for found in _locals_of(error) if isinstance(found, InFlight)), WHOLE_HOST)
 
 
@@ -107,6 +107,6 @@ def _invocation_in(error: BaseException) -> str:
 
 
 def _locals_of(error: BaseException) -> list[Any]:
-    """Return what the frames of a failure hold by the names that Perdure uses, the innermost first."""
+    """Return the locals of a failure's frames under the names that Perdure uses, the innermost first."""
     frames = frames_of(error)
     return [frame.f_locals[name] for frame in frames for name in ("run", "message", "event") if name in frame.f_locals]

@@ -2,17 +2,17 @@
 
 Where it lies. A watch is a field of the state that no user can name, `@watch <invocation>:<mark of the entry>`, and
 holds the names of the fields that are watched. All handlers of an object run on the owner of its shard, so that its
-activation decides. An object that nobody watches has none of it, and a commit asks no more than whether there is one.
+activation decides. An object without watches has no such field, and a commit only asks whether there is any.
 
-How it goes. Asking makes one entry, and notes what the handler has seen in the fields; that counts as read, so it is
-recorded with the entry. The commit that records both adds the watch, or, if the state differs from what was seen by
-then, brings the event to the invocation itself: nothing falls between reading and waiting. Each commit that changes a
-watched field brings an event to all who watch it, and clears their watches; so does the end of the state. The event is
-that of an awakeable: what waits is one.
+How it works. `ctx.changed` makes an entry, and notes the values that the handler has seen in the fields; these count as
+read, so they are recorded with the entry. The commit that records both adds the watch or, if the state differs by then
+from the values seen, brings the event to the invocation itself: no change is missed between reading and waiting. Each
+commit that changes a watched field brings an event to all its watchers, and clears their watches; so does the end of
+the state. The event is of the kind AWAKEABLE, since the handler waits on an awakeable.
 
-What a death between two store calls does. Before the commit of a watch is applied, the replay asks anew, of a state
-that it may see anew; afterwards the watch lies in the state, and whoever owns the shard brings the event with the
-change. A change and its events are one commit.
+A death between two store calls. Before the commit of a watch is applied: the replay asks again, and may see another
+state. After it: the watch lies in the state, and the owner of the shard brings the event with the change. A change and
+its events are one commit.
 
 Invariants:
     1. A watch that is recorded lies in the state, or its event is brought.
@@ -37,13 +37,13 @@ _CHANGED: Final = outcomes.encoded_value(None)
 
 Changes = Mapping[str, bytes | None]
 Seen = dict[str, bytes | None]
-"""What a handler has seen in the fields that it watches."""
+"""The values that a handler has seen in the fields that it watches."""
 
 
 def posted_of(
     run: InFlight, execution: Execution, activation: Activation, changes: Changes, posted: Posted | None
 ) -> Posted | None:
-    """Return what a commit posts, with what it brings to those who watch and what it adds of watches."""
+    """Return the posted part of a commit, with the events for watchers and the new watches."""
     others = [posted, told(activation, changes) if changes else None]
     if execution.watching:
         others.append(_added(run, activation, execution.watching, execution.restarts))
@@ -58,7 +58,7 @@ def posted_of(
 
 
 def _added(run: InFlight, activation: Activation, watching: dict[int, Seen], restarts: Restarts) -> Posted:
-    """Return what the commit that is being made does for new watches, by their entry."""
+    """Return the fields and events of new watches, given by entry, for the commit that is being made."""
     assert activation.fields is not None
     posted = Posted({}, [])
     for index, seen in watching.items():
@@ -71,7 +71,7 @@ def _added(run: InFlight, activation: Activation, watching: dict[int, Seen], res
 
 
 def told(activation: Activation, changes: Iterable[str]) -> Posted | None:
-    """Return what a commit with these changes brings to those who watch, None if nobody does."""
+    """Return the events for the watchers of these changes, None if there are none."""
     if activation.watches is None:
         fields = activation.fields or {}
         activation.watches = {name: _names(fields[name]) for name in fields if name.startswith(WATCH)}
@@ -86,7 +86,7 @@ def told(activation: Activation, changes: Iterable[str]) -> Posted | None:
 
 
 def farewells(activation: Activation, field: str) -> list[Leaving]:
-    """Return what tells those who watch that state is over: this field, or all of it."""
+    """Return the events that tell watchers of the expiry of this field, or of all state."""
     found: list[Leaving] = []
     for name, value in (activation.fields or {}).items():
         if name.startswith(WATCH) and (not field or field in _names(value)):
@@ -97,7 +97,7 @@ def farewells(activation: Activation, field: str) -> list[Leaving]:
 def ended(
     run: InFlight, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
 ) -> tuple[dict[str, bytes | None], Sequence[Bring]]:
-    """Return what the end of an invocation changes and brings, with what it tells and takes along of watches."""
+    """Return the changes and messages of an invocation's end, with the events for watchers and its own watches."""
     if changes and activation.watches != {} and (found := told(activation, changes)) is not None:
         changes, brings, activation.watches = changes | found.fields, [*brings, *found.events], None
     mine = f"{WATCH}{run.id}:"
@@ -110,7 +110,7 @@ def ended(
 def hear(
     run: InFlight, activation: Activation, seen: dict[str, bytes | None] | None = None, *, is_recorded: bool = False
 ) -> None:
-    """Let a shared handler see, with what is delivered next, the state that is committed, or what it saw then."""
+    """Show a shared handler, before its next delivery, the committed state, or the state recorded as `seen`."""
     assert run.execution is not None
     view = run.execution.view
     assert view is not None

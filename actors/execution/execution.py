@@ -1,12 +1,12 @@
-"""Execution: one attempt at one invocation. Events in, commands out; it does no I/O.
+"""Execution: a single attempt at an invocation. Events go in, commands come out; it does no I/O.
 
-Owns the handler's coroutine on its deterministic loop, and what it asked for that its host has not taken yet. Does not
-own: the journal, the commit, timers and actions; the host takes the commands and brings the events.
+Owns the handler's coroutine on its deterministic loop, and the commands that the host has not taken yet. Does not own
+the journal, the commit, timers and actions; the host takes the commands and delivers the events.
 
 Invariants:
-    1. The handler advances only in `begin` and `deliver*`, one event at a time, run dry in between.
-    2. What a handler asks for that the journal holds already asks for nothing again.
-    3. A step whose wait the handler gave up is over: a late outcome finds nobody.
+    1. The handler advances only in `begin` and `deliver*`, event by event; the loop runs until it is idle in between.
+    2. A command that is in the journal already is not issued again.
+    3. A step is over when the handler gives up its wait: a late outcome is ignored.
 """
 
 import asyncio
@@ -52,22 +52,25 @@ logger = logging.getLogger("actors")
 
 
 class Execution:
-    """One attempt: `begin` it, deliver events, and take what it asks for until `phase` says that it has ended."""
+    """A single attempt: `begin` it, deliver events, and take its commands until `phase` says that it has ended."""
 
-    _root_is_cancelled: Cancelled | Refusal | None = None  # how it ends if the root task does as a cancel has asked
-    board: PromiseCommands | None = None  # where the promises of a workflow stand
-    restarts: Restarts = ()  # where its invocation began again
+    _root_is_cancelled: Cancelled | Refusal | None = None  # the outcome if the root task obeys the cancel
+    board: PromiseCommands | None = None  # holds the promises of a workflow
+    restarts: Restarts = ()  # the entries from which its invocation was restarted
     _unheeded: Unheeded | None = None
     _watched: dict[int, tuple[str, ...]] = {}  # noqa: RUF012  # names of the fields of each watch, by entry
-    watching: dict[int, dict[str, bytes | None]] = {}  # noqa: RUF012  # new watches by entry, with what was seen
+    watching: dict[int, dict[str, bytes | None]] = {}  # noqa: RUF012  # new watches: values seen, by entry
     _steps: Steps | None = None
     _sagas: Sagas | None = None
     repeats = False
-    """It is given what the journal holds: what it does now it has done before."""
+    """Recorded events are being delivered: the handler repeats an earlier attempt."""
     has_given_up = False
-    """It failed as the last attempt and compensates: what it had not committed is discarded."""
+    """It failed as the last attempt and compensates: its uncommitted changes are discarded."""
     last_word: Callable[["Execution", BaseException, str], tuple[str, TerminalError] | None]
-    """Asked what ends the invocation, if no attempt follows, and for its entry; told which one the journal holds."""
+    """Returns the entry and the error that end the invocation, or None if another attempt follows.
+
+    Its last argument is the entry that the journal holds at this place.
+    """
 
     def __init__(
         self,
@@ -96,15 +99,15 @@ class Execution:
         self.outcome: bytes = b""
         """With COMPLETED: the encoded result or terminal error."""
         self.error: BaseException | None = None
-        """With FAILED and DIVERGED: why."""
+        """With FAILED and DIVERGED: the reason."""
         self.on_foreign_call: Callable[[], object] = lambda: None
-        """Told, from any thread, that this attempt must fail."""
+        """Called, from any thread, when this attempt must fail."""
 
-    # What the host asks
+    # For the host
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will be asked for."""
+        """Whether the attempt is over, so that no further command follows."""
         return self.phase not in UNDER_WAY
 
     @property
@@ -113,7 +116,7 @@ class Execution:
         return self._entries.made
 
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
-        """Begin the handler on this state; `refusal` says why it may not write, if it may not."""
+        """Begin the handler on this state; a `refusal` is the reason why the handler may not write."""
         target, declared = self._message.target, self._declared
         self.view = StateView(fields, declared.fields, self.loop, refusal, self._scope, declared.cls, target)
         try:
@@ -121,7 +124,7 @@ class Execution:
             args, kwargs = decode(self._message.arguments, scope=self._scope, where=where)
             me = instance(self._declared.cls, self._target.key, self.view)
             message = self._message
-            # Whoever sent it without the class could not look at the types, and a schedule may be such a one's.
+            # A sender without the class could not check the types, and a schedule may come from such a sender.
             looked = message.code and not (message.headers and SCHEDULED_AT in message.headers)
             called = self._handler.called(me, Context(self), args, kwargs, are_checked=bool(looked))
             self._root = self.loop.start(called)
@@ -131,7 +134,7 @@ class Execution:
         self._drain()
 
     def deliver(self, event: Delivered) -> bool:
-        """Deliver a durable event and run dry; return False if it changed nothing, not even the time."""
+        """Deliver a durable event and run until idle; return False if it changed nothing, not even the time."""
         if event.kind is EventKind.SIGNAL:
             if not (self.repeats or self._signals.has_room(event.payload)):
                 self._say_dropped(event)
@@ -148,7 +151,7 @@ class Execution:
                 return False
             self._take_in(event)
             if event.index in self._watched and self._awakeables.is_awaited(event.index):
-                self.state.read_all(self._watched[event.index])  # who is told has seen it
+                self.state.read_all(self._watched[event.index])  # the event counts as a read of these fields
             self._awakeables.complete(event.index, event.payload)
         elif event.index >= len(self._entries.made):
             self._diverge(self._entries.unexpected(event.index, f"the event {event.kind.name} of `{event.index}`"))
@@ -186,7 +189,7 @@ class Execution:
         """Raise `Cancelled` from every open wait, and ask the same of the calls without an outcome."""
         self._pass_on(self.calls.cancels())
         self._unheeded = Unheeded(self.loop, self._say)
-        if not fail_waits(self.loop, self.steps, self.timers):  # locks, queues: nothing of ours to fail
+        if not fail_waits(self.loop, self.steps, self.timers):  # it waits for a lock or a queue, which cannot fail
             assert self._root is not None
             self._root.cancel()
             self._root_is_cancelled = Cancelled()
@@ -197,23 +200,23 @@ class Execution:
                 self._tell(event, f"cancel {event.invocation}")
             except NondeterminismError:
                 return  # it is noted, and ends the attempt
-            except (Refusal, asyncio.CancelledError):  # the journal is full: a replay tells it again, to no harm
+            except (Refusal, asyncio.CancelledError):  # the journal is full: a replay sends it again, without harm
                 self.calls.tell(event)
 
     def deliver_outcome(self, index: int, outcome: bytes, time_ms: int) -> None:
-        """Deliver the recorded outcome of a step and run dry."""
+        """Deliver the recorded outcome of a step and run until idle."""
         step = self.steps.take(index)
         if step is None:
             if not self._entries.has_made(index, "run "):
                 self._diverge(self._entries.unexpected(index, "the outcome of a step"))
-            return  # else an outcome that came with it, in one record, has made the handler give it up
+            return  # otherwise an outcome of the same record has made the handler give the step up
         self._set_time(time_ms)
         self._entries.size += len(outcome)
         self.steps.complete(step, outcome)
         self._drain()
 
     def drained(self) -> None:
-        """Say that everything durable was delivered: from here on actions start."""
+        """Note that everything durable was delivered: from here on actions start."""
         if self.phase is Phase.REPLAYING:
             if (short := self._entries.missing("nothing: it waits")) is not None:
                 self._diverge(short)
@@ -222,18 +225,18 @@ class Execution:
             self._end_if_too_large()
 
     def drop(self) -> None:
-        """Leave memory: coroutines are closed, and nothing that they ask for happens."""
+        """Leave memory: coroutines are closed, and commands that they issue meanwhile are ignored."""
         if not self.has_ended:
             self.phase = advance(self.phase, Happening.DROPPED)
         self.loop.drop()
 
     @property
     def is_compensating(self) -> bool:
-        """Whether the handler has ended, and what it deferred is run."""
+        """Whether the handler has ended and its compensations run."""
         return self._sagas is not None and self._sagas.error is not None
 
     def forget(self) -> None:
-        """Let go of errors: their tracebacks hold the handler's frames, and those the context and so this."""
+        """Drop errors: their tracebacks hold the handler's frames, which hold the context and so this execution."""
         self._root = self.error = self._sagas = self._unheeded = None
 
     # Driving
@@ -259,12 +262,12 @@ class Execution:
             self._end_if_too_large()
 
     def _end_if_too_large(self) -> None:
-        """End a handler that waits for more than its journal may hold; one that goes on is told where it asks."""
+        """End a handler that waits while its journal is full; a running handler gets the error at its next command."""
         if self._entries.are_too_large and not self.is_compensating:
             self._end_wait(self._entries.full or self._entries.refused())
 
     def _end_wait(self, error: Refusal) -> None:
-        """End the handler's wait, and the handler with it, for good, as for any other I/O."""
+        """Cancel the handler's wait, and end the handler with this error."""
         assert self._root is not None
         self._root_is_cancelled = error
         self._root.cancel()
@@ -276,7 +279,7 @@ class Execution:
             self._decide(error)
 
     def _raised(self) -> BaseException | None:
-        """Return what the handler has ended with, if that is an error."""
+        """Return the error that the handler has ended with, if any."""
         root = self._root
         return None if root is None or not root.done() or root.cancelled() else root.exception()
 
@@ -304,8 +307,8 @@ class Execution:
         return self._root_is_cancelled or self._entries.full or asyncio.CancelledError()
 
     def _compensates(self, error: BaseException) -> bool:
-        """Begin to undo what was deferred, if there is something and no other attempt follows."""
-        self.loop.settle()  # as they end, tasks may defer something too
+        """Begin the compensations, if there are any and no other attempt follows."""
+        self.loop.settle()  # tasks may defer compensations too while they end
         if not self._sagas or self._entries.divergence is not None:
             return False
         self._entries.unbind()
@@ -328,14 +331,14 @@ class Execution:
         return True
 
     def _has_last_word(self, error: BaseException) -> bool:
-        """Whether no attempt follows one that failed so as it compensates; it is noted for replays."""
+        """Whether no attempt follows after this failure of a compensation; an entry notes it for replays."""
         found = self.last_word(self, error, self._entries.next_recorded())
         if found is not None:
             self._entries.make(found[0])
         return found is not None
 
     def _decide(self, error: BaseException) -> None:
-        """The handler has raised: that is its outcome, or the end of this attempt."""
+        """End after the handler's error: it is the outcome, or it ends this attempt."""
         found = outcomes.terminal(error)
         if found is None:
             self._fail(error)
@@ -363,7 +366,7 @@ class Execution:
         self.loop.drop()
 
     def _diverge(self, error: NondeterminismError, raised: BaseException | None = None) -> None:
-        """End as what differs from its journal; what the handler had raised is the likely reason, and is said."""
+        """End as DIVERGED; an error that the handler had raised is the likely reason, and is added to the message."""
         if self.phase is not Phase.DIVERGED:
             reason = raised if raised is not None and raised is not error else error.__context__
             if reason is not None:
@@ -378,7 +381,7 @@ class Execution:
         for left in leftovers(self.calls, self.steps, self.timers, self.loop, self.entries):
             self.warn(left, None)
 
-    # What the loop asks (`loop.Owner`)
+    # For the loop (`loop.Owner`)
 
     def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None:
         """Make the entry of a timer that asyncio asked for."""
@@ -403,7 +406,7 @@ class Execution:
         self.steps.give_up(future)
 
     def warn(self, message: str, exception: BaseException | None, /) -> None:
-        """Log what asyncio or the end of the handler has to say, unless it was said before."""
+        """Log a warning of asyncio or of the handler's end; a replay does not log it again."""
         if not self.is_replaying:
             where = f"{self._message.target}.{self._message.handler}"
             trace = "" if exception is None else f"\n{outcomes.traced(exception)}"
@@ -416,7 +419,7 @@ class Execution:
         if not self.repeats:
             logger.warning("%s.%s (%s): %s", self._message.target, self._message.handler, self.id, message)
 
-    # What the context asks (`commands.Commands`)
+    # For the context (`commands.Commands`)
 
     @property
     def key(self) -> str:
@@ -430,7 +433,7 @@ class Execution:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the caller sent along."""
+        """The headers that the caller sent."""
         return self._message.headers or {}
 
     @property
@@ -467,7 +470,7 @@ class Execution:
         return Awakeables(self.id, self.loop, self._scope, self.restarts)
 
     def changed(self, names: tuple[str, ...], /) -> MadeAwakeable:
-        """Make the entry of a watch; the same one as long as it waits and the same was seen."""
+        """Make the entry of a watch; while it waits and its fields are unchanged, return the same watch."""
         if self._handler.exclusive or self._target.key is None:
             what = "has no state" if self._target.key is None else "holds the object, so that nothing changes meanwhile"
             raise UsageError(f"{self._handler.name} {what}: wait for changes in a @shared handler of the object")
@@ -546,9 +549,9 @@ class Execution:
             self.calls.tell(event)
 
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
-        """Wait for a call of this handler, or for what was started elsewhere."""
+        """Wait for a call of this handler, or for an invocation that was started elsewhere."""
         return self.calls.wait(invocation, self._entries.make, self._entries.is_new)
 
     def wait_accepted(self, invocation: Invocation[Any], /) -> Generator[Any, Any, None]:
-        """Return at once: what a handler starts is durable with its own next commit."""
+        """Return at once: an invocation that a handler starts is durable with the handler's next commit."""
         yield from ()

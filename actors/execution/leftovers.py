@@ -1,4 +1,4 @@
-"""Leftovers: what a handler started and did not wait for, in words for its author."""
+"""Leftovers: warnings about calls, steps, timers and tasks that a handler started and never awaited."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from actors.loop.loop import DeterministicLoop
 
 
 def leftovers(calls: Calls, steps: Steps, timers: Timers, loop: DeterministicLoop, entries: list[str]) -> Iterator[str]:
-    """Yield a sentence for each thing that ends with its handler, or goes on without it, and was not awaited."""
+    """Yield a warning for each call, step, timer or task that was not awaited when its handler ended."""
     for name in calls.unawaited():
         yield f"`{name}` was never awaited: its result is lost. Use .send() if nobody waits"
     for step in steps.unended():

@@ -1,7 +1,7 @@
-"""Replay: the phases of an execution.
+"""Phases: the state machine of an execution, from replay to its end.
 
-Does no I/O and knows no event loop. An execution first replays what is durable, then goes on from there; what the
-handler asks for is numbered in program order, and while the journal holds an entry of that number it must be the same.
+Does no I/O and knows no event loop. An execution first replays everything durable, then goes on from there. Its
+commands are numbered in program order; while the journal holds an entry of that number, both must be the same.
 
 Invariants:
     1. An action starts in PROCESSING only, that is after everything durable was delivered.
@@ -14,7 +14,7 @@ from typing import Final
 
 
 class Phase(Enum):
-    """Where an execution stands."""
+    """A phase of an execution."""
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hashes their name, in Python
 
@@ -31,7 +31,7 @@ UNDER_WAY: Final = (Phase.REPLAYING, Phase.PROCESSING)
 
 
 class Happening(Enum):
-    """What moves an execution to another phase."""
+    """An occurrence that moves an execution to another phase."""
 
     __hash__ = object.__hash__
 
@@ -60,7 +60,7 @@ def advance(phase: Phase, happening: Happening) -> Phase:
     """Return the phase after the happening; an execution that has ended stays ended.
 
     Raises:
-        RuntimeError: this cannot happen in this phase: a defect of the runtime.
+        RuntimeError: the happening is impossible in this phase: a defect of the runtime.
     """
     try:
         return TRANSITIONS[phase, happening]

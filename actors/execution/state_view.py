@@ -1,13 +1,13 @@
-"""Fields: an object's state as one invocation sees it.
+"""State view: an object's state as one invocation sees it.
 
-Owns what this invocation has read and written; the bytes it began from are shared and never changed here.
+Owns the values that this invocation has read and written; the bytes it began from are shared and never changed here.
 
 Invariants:
     1. Every invocation decodes values of its own: nothing mutable is shared between two.
-    2. Reading writes nothing: a value that was only read encodes as it was found, or as what was found does here.
-    3. A field mutated in place is noticed: what was touched is encoded again and compared.
-    4. A shared handler sees, from one of its waits to the next, one state: what was committed as the first had ended.
-       What it has read of each is recorded, with the number of the deliveries before.
+    2. Reading writes nothing: a value that was only read encodes as it was found, or as its decoded copy encodes here.
+    3. A field mutated in place is noticed: every field that was read is encoded again and compared.
+    4. A shared handler sees a single state between two of its waits: the state that was committed when the first of
+       them ended. The values that it has read of each state are recorded, with the number of deliveries before.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ from journal.records import pack, unpack
 from journal.texts import said
 
 NAMES: Final = f"{OWN}names"
-"""Read by who asks which fields there are: those that were read with it, and no others."""
+"""A read of this name records that the invocation listed the fields: they are the ones read together with it."""
 INNER_WROTE: Final = 0
 """The index of the STATE event that carries fields."""
 IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
@@ -70,14 +70,14 @@ class StateView:
         self._before: dict[str, Any] = {}
         self._cleared: set[str] = set()
         self._reads: dict[str, bytes | None] = {}
-        """What was read since the position, as it was found."""
+        """Values read since the position, as they were found."""
         self._recorded: set[str] = set()
-        """What of it a record holds."""
+        """Names of these that a record holds."""
         self._past: list[tuple[int, dict[str, bytes | None]]] = []
-        """What was read before, by position, and no record holds."""
+        """Values read at earlier positions that no record holds."""
         self._position = 0
         self._last: dict[str, bytes | None] = {}
-        """What was read last, before the position."""
+        """The last value read of each field, before the position."""
 
     # Declared fields: `self.status`
 
@@ -146,13 +146,13 @@ class StateView:
             raise UsageError(f"{self._refusal}: {name!r} cannot be written")
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes | None]:
-        """Return what the invocation finds in these fields, as read."""
+        """Return the stored values of these fields, and note them as read."""
         found = {name: self._base.get(name) for name in names}
         self._reads.update(found)
         return found
 
     def last_read(self, names: Iterable[str]) -> dict[str, bytes | None]:
-        """Return what was read last of these fields, also before waits; what never was is read now."""
+        """Return the last values read of these fields, also before waits; read the fields that were never read."""
         return {name: self._last[name] for name in names if name in self._last and name not in self._reads} | (
             self.read_all([name for name in names if name not in self._last or name in self._reads])
         )
@@ -174,10 +174,10 @@ class StateView:
             self._before[name] = self._encoded(name, value) if data is None else data
         return value
 
-    # What the execution takes along
+    # For the commit
 
     def changes(self) -> dict[str, bytes | None]:
-        """Return the fields that differ from what the invocation found, encoded; None for one made absent.
+        """Return the fields that differ from the state that the invocation found, encoded; None for a cleared field.
 
         Raises:
             UsageError: a value cannot be encoded; it names the field.
@@ -200,7 +200,7 @@ class StateView:
         return changed
 
     def _is_to_be_sealed(self, data: bytes, before: bytes) -> bool:
-        """Whether a field that is as it was is written anew: it was sealed with an old secret, and may be written."""
+        """Whether an unchanged field is written again: it was sealed with an old secret, and writing is allowed."""
         return not self._refusal and data != before and seal.bare(data) == seal.bare(before)
 
     def _encoded(self, name: str, value: Any) -> bytes:
@@ -214,13 +214,13 @@ class StateView:
         return decode(data, annotation, self._scope, ("state", self._target, name))
 
     def _as_of_today(self, name: str, data: bytes) -> bytes:
-        """Return how what was found is written here and now: a set has another order, a class a further field."""
+        """Return the found value as it is encoded here and now: a set may have another order, a class a new field."""
         if data[:1] == b"J":
             return data
         return self._encoded(name, self._decoded(name, data, self._declared.get(name)))
 
     def absorb(self, fields: Mapping[str, bytes | None]) -> None:
-        """Take what another invocation has written as found; what this one held of these fields is over."""
+        """Take over fields that another invocation has written; this invocation's own values of them are dropped."""
         base = {name: value for name, value in self._base.items() if name not in fields}
         self._base = base | {name: value for name, value in fields.items() if value is not None}
         for name in fields:
@@ -228,21 +228,21 @@ class StateView:
             self._before.pop(name, None)
             self._cleared.discard(name)
 
-    # What a shared handler reads
+    # For shared handlers
 
     def note_recorded(self, names: Iterable[str]) -> None:
-        """Note what the journal holds of what is read before the first wait."""
+        """Note the fields whose value before the first wait is in the journal."""
         self._recorded.update(names)
 
     def refresh(self, base: Mapping[str, bytes], position: int) -> None:
-        """Show another state from here on, after so many deliveries."""
+        """Show another state from here on; `position` counts the deliveries before."""
         known = self._reads.keys() | self._recorded
         if NAMES in known or any(self._base.get(name) != base.get(name) for name in known):
             self._leave(position)
         self._base = base
 
     def show(self, fields: Mapping[str, bytes | None], position: int) -> None:
-        """Show what was read after so many deliveries, as it is recorded."""
+        """Show the recorded values that were read after `position` deliveries."""
         self._leave(position)
         self._recorded = set(fields)
         self._base = laid_over(self._base, fields)
@@ -259,16 +259,16 @@ class StateView:
 
     @property
     def is_shown(self) -> Mapping[str, bytes]:
-        """The state that it shows."""
+        """The state that the invocation sees."""
         return self._base
 
     @property
     def has_read(self) -> bool:
-        """Whether something was read that no record holds."""
+        """Whether values were read that no record holds."""
         return bool(self._past or any(name not in self._recorded for name in self._reads))
 
     def take_reads(self) -> list[tuple[int, dict[str, bytes | None]]]:
-        """Return that, by position; a record holds it from here on."""
+        """Return the unrecorded values read, by position; the caller puts them into a record."""
         found, self._past = self._past, []
         if unrecorded := self._unrecorded():
             found.append((self._position, unrecorded))
@@ -276,12 +276,12 @@ class StateView:
         return found
 
     def found(self, name: str) -> bytes | None:
-        """Return what the invocation found in a field."""
+        """Return the stored value of a field as the invocation found it."""
         return self._base.get(name)
 
 
 def laid_over(stored: Mapping[str, bytes], reads: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    """Return a state with what was read of it as it was."""
+    """Return the stored state with recorded values in place of the stored ones."""
     fields = {name: value for name, value in stored.items() if name.startswith(OWN) or NAMES not in reads}
     for name, value in reads.items():
         if value is None:
