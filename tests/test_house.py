@@ -8,8 +8,10 @@ belongs.
 """
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -539,6 +541,88 @@ def test_a_test_owns_its_time_and_fakes() -> None:
     ]
 
     assert wrong == [], "hand in a clock, or wait for a condition; write a fake by wrapping a Store or a Clock"
+
+
+# -------------------------------------------------------------------------------------------------------------- English
+
+RIDDLES_PER_1000_WORDS = 9.65
+"""Most riddling clauses in docstrings and comments: a ratchet, lowered with each text that is mended. Goal: below 1."""
+
+_VERB = r"(?:is|are|was|were|has|have|had|does|do|did|may|might|can|could|must|will|would|should)"
+_AFTER_A_PRONOUN = rf"(?=\s+(?:that|which|who|whose|with|without|{_VERB})\b)"
+
+RIDDLE = re.compile(
+    rf"""(?: (?:^|(?<!own)(?<!owns)[.:;(—]|\n\ *-) \s* (?:who|whoever|what|(?:those|one){_AFTER_A_PRONOUN})
+         |   , \s+                            (?:whoever|(?:those|one){_AFTER_A_PRONOUN}) )
+         \b (?!\s*[,.;:?)])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A clause whose subject is no noun: it begins with such a word at the start of a text, after a stop, or as an item.
+
+No riddle: a number or a determiner ("one line", "one of", "those modules"), a question after a verb ("says what it
+is", "Does not own: who is told"), a relative clause ("the host, who"), a word alone ("what, where and how").
+"""
+
+
+def texts_of(path: Path) -> list[str]:
+    """Return the docstrings of a file, those of fields too, and its comments, adjacent lines as one text."""
+    source = path.read_text("utf-8")
+    if path.suffix == ".lua":
+        return blocks((n, line.partition("--")[2]) for n, line in enumerate(source.splitlines()) if "--" in line)
+    docstrings = [
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return docstrings + blocks((token.start[0], token.string[1:]) for token in tokens if token.type == tokenize.COMMENT)
+
+
+def blocks(lines: Iterable[tuple[int, str]]) -> list[str]:
+    """Join the lines whose numbers follow each other."""
+    out: list[str] = []
+    before = -1
+    for number, line in lines:
+        if number == before + 1 and out:
+            out[-1] += "\n" + line.strip()
+        else:
+            out.append(line.strip())
+        before = number
+    return out
+
+
+def riddles(text: str) -> Iterator[str]:
+    """Yield what surrounds each riddle of a text, code in backticks aside."""
+    prose = re.sub(r"`[^`]*`", "X", text)
+    for found in RIDDLE.finditer(prose):
+        yield " ".join(prose[max(found.start() - 30, 0) : found.end() + 50].split())
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Turns: what an attempt tells whoever gives turns.", 1),
+        ("Who waits is told. One that ends, or dies, ends none; those with a name stay.", 3),
+        ("If the shard moves, whoever owns it reads on (what was read is kept).", 2),
+        ("Owns: the list.\n\n- What is sent\n- who is told of it", 2),
+        ("Says what it does, where, and who is told. One of them, one line, those modules: one at a time.", 0),
+        ("Does not own: who is told (`ends`). A host, who waits. Errors say where, what, and how. `what is it`", 0),
+    ],
+)
+def test_a_riddle_is_a_clause_without_a_noun(text: str, count: int) -> None:
+    assert len([*riddles(text)]) == count, [*riddles(text)]
+
+
+def test_sentences_have_nouns_for_subjects() -> None:
+    """Fewer riddles than before: `python -m pytest tests/test_house.py -k nouns` lists them all when the bound is 0."""
+    found: list[str] = []
+    words = 0
+    for path in [*python_files(*ORDER), *lua_files()]:
+        texts = texts_of(path)
+        words += sum(len(text.split()) for text in texts)
+        found += [f"{relative(path)}: {riddle}" for text in texts for riddle in riddles(text)]
+
+    assert len(found) / words * 1000 <= RIDDLES_PER_1000_WORDS, "\n".join([f"{len(found)} in {words} words", *found])
 
 
 # -------------------------------------------------------------------------------------------- the repository as a whole
