@@ -1,7 +1,7 @@
 """Attempts: executions of one shard, from their start to their end: delivery, actions, commits, failures, sleep.
 
-Owns the executions in memory. Does not own: whose turn it is (`shard`), what a commit holds (`staging`), nor what steps
-do (`actions`).
+Owns the executions in memory. Does not own turns (`shard`), the content of a commit (`staging`), nor the actions of
+steps (`step_tasks`).
 
 Invariants:
     1. Events are delivered one at a time, in the order journal, then `events`; while a commit with a step's outcome is
@@ -44,14 +44,14 @@ from .turns import Turns
 logger = logging.getLogger("actors")
 
 HOLD_LOOK: Final = 0.25
-"""Seconds between two looks whether one that is held back may begin."""
+"""Seconds between two checks whether an invocation that is held back may begin."""
 UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
-"""Events that say something to the host and nothing to the handler: what else they have to say, they have said."""
+"""Events for the host alone, which are never delivered to a handler."""
 END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
 
 
 class Attempts:
-    """The executions of one shard. All methods but the actions are synchronous: nothing is ever half done."""
+    """The executions of one shard. All methods but the actions are synchronous, so no work is ever half done."""
 
     def __init__(self, services: Services, staging: Staging, turns: Turns, leased: Callable[[], bool]) -> None:
         self._services, self._staging, self._turns = services, staging, turns
@@ -60,12 +60,12 @@ class Attempts:
         self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
         self._word = self._last_word  # bound once: each execution gets it
         self.is_draining = False
-        """Nothing new begins, and nothing leaves memory."""
+        """Nothing new begins, and no invocation leaves memory."""
 
     # Begin
 
     def begin(self, run: InFlight, activation: Activation) -> None:
-        """Start an attempt, replay what is recorded, and go on from there; one that backs off waits for its time."""
+        """Start an attempt, replay its records, and go on from there; in a back-off, wait for its end."""
         if self.reentry.waiting:
             self.reentry.drop(run)
         if run.backing_off or self.is_draining:
@@ -125,7 +125,7 @@ class Attempts:
         execution.repeats = False
 
     def _hold(self, run: InFlight) -> None:
-        """Begin an attempt later: the last one may have ended its process."""
+        """Begin an attempt later: the last attempt may have ended its process."""
         if not run.backing_off:
             run.backing_off = True
             logger.warning("%s waits: the process that executed it last has ended", named(run))
@@ -141,13 +141,13 @@ class Attempts:
         self.try_again(run)
 
     def _set_aside(self, run: InFlight, activation: Activation, reason: str) -> None:
-        """Pause an invocation on which this host has failed, without a look at what it holds."""
+        """Pause an invocation on which this host has failed, without reading its arguments or journal."""
         text = f"{named(run)}: {reason}; it is paused until it is resumed"
         activation.staged = self._staging.paused(run, reason, text)
         self._end_attempt(run, activation, text, sleeps=True)
 
     def queued(self, run: InFlight, activation: Activation) -> None:
-        """Take a call that waits for its turn, and may be of those that its holder waits for."""
+        """Take a call that waits for its turn; the holder of the turn may wait for it."""
         if activation.precedes(run):
             self.deadlocks.queued(run, activation)
         if run.asleep or run.handler.reentrant:
@@ -159,7 +159,7 @@ class Attempts:
             self.deliver(run)  # it has ended, or compensates
 
     def end_back_off(self, run: InFlight) -> None:
-        """If an event is there that ends the back-off, the next attempt may begin."""
+        """Begin the next attempt if an event has come that ends the back-off."""
         if not run.backing_off:
             return
         found = next((event for event in run.pending if event.kind in END_OF_BACK_OFF), None)
@@ -178,13 +178,13 @@ class Attempts:
         run.backing_off, run.began_again = False, True
 
     def try_again(self, run: InFlight) -> None:
-        """Begin the next attempt, if its time has come and all that it replays is acknowledged."""
+        """Begin the next attempt, if its time has come and all records that it replays are acknowledged."""
         if run.unsettled:
             return  # tried once more in `acknowledged`
         self.end_back_off(run)
         activation = self._turns.activation_of(run)
         if run.backing_off or not (run is activation.current or run.holder is not None or run in activation.sharing):
-            return  # too early, or it has not had its turn yet and begins with it
+            return  # too early, or it has not had its turn yet and begins then
         if run.handler is None:
             self._turns.load_again(run, activation)
         elif run.renewal is not None:
@@ -195,7 +195,7 @@ class Attempts:
     # Delivery
 
     def deliver(self, run: InFlight) -> None:
-        """Deliver what is durable, in order, then let the handler's commands out."""
+        """Deliver durable events in order, then carry out the handler's commands."""
         execution = run.execution
         if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
             return
@@ -228,7 +228,7 @@ class Attempts:
                 delivered = at_its_entry(delivered, execution.restarts)
                 if delivered is None:
                     continue
-            run.delivered.append(delivered)  # first: what it leads to may be committed at once
+            run.delivered.append(delivered)  # first: the handler's reaction may be committed at once
             if run.reader:
                 hear(run, self._turns.activation_of(run))
             if not execution.deliver(delivered):
@@ -249,9 +249,9 @@ class Attempts:
             self._let_out(run, execution)
 
     def _resumes(self, run: InFlight, event: Event) -> bool:
-        """Whether an attempt whose step fails was ended, to go on with the newest code; not while an action runs.
+        """End an attempt whose step fails, to go on with the newest code, unless an action runs; return whether.
 
-        The event stays in the store until the next attempt has begun: whoever owns the shard then does the same.
+        The event stays in the store until the next attempt has begun, so that a new owner of the shard does the same.
         """
         if run.is_failing and (run.settling or run.is_acting):
             return False  # asked again when the action has ended
@@ -266,12 +266,12 @@ class Attempts:
         return True
 
     def step_failed(self, run: InFlight, /) -> None:
-        """Go on with the newest code, if that was asked for while the action was under way."""
+        """Go on with the newest code, if a RESUME came while the action was under way."""
         if run.resume is not None and not run.ended:
             Context().run(self.deliver, run)
 
     def acknowledged(self, items: list[Staged]) -> None:
-        """Go on with what waited for these commits."""
+        """Go on with the invocations that waited for these commits."""
         for item in items:
             run, record = item.run, item.record
             if run is None or run.ended:
@@ -288,7 +288,7 @@ class Attempts:
                 self._actions.start(run, run.execution)
 
     def hold(self, is_held: bool) -> None:
-        """Start no action, or again those that were held back."""
+        """Start no action while held; afterwards start the actions that were held back."""
         self._actions.is_held = is_held
         if not is_held:
             self._start_blocked()
@@ -303,7 +303,7 @@ class Attempts:
         self.deliver(run)
 
     def _changes(self, run: InFlight, activation: Activation, execution: Execution) -> dict[str, bytes | None] | None:
-        """Return what its state has become; None if that cannot be stored, which has ended it."""
+        """Return the changes of its state; None if they cannot be stored, which has ended the invocation."""
         try:
             return changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
@@ -312,7 +312,7 @@ class Attempts:
             return None
 
     def _let_out_first(self, run: InFlight, execution: Execution) -> None:
-        """Commit before more is delivered: what the handler has sent is enough for a write."""
+        """Commit before more is delivered, if the handler's messages are enough for a write."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
         if changes is not None:
@@ -321,7 +321,7 @@ class Attempts:
             self._services.loop.call_soon(self.deliver, run, context=Context())
 
     def _let_out(self, run: InFlight, execution: Execution) -> None:
-        """The handler waits: commit what must not wait, start actions, and see whether it leaves memory."""
+        """Carry out the commands of a handler that waits: commit if needed, start actions, watch for idleness."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
         if changes is None:
@@ -369,7 +369,7 @@ class Attempts:
         if changes or sleeps:
             activation.staged = number
         if has_read or is_answered:
-            run.leave_after = number  # what a handler has read and may not read again is recorded before it leaves
+            run.leave_after = number  # reads that a replay must repeat are durable before a step begins
         if sleeps:
             self._leave_memory(run, activation)
 
@@ -379,9 +379,9 @@ class Attempts:
     # Steps (`actions.Listener`)
 
     def step_ended(self, run: InFlight, /) -> None:
-        """Take the outcomes of steps, unless others are on their way to the store."""
+        """Deliver the outcomes of steps, unless earlier outcomes are on their way to the store."""
         if not run.settling:
-            Context().run(self.deliver, run)  # nothing of the step reaches the handler
+            Context().run(self.deliver, run)  # context variables of the step do not reach the handler
 
     def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
         """Pause the invocation of a step whose attempts are used up."""
@@ -449,13 +449,13 @@ class Attempts:
             activation.current = None
         if changes:
             activation.write(changes)
-        if run.exclusive or changes or messages is not None:  # of one that is ended at once it may not be known
+        if run.exclusive or changes or messages is not None:  # if it ends at once, `exclusive` may be unknown
             activation.staged = number
         self.forget(run)
         self._turns.ended(run, activation)
 
     def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
-        """End an attempt: the next one follows after a back-off, unless the policy's attempts are used up."""
+        """End a failed attempt: the next follows after a back-off, unless the policy's attempts are used up."""
         ending = ending_in(run.pending)
         if ending is not None:
             self.end_at_once(run, activation, after_failure(error, ending), ending)
@@ -482,7 +482,7 @@ class Attempts:
         self._end_attempt(run, activation, text, sleeps=sleeps)
 
     def _pause(self, run: InFlight, activation: Activation, error: BaseException, attempts: int, what: str) -> None:
-        """What has used its attempts up waits for an operator; steps that have ended meanwhile keep their outcomes."""
+        """Pause an invocation that has used up its attempts; steps that have ended meanwhile keep their outcomes."""
         execution = run.execution
         if execution is not None and not execution.has_ended:
             self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
@@ -533,7 +533,7 @@ class Attempts:
         self._turns.left_memory(run, activation)
 
     def forget(self, run: InFlight) -> None:
-        """Drop what is in memory of an attempt."""
+        """Drop an attempt from memory."""
         if self.reentry.inner:
             self.reentry.inner.pop(run.id, None)
         run.ended = True
@@ -545,5 +545,5 @@ class Attempts:
         self._actions.blocked.discard(run)
 
     def lose(self) -> None:
-        """Stop all actions: another host owns the shard, or will."""
+        """Stop all actions: another host owns the shard now, or soon."""
         self._actions.lose()

@@ -1,10 +1,10 @@
-"""Ends: invocations of one shard that end at once, because somebody asked for it, and not their handlers.
+"""Cancels: cancels and kills that end an invocation without asking its handler.
 
-Owns which of them still wait for something that their end needs. Does not own: what an end is (`attempts`), nor how a
-cancel and a kill differ (`cancel`).
+Owns the invocations whose end still waits for something. Does not own the work of ending (`attempts`), nor the
+difference between a cancel and a kill (`cancel`).
 
-Invariant: who waits here ends with the first look after what it waits for is there: its object's state, which says who
-holds the object, or the commit with which calls leave it.
+Invariant: an invocation listed here ends at the first look after it has everything its end needs: the state of its
+object, which names the holder, and the commit that carries its calls.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from .isolation import serving
 
 
 class Ends:
-    """The ends of one shard that are asked for from outside."""
+    """The cancels and kills of one shard."""
 
     def __init__(
         self,
@@ -31,21 +31,21 @@ class Ends:
         self._attempts, self._in_flight, self._activations = attempts, in_flight, activations
         self.failed = failed
         self.doomed: dict[str, tuple[EventKind, Cancelled]] = {}
-        """Invocations that end as soon as all is known of them that their end needs: by what, and how."""
+        """Invocations to end as soon as everything that their end needs is known, with the kind and the error."""
         self.foreseen: dict[str, list[Event]] = {}
-        """Ends that one read has brought together with messages, which are taken first."""
+        """Cancels and kills of the present read; its messages are taken first."""
 
     def foresee(self, event: Event) -> None:
-        """Let an end be known to the message that it is for, should that come with the same read."""
+        """Note a cancel or kill for its message, which may come with the same read."""
         self.foreseen.setdefault(event.invocation, []).append(event)
 
     def doom(self, id_: str, kind: EventKind, error: Cancelled) -> None:
-        """Let an invocation end so with the next look; the same once more says nothing new."""
+        """Let an invocation end in this way at the next look; a repetition changes nothing."""
         if id_ not in self.doomed or self.doomed[id_][0] is not kind:
             self.doomed[id_] = kind, error
 
     def ends(self, run: InFlight, kind: EventKind) -> bool:
-        """Whether a cancel or a kill is done with, or will be: its handler is not to be told."""
+        """Whether a cancel or kill ends the invocation here, so that its handler is not told."""
         activation = self._activations[run.message.target]
         if kind is EventKind.KILL:
             self.doom(run.id, kind, killed())
@@ -63,9 +63,9 @@ class Ends:
 
     @serving
     def ends_early(self, event: Event) -> bool:
-        """Whether an end is done with before what was read before it: it ends one that waits for its turn.
+        """Whether a cancel or kill overtakes events read before it, because its invocation waits for its turn.
 
-        Else the ends of a whole queue would give each of it the turn, to be told a moment later.
+        Otherwise a cancelled queue would give each of its invocations the turn, only to cancel it a moment later.
         """
         run = self._in_flight.get(event.invocation)
         if run is None or run.execution is not None or run.asleep or self._attempts.is_draining:
@@ -80,7 +80,7 @@ class Ends:
         return False
 
     def end(self, ids: Iterable[str]) -> None:
-        """Look at these, and end those that wait for nothing more."""
+        """Look at these invocations, and end each that has everything its end needs."""
         for id_ in ids:
             if id_ not in self.doomed:
                 continue
@@ -90,9 +90,9 @@ class Ends:
                 continue
             activation = self._activations[run.message.target]
             if activation.fields is None:
-                continue  # who holds the object is not read yet: asked again when it is
+                continue  # the holder of the object is not read yet: this is repeated when it is
             if run.execution is None and run.unsettled:
-                continue  # calls may leave it with a commit that is under way: asked again when that is durable
+                continue  # a commit under way may carry its calls: this is repeated when that is durable
             for queue in (activation.arrivals, activation.mailbox):
                 if queue and run in queue:
                     queue.remove(run)

@@ -1,9 +1,9 @@
-"""Classes: how one shard gets those that its invocations run with, and waits for those that nobody has sent.
+"""Class loading: loads the classes of a shard's invocations; retries while no program has uploaded a class.
 
-What is asked for and is nowhere, a class or one of its handlers, was there when the invocation was accepted, unless it
-was called by name alone and has not begun: then it is refused. Else it waits until a program that has it is there.
+A missing class or handler existed when the invocation was accepted, except if the invocation was called by name alone
+and has not begun: then it is refused. Otherwise it waits until a program comes that has the class.
 
-Does not own: the code itself (`code`), nor what is done once a class is there (`shard`).
+Does not own the code itself (`code`), nor the invocation once its class is there (`shard`).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ logger = logging.getLogger("actors")
 
 
 class Classes:
-    """The classes that one shard asks for."""
+    """The class loader of one shard."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class Classes:
         self._sort, self._load_again = sort, load_again
         self._patience = Patience("code")
         self._unfound: set[str] = set()
-        """What was looked for in vain; who waits was told."""
+        """Classes looked for in vain, whose waiting callers were told."""
 
     def of(self, run: InFlight, activation: Activation) -> Declaration | None:
-        """Return the class that an invocation runs with, if it is here and has the handler; else it must be fetched."""
+        """Return the class of an invocation; None if it must be fetched, as it is not here or lacks the handler."""
         if run.renewal is not None and not self.renew(run, activation):
             return None
         found = self._services.code.find(run.type_name, run.message.code)
@@ -58,13 +58,13 @@ class Classes:
         return None if _lacks(found, run) else found
 
     def renew(self, run: InFlight, activation: Activation) -> bool:
-        """Let an invocation go on with the newest code of its class; return whether that is known here."""
+        """Let an invocation go on with the newest code of its class; return whether that code is here."""
         newest = self._services.code.newest(run.type_name)
         if newest is None:
             return False
         declared, code = newest
         if _fits(declared, run):
-            # The same class may have no hash here: nobody has sent it from this program.
+            # The same class may have no hash here: this program has not uploaded it.
             mine = run.declared or self._services.code.find(run.type_name, run.message.code)
             is_other = declared is not mine and code != run.message.code
             if run.renewal is Renewal.RESUMED or (is_other and run.message.code):
@@ -79,7 +79,7 @@ class Classes:
         return True
 
     async def fetch_newest(self, run: InFlight, activation: Activation) -> None:
-        """Get the newest code of an invocation's class, then begin its next attempt."""
+        """Fetch the newest code of an invocation's class, then begin its next attempt."""
         try:
             await self._fetched(run, "")
         except Exception as error:  # noqa: BLE001  # the user's code may raise anything as it is loaded
@@ -98,7 +98,7 @@ class Classes:
             )
 
     async def fetch(self, run: InFlight, activation: Activation) -> None:
-        """Get the class of the first that waits to be sorted; what cannot be loaded fails its attempt."""
+        """Fetch the class of the first invocation in `arrivals`; a class that cannot be loaded fails the attempt."""
         error: Exception | None = None
         missing = ""
         try:
@@ -131,7 +131,7 @@ class Classes:
     async def _fetched(self, run: InFlight, digest: str) -> Declaration:
         try:
             return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
-        except (SystemExit, KeyboardInterrupt) as error:  # of a module as it is imported: they would end the host
+        except (SystemExit, KeyboardInterrupt) as error:  # raised by a user's module, they would end the host
             raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {told(error)}") from error
 
     def _where(self, run: InFlight) -> str:
@@ -144,9 +144,9 @@ class Classes:
         return f"no class {run.type_name!r} with its code is known: start a program that has it, and use it there once"
 
     async def _wait(self, run: InFlight, activation: Activation, why: str) -> None:
-        """Wait before the next look for what some program has; say so where its caller waits.
+        """Wait before the next look for a class that only another program has; tell a waiting caller.
 
-        An object stands still meanwhile, for what waits may hold it; a service does not.
+        An object serves nothing meanwhile, because the waiting invocation may hold it; a service goes on.
         """
         what = f"{run.type_name} {run.message.handler} {run.message.code}"
         if what not in self._unfound:
@@ -184,9 +184,9 @@ class Classes:
 
 
 def _lacks(found: Declaration, run: InFlight) -> bool:
-    """Whether the class has no such handler, though the one had it with which the invocation was accepted.
+    """Whether the class lacks the handler, although the class that accepted the invocation had it.
 
-    What a schedule fires is for the newest class: it is refused, and the schedule's status says so.
+    A schedule's invocation is for the newest class: it is refused, and the schedule's status says so.
     """
     is_fired = SCHEDULED_AT in (run.message.headers or ())
     was_there = bool(run.records) or (bool(run.message.code) and not is_fired)

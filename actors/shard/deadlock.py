@@ -1,29 +1,29 @@
-"""Deadlock: calls that wait for each other's keys in a circle are found, and one of them is refused.
+"""Deadlock: finds calls that wait for each other's keys in a cycle, and refuses one call of the cycle.
 
-A call that a handler makes carries the exclusive invocations that wait for it, its chain. One with a chain that waits
-for its turn sends a probe along: to the invocation that holds the key, from there to the calls that this one waits for,
-from a queued one again to the holder of its key. The probe carries its path. Where it comes back to what is on the path
-there is a circle, and the youngest queued call of it is refused with `DeadlockError`; it never began. A probe leaves
-after a second, then at longer and longer intervals; at once where the holder is in the call's own chain, and again each
-time that this holder has come to wait.
+A call that a handler makes carries its chain: the exclusive invocations that wait for it. A call with a chain that
+waits for its turn sends a probe: to the invocation that holds the key, from there to the calls that the holder waits
+for, and from a queued call again to the holder of its key. The probe carries its path. If it comes back to an
+invocation on its path, there is a cycle, and the youngest queued call of the cycle is refused with `DeadlockError`; it
+never began. A probe is sent after a second, then at longer and longer intervals; if the holder is in the call's own
+chain, at once, and again each time that this holder begins to wait.
 
-A handler passes a probe on only if nothing but calls can move it: one that also waits for a step, a timer, a signal or
-an awakeable may go on by itself. So no circle is seen where a wait ends by its time-out, and none because a handler has
-started a call that it does not wait for. Where it waits for several calls and any one of them would do, a circle
-through one of them is refused although another might have ended the wait.
+A handler passes a probe on only if nothing but calls can move it: a handler that also waits for a step, a timer, a
+signal or an awakeable may go on by itself. So a wait with a time-out is part of no cycle, and neither is a call that
+its handler does not wait for. If a handler waits for any of several calls, a cycle through one of them is refused
+although another call might have ended the wait.
 
-Where it lies. The chain lies in the message. A probe is an event, from a commit of the shard that passes it on, until
-that of the next one deletes it; no journal holds it, no handler sees it. A circle that stands does not go away by
-itself, so what a probe has found is true when it arrives, but for waits that were given up meanwhile: a probe that is
-old is dropped, and a call that has begun is not refused.
+Where it lies. The chain lies in the message. A probe is an event, from the commit of the shard that passes it on until
+the commit of the next shard deletes it; no journal holds it, no handler sees it. A cycle does not go away by itself, so
+the finding of a probe is true when it arrives, except for waits that were given up meanwhile: an old probe is dropped,
+and a call that has begun is not refused.
 
-What a death between two store calls does. Of a host before it has passed a probe on: the probe is passed on by the next
-owner, or is lost with its deletion; the queued call sends another, and the next owner of its shard begins anew. Of one
-that was to refuse a call: the same. A circle is refused some seconds later then.
+A death between two store calls. If a host dies before it has passed a probe on, the next owner passes it on, or it is
+lost with its deletion; the queued call sends another, and the next owner of its shard begins anew. The same holds for a
+host that was about to refuse a call. The cycle is then refused some seconds later.
 
 Invariants:
-    1. Only a queued invocation is refused, of which nothing is durable but its message.
-    2. All who find the same circle refuse the same call.
+    1. Only a queued invocation is refused, of which nothing but its message is durable.
+    2. All probes that find the same cycle refuse the same call.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,13 +42,13 @@ from .reentry import Reentry
 from .turns import Turns
 
 FIRST_S: Final = 1.0
-"""After so long in the queue a call sends its first probe."""
+"""Seconds in the queue after which a call sends its first probe."""
 INTERVAL_MAX_S: Final = 30.0
 """The intervals between its probes double up to this."""
 STALE_MS: Final = 10_000
-"""A probe that has been under way for longer is dropped."""
+"""Age after which a probe is dropped."""
 PATH_MAX: Final = 200
-"""A probe that has come by so many invocations is dropped."""
+"""Length of its path beyond which a probe is dropped."""
 
 _PROBE, _REFUSAL = 0, 1
 
@@ -67,10 +67,10 @@ class Deadlocks:
         self._services, self._staging, self._turns, self._reject = services, staging, turns, reject
         self._reentry = reentry
         self._own: dict[str, list[InFlight]] = {}
-        """Queued calls by the holder of their key, where that is in their chain."""
+        """Queued calls whose chain holds the holder of their key, by that holder."""
 
     def queued(self, run: InFlight, activation: Activation) -> None:
-        """Watch over a call that waits for its turn."""
+        """Begin to send probes for a call that waits for its turn."""
         holder = self._reentry.holder_of(activation)
         if holder in (run.message.chain or ()) and not run.handler.reentrant:
             self._own.setdefault(holder, []).append(run)
@@ -108,7 +108,7 @@ class Deadlocks:
             self._staging.tell(run.id, brings)
 
     def is_taken(self, run: InFlight, event: Event) -> bool:
-        """Take a probe, or a refusal, for one that is queued; whether it was."""
+        """Take a probe, or a refusal, for a queued invocation; return whether the event was either."""
         if not self._is_queued(run):
             return False
         self._staging.stray([event.id])
@@ -127,7 +127,7 @@ class Deadlocks:
         return [event for event in events if event.kind is not EventKind.PROBE]
 
     def waits(self, run: InFlight, execution: Execution, probes: Sequence[Event]) -> None:
-        """Pass on the probes that came to a handler which waits; else let those ask that its wait may concern."""
+        """Pass on the probes that came to a handler that waits; without any, let the calls behind it send probes."""
         if probes:
             self._staging.stray([event.id for event in probes])
             ids = _waited_for(execution)
@@ -146,7 +146,7 @@ class Deadlocks:
         met = next((at for at, (id_, _, _) in enumerate(path) if id_ == run.id), None)
         if met is None:
             self._pass_on(run, ids, started_ms, path)
-        elif not path[met][2] or self._is_queued(run):  # else it has begun meanwhile, and stands in nobody's way
+        elif not path[met][2] or self._is_queued(run):  # otherwise it has begun meanwhile, and blocks no other call
             self._found(run, path[met:])
 
     def _found(self, run: InFlight, circle: list[Any]) -> None:
@@ -158,7 +158,7 @@ class Deadlocks:
 
 
 def _waited_for(execution: Execution) -> list[str]:
-    """Return the ids of what a handler waits for, none if it waits for anything but invocations."""
+    """Return the ids of the invocations that a handler waits for, none if it also waits for anything else."""
     waits = execution.calls.waits()
     if any(True for _ in execution.timers) or len(execution.loop.open_waits()) > sum(waits.values()):
         return []

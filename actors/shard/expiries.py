@@ -1,20 +1,21 @@
-"""Expiries: state of one shard's objects that is over, from its event to the commit that clears it.
+"""Expiries: state whose lifetime is over, from its event to the commit that clears it.
 
-Owns which objects have something to clear, and which of them wait for that commit. Does not own: whose turn it is
-(`shard`), nor what was due when (`ttl`).
+Owns the objects that have state to clear, and the objects that wait for that commit. Does not own turns (`shard`), nor
+the timers (`lifetimes`).
 
-An object that an exclusive invocation holds keeps its state until that has ended; then, before the next one begins,
-it is cleared. Whether the state was written since its timer came due is not known here (the event may be older than
-the lease), so the script that clears looks: a timer that is there again means that it was, and nothing is cleared.
-Nothing begins on the object until its state was read again. Handlers of a workflow that wait for a promise would wait
-for ever: the same commit, if it clears, brings each a failure (410).
+An object that an exclusive invocation holds keeps its state until that invocation has ended; then, before the next
+begins, it is cleared. It is not known here whether the state was written since its timer came due (the event may be
+older than the lease), so the script that clears looks: if the timer is there again, the state was written, and nothing
+is cleared. Nothing begins on the object until its state was read again. Handlers of a workflow that wait for a promise
+would wait for ever: the same commit, if it clears, brings each a failure (410).
 
-What a death between two store calls does. Before the commit is applied the event is still in `events`, and the next
-owner clears; afterwards state and event are both gone. A write that came between has set the timer again, in its own
-commit, so that the event clears nothing.
+A death between two store calls. Before the commit is applied the event is still in `events`, and the next owner clears;
+afterwards state and event are both gone. A write in between has set the timer again, in its own commit, so that the
+event clears nothing.
 
-Invariant: memory and store agree again before anything begins. The state is read when what clears is durable, with all
-that shared handlers of a workflow (their promises) have staged since; and again, if they staged something meanwhile.
+Invariant: memory and store agree again before anything begins. The state is read when the clearing commit is durable,
+with everything that shared handlers of a workflow (their promises) have staged since; and again, if they staged more
+meanwhile.
 """
 
 from collections.abc import Callable
@@ -33,9 +34,9 @@ class Expiries:
         self._staging, self._load = staging, load
         self._due: dict[str, list[Event]] = {}
         self._clearing: dict[str, tuple[int, Activation]] = {}
-        """By object: the number of the last commit that clears, and what waits for it."""
+        """By object: the number of the last commit that clears, and the activation that waits for it."""
         self._reading: dict[str, int] = {}
-        """By object whose state is being read: the number of the last commit that it will show."""
+        """By object whose state is being read: the number of the last commit that the read will show."""
 
     def add(self, event: Event) -> None:
         """Keep an event until its object is free."""
@@ -43,13 +44,13 @@ class Expiries:
 
     @property
     def waiting(self) -> list[str]:
-        """The objects that have something to clear."""
+        """The objects that have state to clear."""
         return list(self._due)
 
     def hold(self, activation: Activation, *, is_known: bool) -> bool:
-        """Clear what is over, if the object is free; return whether nothing may begin on it yet.
+        """Clear expired state, if the object is free; return whether nothing may begin on it yet.
 
-        After a takeover that is not known before all whose journals were found are in memory: one of them may hold it.
+        After a takeover the holder is unknown until every invocation with a journal is in memory.
         """
         target = activation.target
         if target in self._clearing or target in self._reading:
@@ -75,7 +76,7 @@ class Expiries:
                 self._load(activation)
 
     def has_missed(self, activation: Activation) -> bool:
-        """Whether the state that was read lacks what was staged meanwhile; it is read again when that is durable."""
+        """Whether the state that was read lacks later commits; it is read again when they are durable."""
         shown = self._reading.pop(activation.target, activation.staged)
         if shown == activation.staged:
             return False
@@ -85,5 +86,5 @@ class Expiries:
 
 
 def _is_taken_over(activation: Activation) -> bool:
-    """Whether the first that waits for its turn is under way since before the takeover."""
+    """Whether the first in the mailbox had begun before the takeover."""
     return bool(activation.mailbox and activation.mailbox[0].records)

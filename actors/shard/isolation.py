@@ -1,11 +1,10 @@
-"""Unhandled: what a host does where it fails itself: a bug in a rare path, or bytes that it cannot read.
+"""Isolation: a failure of the host itself ends its service of a single shard.
 
-Were the failure to end the host, the next one would meet the same entry and end as well, one host after the other.
-
-A failure out of a shard that nobody catches leaves its memory half way through something, so that nothing in it can be
-trusted any more: the host steps down from that shard, and from no other. That is what a crash does to it, and all that
-the promises say of crashes holds; what is durable is all that the next owner begins from. It rests first: a shard on
-which every owner fails is served again and again, but keeps no host busy.
+Such a failure is a bug in a rare path, or bytes that the host cannot read. If it ended the host, the next host would
+meet the same entry and end as well, and so on. An uncaught failure leaves the shard's memory in the middle of a change,
+so that memory cannot be trusted any more: the host steps down from that shard, and from no other. The effect is that of
+a crash, so the promises for crashes hold: the next owner begins from the durable state. The shard rests first: a shard
+on which every owner fails is served again and again, but keeps no host busy.
 """
 
 from collections.abc import Callable
@@ -17,23 +16,23 @@ R = TypeVar("R")
 
 
 class Serving(Protocol):
-    """A shard that is served."""
+    """A shard that a host serves."""
 
     failed: Callable[[BaseException], None]
-    """Steps down from it."""
+    """Steps down from the shard."""
 
 
 S = TypeVar("S", bound=Serving)
 
 
 def serving(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R | None]:
-    """Let a failure of a shard's method end the service of this shard, and of nothing else."""
+    """Let a failure of a shard's method end the service of this shard, and of no other."""
 
     @wraps(method)
     def serve(self: S, *args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return method(self, *args, **kwargs)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is logged there
+        except BaseException as error:  # noqa: BLE001  # `failed` logs every error
             self.failed(error)
             return None
 

@@ -1,28 +1,28 @@
-"""Reentry: calls that come back to a key whose holder waits for them, and are let in (`@handler(reentrant=True)`).
+"""Reentry: calls that return to a key whose holder waits for them, and are let in (`@handler(reentrant=True)`).
 
-Such a call carries the holder of its key in its chain. As soon as the holder waits, with no step under way, the call
-is let in: it begins, and the holder stands still until it has ended. It is the holder's inner one then. It may wait
-itself, and let another one in: of all that are under way on a key only the innermost moves. So none sees state change
-under it but by those that it has let in, and what they wrote it sees from its next event on.
+Such a call carries the holder of its key in its chain. As soon as the holder waits, with no step under way, the call is
+let in: it begins as the holder's inner invocation, and the holder is suspended until it has ended. The inner invocation
+may wait itself, and let in another: of all invocations under way on a key only the innermost advances. So the state
+under an invocation changes only by its inner invocations, and it sees their writes from its next event on.
 
-Where it lies, all in the shard of the key. That one is let in is a record of the holder (a STATE event). What the inner
-one writes is another record for the holder, in one commit with the write: the holder's old values of these fields,
-which its replay begins from, and the new ones, which the replay takes where the holder has. The end of the inner one
-brings an event to the holder, in the commit of the outcome; before everything else that has come, it is delivered.
+Where it lies: all in the shard of the key. Letting in is a record of the holder (a STATE event). A write of the inner
+invocation is another record for the holder, in one commit with the write: the holder's old values of these fields, from
+which its replay begins, and the new values, which the replay takes over at the same place as the holder did. The end of
+the inner invocation brings an event to the holder, in the commit of the outcome; it is delivered before all others.
 
-What a death between two store calls does. Before the record that lets in: nothing of the inner one is durable, it has
-started no action, and the holder, if it is moved by something else first, lets it in later. After it: the next owner
-replays the holder up to the last record, so that it stands still; then the inner one, whose message is in the inbox or
-in its hash, is let in again and replays its journal. After a write of the inner one: state, old values and new ones are
-there, or none of them; what was not durable the inner one writes again, from what it had found. After its end: outcome
-and event are there, and the holder goes on. A holder that is killed, or fails for good as it is replayed, takes its
-inner one along: the kill of it stands in the commit with the holder's outcome, so that whoever owns the shard then ends
-it without another word of its handler; in memory the key stays held until that is done.
+A death between two store calls. Before the record that lets in: nothing of the inner invocation is durable, it has
+started no action, and the holder, if another event moves it first, lets it in later. After that record: the next owner
+replays the holder up to its last record, where it is suspended; then the inner invocation, whose message is in the
+inbox or in its hash, is let in again and replays its journal. After a write of the inner invocation: state, old values
+and new values are all there, or none; the inner invocation repeats a write that was not durable, from the values that
+it had found. After its end: outcome and event are there, and the holder goes on. A holder that is killed, or fails for
+good as it is replayed, ends its inner invocation too: the kill of it stands in the commit with the holder's outcome, so
+that the owner of the shard ends it without running its handler; in memory the key stays held until that is done.
 
 Invariants:
-    1. An invocation moves only while nothing that it let in is under way; one that is let in moves only while the one
-       that let it in is in memory.
-    2. Who is replayed finds in each field what it found before, whatever an inner one has written since.
+    1. An invocation advances only while no inner invocation of it is under way; an inner invocation advances only while
+       the invocation that let it in is in memory.
+    2. A replayed invocation finds in each field the value that it found before, whatever inner invocations wrote since.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,19 +52,19 @@ class Reentry:
     ) -> None:
         self._services, self._staging, self._turns, self._begin = services, staging, turns, begin
         self.inner: dict[str, str] = {}
-        """By each that has let one in: whom. Of those in memory."""
+        """The id of the inner invocation, by the id of the invocation that let it in, which is in memory."""
         self.waiting: dict[str, list[InFlight]] = {}
-        """By object: who waits for its turn, or to be let in."""
+        """The calls that wait for their turn, or to be let in, by object."""
 
-    # Who is let in
+    # Letting in
 
     def queued(self, run: InFlight, activation: Activation) -> None:
-        """Take one that waits for its turn, or to be let in."""
+        """Add a call that waits for its turn, or to be let in."""
         self.waiting.setdefault(activation.target, []).append(run)
         self.look(activation)
 
     def drop(self, run: InFlight) -> None:
-        """Forget one that waited: it begins, or has ended."""
+        """Remove a call that begins or has ended."""
         waiting = self.waiting.get(run.message.target, [])
         if run in waiting:
             waiting.remove(run)
@@ -72,11 +72,11 @@ class Reentry:
                 del self.waiting[run.message.target]
 
     def is_wanted(self, target: str, id_: str) -> bool:
-        """Whether one waits to be let in by this invocation."""
+        """Whether a call waits to be let in by this invocation."""
         return any(id_ in (run.message.chain or ()) for run in self.waiting.get(target, ()))
 
     def look(self, activation: Activation) -> None:
-        """Let one in, if the innermost waits; bring the innermost into memory, if it is asleep."""
+        """Let a call in, if the innermost invocation waits; read the innermost into memory, if it is asleep."""
         waiting = self.waiting.get(activation.target)
         if not waiting:
             return
@@ -94,7 +94,7 @@ class Reentry:
             self._turns.wake(absent)
 
     def _innermost(self, run: InFlight) -> tuple[InFlight, str]:
-        """Return the innermost that is in memory, and the id of whom it has let in, if that is not."""
+        """Return the innermost invocation in memory, and the id of its inner invocation if that is not in memory."""
         while (inner := self.inner.get(run.id)) is not None:
             found = self._turns.in_flight.get(inner)
             if found is None or found.holder is not run:
@@ -103,7 +103,7 @@ class Reentry:
         return run, ""
 
     def holder_of(self, activation: Activation) -> str:
-        """Return the id of the innermost invocation of an object; empty if there is none."""
+        """Return the id of the innermost invocation that holds an object; empty if there is none."""
         id_ = activation.current.id if activation.current is not None else activation.held_by
         while id_ in self.inner:
             id_ = self.inner[id_]
@@ -115,23 +115,23 @@ class Reentry:
         if holder.id not in self.inner:
             self.inner[holder.id] = run.id
             event = Delivered(EventKind.STATE, LET_IN, self._services.surroundings.now_ms(), run.id.encode())
-            # What leaves the inner one waits for this to be durable.
+            # The inner invocation starts its steps only when this is durable.
             activation.staged = self._staging.interject(holder, event, {}, is_joined=False)
         activation.dequeue(run)
         run.holder = holder
         self._services.idle.remove(holder)
         self._begin(run, activation)
 
-    # Who stands still
+    # Suspended holders
 
     def replayed(self, run: InFlight) -> None:
-        """Note whom a replayed invocation had let in."""
+        """Note the inner invocation of a replayed invocation."""
         inner = _inner_in(record for _, record in run.records)
         if inner:
             self.inner[run.id] = inner
 
     def stands_still(self, run: InFlight) -> bool:
-        """Whether one that it let in is under way; the event of its end is taken first."""
+        """Whether an inner invocation of it is under way; the event of that one's end is taken first."""
         inner = self.inner.get(run.id)
         if inner is None:
             return False
@@ -146,7 +146,7 @@ class Reentry:
         return False
 
     def pass_on(self, run: InFlight, activation: Activation, changes: Mapping[str, bytes | None]) -> None:
-        """Stage what an inner one is about to write for all that have let it in, in the commit of the write itself."""
+        """Stage the writes of an inner invocation for all its holders, in the commit of the write itself."""
         assert activation.fields is not None
         event = Delivered(EventKind.STATE, INNER_WROTE, self._services.surroundings.now_ms(), packed(changes))
         holder = run.holder
@@ -159,14 +159,14 @@ class Reentry:
             holder = holder.holder
 
     def tell(self, execution: Execution, event: Delivered) -> None:
-        """Let an execution have what an inner one has written; its handler sees it with the event that comes next."""
+        """Give an execution the writes of an inner invocation; its handler sees them from its next event on."""
         if event.index == INNER_WROTE:
             execution.state.absorb(unpacked(event.payload))
 
     # Ends
 
     def closing(self, run: InFlight, activation: Activation) -> list[Bring]:
-        """Return what leaves with the end of an invocation: for whom it let in, and for who has let it in."""
+        """Return the events of an invocation's end: a kill for its inner invocation, a STATE event for its holder."""
         brings: list[Bring] = []
         inner = self._inner_of(run)
         if inner:
@@ -177,7 +177,7 @@ class Reentry:
             self.inner.pop(run.id, None)
         may_be_inner = run.handler is None or (run.exclusive and (run.asleep or run.handler.reentrant))
         if may_be_inner and activation.current is not run:
-            # Who has let it in need not be in memory: it is one of these, and the others take no notice.
+            # Its holder may have left memory: it is among these, and the other invocations ignore the event.
             ids = [id_ for id_ in run.message.chain or () if shard_in(id_) == run.shard]
             brings += [Bring(run.shard, id_, EventKind.STATE, OVER, run.id.encode()) for id_ in ids]
         return brings
@@ -189,7 +189,7 @@ class Reentry:
 
 
 def _inner_in(records: Iterable[Record]) -> str:
-    """Return who was let in and has not ended, as a journal tells; empty if there is nobody."""
+    """Return the id of the inner invocation that, by this journal, has not ended; empty if there is none."""
     inner = ""
     for record in records:
         for event in record.events:

@@ -1,12 +1,13 @@
-"""Shard: what a host holds in memory of one shard that it owns, and whose turn it is.
+"""Shard: an owned shard in the memory of its host: activations, open invocations, turns.
 
-Owns: activations, the invocations in memory, their turns, and what becomes of everything that the host reads. Does not
-own: the executions (`attempts`), the next commit (`staging`), reading and writing the store, nor the lease.
+Owns the activations, the invocations in memory and their turns, and routes every message and event that the host reads.
+Does not own the executions (`attempts`), the next commit (`staging`), reading and writing the store, nor the lease.
 
 Invariants:
-    1. Of a key's exclusive invocations one is under way, and they start in the order of their inbox ids (promise 2).
-    2. An invocation that was laid to sleep is read again only when its sleep is durable, one that has ended never.
-    3. All methods are synchronous and run on the host's loop: a shard is never half way through something.
+    1. At most one exclusive invocation of a key is under way, and they start in the order of their inbox ids
+       (promise 2).
+    2. An invocation that fell asleep is read again only when its sleep is durable; an ended invocation is never read.
+    3. All methods are synchronous and run on the host's loop: no other code ever sees a change of a shard half done.
 """
 
 import logging
@@ -37,7 +38,7 @@ logger = logging.getLogger("actors")
 
 
 class OwnedShard:
-    """One shard of this host, from the grant of its lease until it is lost or handed over."""
+    """A shard of this host, from the grant of its lease until it is lost or handed over."""
 
     def __init__(self, services: Services, shard: Shard, epoch: Epoch, number: int, leased: Callable[[], bool]) -> None:
         self._services, self.shard, self.epoch = services, shard, epoch
@@ -49,40 +50,40 @@ class OwnedShard:
         self.in_flight: dict[str, InFlight] = {}
         self.activations: dict[str, Activation] = {}
         self.failed: Callable[[BaseException], None] = partial(services.failed, self)
-        """Step down: this host is half way through something of it, and nothing says for which invocation."""
+        """Step down: a change of this shard failed half-way, and no invocation is known as the cause."""
         self.ends = Ends(self._attempts, self.in_flight, self.activations, self.failed)
         self.recovered: dict[str, list[tuple[str, bytes]]] = {}
-        """What `journal` held when the shard was taken over, by invocation."""
+        """The entries of `journal` when the shard was taken over, by invocation."""
         self.next_due_ms = 0
-        """When a timer is due next, as far as is known; 0 if none is."""
+        """The time of the next due timer, as far as is known; 0 if there is none."""
         self.is_recovered = False
-        """Whether what had begun before the takeover is known: from here on it is read like any other."""
+        """Whether every invocation that began before the takeover is known; from here on the shard is read normally."""
         self.is_lost = False
         self.patrolled = 0
-        """How far it was looked through for what is gone."""
+        """How far the shard was searched for invocations that the store has lost."""
         self.is_draining = False
-        """Whether it is being handed over: nothing new begins, and what waits stays in the store."""
+        """Whether it is being handed over: nothing new begins, and waiting invocations stay in the store."""
         self._asleep: dict[str, list[Event]] = {}
         """Invocations whose sleep is being written, with the events that came since."""
         self._waking: dict[str, list[Event]] = {}
         """Invocations that are being read from their hashes, with the events that woke them."""
         self._unread: dict[str, list[Event]] = {}
-        """Events of invocations whose messages are still to be read, from behind in the inbox."""
+        """Events of invocations whose messages are still unread, further on in the inbox."""
         self._delayed: dict[str, list[Event]] = {}
         """Events of invocations whose messages come into the inbox when they are due."""
         self._keeping = (self._asleep, self._waking, self._unread, self._delayed)
         self._ending: set[str] = set()
         """Invocations whose end is being written: until then their hashes still say that they are asleep."""
         self._paused: dict[str, list[str]] = {}
-        """Ids of events that lie in the store for paused invocations: what ends one deletes them."""
+        """Ids of events that lie in the store for paused invocations; the end of the invocation deletes them."""
         self._paused_bytes: dict[str, int] = {}
         self._classes = Classes(services, self.staging, self._attempts, self._sort, self.load_again)
         self._expiries: Expiries | None = None
-        """Made with the first one."""
+        """Made with the first expiry."""
         self._runnable: deque[Activation] = deque()
         self._is_turning = False
 
-    # What comes in
+    # Arrivals
 
     @serving
     def accept(self, inbox_id: str, data: bytes) -> None:
@@ -90,7 +91,7 @@ class OwnedShard:
         try:
             message = Message.parse(data)
         except Exception:
-            # Whose it is nobody knows then. An owner that can read it takes it from there.
+            # Its invocation is unknown then. An owner with a version that can read it takes it from the inbox.
             logger.exception("shard %d: message %s of its inbox cannot be read, and stays there", self.shard, inbox_id)
             return
         if message.id in self.in_flight or self.is_draining:
@@ -120,18 +121,18 @@ class OwnedShard:
         self._admit(run)
 
     def _is_early(self, message: Message, inbox_id: str) -> bool:
-        """Whether a message is not due; ids stand still while the store's clock, once set back, catches up."""
+        """Whether a message is not due; ids stand still while a store's clock that was set back catches up."""
         due_ms = message.due_ms
         return due_ms > 0 and (due_ms > time_of(inbox_id) or due_ms > self._services.surroundings.now_ms())
 
     def _adopt(self, run: InFlight, found: list[tuple[str, bytes]]) -> None:
-        """Give an invocation its journal; where that cannot be read, it is set aside, and nothing else of the shard."""
+        """Give an invocation its journal; if that cannot be read, set aside this invocation alone."""
         if not found:
             return
         ids = [*run.journal, *(id_ for id_, _ in found)]
         try:
             run.adopt([(id_, Record.parse(data)) for id_, data in found])
-        except Exception as error:  # noqa: BLE001  # bytes of anybody
+        except Exception as error:  # noqa: BLE001  # the bytes may be of any origin
             run.unread(ids)
             self._services.suspects.cannot_read(self.shard, run.id, error, self._services.surroundings.now_ms())
 
@@ -143,7 +144,7 @@ class OwnedShard:
         return found
 
     def expect(self, unread: Iterable[str]) -> None:
-        """At the takeover: keep events of these for their messages, which are still to be read from the inbox."""
+        """At the takeover: keep the events of these invocations until their messages are read from the inbox."""
         for id_ in unread:
             self._unread[id_] = []
 
@@ -166,7 +167,7 @@ class OwnedShard:
 
     @serving
     def receive(self, event: Event) -> None:
-        """Take an event: deliver it, keep it for its time, or wake whom it is for."""
+        """Take an event: deliver it, keep it until later, or wake its invocation."""
         if self.is_draining:
             return
         id_ = event.invocation
@@ -210,7 +211,7 @@ class OwnedShard:
             self._fetch_dormant(id_, [event])
 
     def _is_dropped(self, event: Event, run: InFlight | None) -> bool:
-        """Whether too many signals wait for one that does not execute; where it does, it keeps them itself."""
+        """Drop a signal beyond the limit of an invocation without an execution (an execution checks its own)."""
         id_ = event.invocation
         if run is not None:
             waiting = run.pending if run.execution is None else ()
@@ -226,7 +227,7 @@ class OwnedShard:
         self.staging.stray([signal.id])
 
     def wake(self, id_: str) -> None:
-        """Ask for an invocation asleep although no event names it: its journal does, or it is to let one in."""
+        """Read an invocation asleep without an event for it: another journal names it, or it has to let a call in."""
         if id_ not in self._waking and id_ not in self._asleep:
             self._fetch_dormant(id_, [])
 
@@ -236,7 +237,7 @@ class OwnedShard:
 
     @serving
     def woken(self, id_: str, events: list[Event], dormant: Dormant | None, *, is_unread: bool, code: str = "") -> None:
-        """Take an invocation as its hash holds it; it has none if its message is unread, or if it has ended."""
+        """Take an invocation from its hash; `dormant` is None if its message is unread, or if it has ended."""
         if self._waking.get(id_) is not events:
             return  # its message came in meanwhile, and took the events
         del self._waking[id_]
@@ -257,9 +258,9 @@ class OwnedShard:
         else:
             run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
             self._adopt(run, dormant.records)
-            run.journal = []  # those lie in its hash
+            run.journal = []  # these records lie in its hash
             if dormant.paused and ending is None:
-                if not self.is_draining:  # else the next owner does
+                if not self.is_draining:  # otherwise the next owner answers
                     self._no_longer_paused(id_)
                     self._asleep[id_] = answer(run, events, dormant, code, self.staging)
                 return
@@ -269,7 +270,7 @@ class OwnedShard:
                 self.ends.doom(id_, ending, killed())
             run.spent += self._no_longer_paused(id_)
             self._adopt(run, self._recovered_of(id_))
-            # Of one that was paused it is answered already, and wakes it here.
+            # If it was paused, the command is answered already, and only wakes it here.
             unheard = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
             run.spent += [event.id for event in events if event.kind in unheard]
             run.pending.extend(event for event in events if event.kind not in unheard)
@@ -279,12 +280,12 @@ class OwnedShard:
     def _message_of(self, id_: str, dormant: Dormant | None) -> Message | None:
         try:
             return None if dormant is None else Message.parse(dormant.message)
-        except Exception as error:  # noqa: BLE001  # bytes of anybody
+        except Exception as error:  # noqa: BLE001  # the bytes may be of any origin
             self._services.suspects.cannot_read(self.shard, id_, error, self._services.surroundings.now_ms())
             return None
 
     def _keep_for_paused(self, id_: str, events: Iterable[Event]) -> None:
-        """Leave events in the store, but for signals beyond their limit."""
+        """Leave events in the store, except for signals beyond their limit."""
         ids, size = self._paused.setdefault(id_, []), self._paused_bytes.get(id_, 0)
         for event in events:
             size += len(event.payload)
@@ -312,7 +313,7 @@ class OwnedShard:
         self._sort(activation)
 
     def _tell_watching(self, activation: Activation, before: dict[str, bytes]) -> None:
-        """The state was over and is read again: tell who began to watch it meanwhile, and deliver what was held."""
+        """After expired state was read again: tell the watchers that came meanwhile, and deliver the events held."""
         activation.stale, now = False, activation.fields or {}
         changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
         if (posted := told(activation, changed)) is not None:
@@ -321,7 +322,7 @@ class OwnedShard:
             if run.pending:
                 self._attempts.deliver(run)
 
-    # Sorting: whose class is known, who needs a turn
+    # Sorting arrivals: load the class, then queue, begin or reject
 
     def _sort(self, activation: Activation) -> None:
         if activation.loading or self.is_lost:
@@ -372,7 +373,7 @@ class OwnedShard:
     # Turns (`attempts.Turns`)
 
     def _turn(self, activation: Activation) -> None:
-        """Give the turn to whoever is next, without recursion: a handler that never waits ends at once."""
+        """Give the turn to the next invocation, without recursion: a handler that never waits ends at once."""
         self._runnable.append(activation)
         if self._is_turning:
             return
@@ -405,7 +406,7 @@ class OwnedShard:
     def refilled(self, activation: Activation, messages: dict[str, bytes]) -> None:
         """Take the arguments of messages that had waited without them."""
         activation.loading = False
-        # The first ones, as they were asked for: a look at all would make a long queue cost the square of its length.
+        # Only the first few, as requested: a look at all would make a long queue cost the square of its length.
         for run in islice(activation.mailbox or (), self._services.limits.queue_in_memory):
             data = messages.get(run.inbox_id)
             if data is not None:
@@ -413,7 +414,7 @@ class OwnedShard:
         self._sort(activation)
 
     def ended(self, run: InFlight, activation: Activation, /) -> None:
-        """Give the turn on."""
+        """Pass the turn on."""
         self.in_flight.pop(run.id, None)
         self._ending.add(run.id)
         if self._attempts.reentry.waiting:
@@ -434,7 +435,7 @@ class OwnedShard:
             activation.held_by, activation.current = run.id, None
 
     def activation_of(self, run: InFlight, /) -> Activation:
-        """Return the object that the invocation is of."""
+        """Return the activation of an invocation."""
         return self.activations[run.message.target]
 
     def load_again(self, run: InFlight, activation: Activation, /) -> None:
@@ -449,7 +450,7 @@ class OwnedShard:
         else:
             self._services.spawn(self._classes.fetch_newest(run, activation), Context())
 
-    # What the writer asks
+    # For the writer
 
     @serving
     def take(self, incarnation: str, room: CommitBudget) -> Unwritten | None:
@@ -458,7 +459,7 @@ class OwnedShard:
 
     @serving
     def settled(self, unwritten: Unwritten, answer: Committed) -> None:
-        """Take the acknowledgement of a part: what waited for it goes on."""
+        """Take the acknowledgement of a part, and go on with the invocations that waited for it."""
         self.staging.acknowledge(unwritten, answer)
         self._note_due(unwritten)
         for item in unwritten.items:
@@ -476,7 +477,7 @@ class OwnedShard:
             self.ends.end(list(self.ends.doomed))
 
     def _note_due(self, unwritten: Unwritten) -> None:
-        # Not before they are durable: a look at the store that comes between would not find them, and forget.
+        # Only when they are durable: an earlier look at the store would miss them, and reset `next_due_ms`.
         due_ms = min((due_ms for item in unwritten.items for due_ms, _ in item.progress.timers), default=0)
         if due_ms and (not self.next_due_ms or due_ms < self.next_due_ms):
             self.next_due_ms = due_ms
@@ -485,7 +486,7 @@ class OwnedShard:
     # Leaving
 
     def collect(self, idle_since: float) -> None:
-        """Let objects that nobody has used since leave memory."""
+        """Drop the objects from memory that were not used since then."""
         idle = [
             target
             for target, activation in self.activations.items()
@@ -499,27 +500,27 @@ class OwnedShard:
         self.is_draining = self._attempts.is_draining = True
 
     def hold(self, is_held: bool) -> None:
-        """Start no step for a while, or again those that were held back; everything else goes on."""
+        """Start no step while held; afterwards start the steps that were held back. Everything else goes on."""
         self._attempts.hold(is_held)
 
     @property
     def acting_since_ms(self) -> int:
-        """When the longest of the steps' actions began that are under way; 0 if none is."""
+        """When the longest running action of a step began; 0 if none runs."""
         steps = (step for run in self.in_flight.values() for step in run.running.values())
         return min((step.acting_since_ms for step in steps if step.acting_since_ms), default=0)
 
     @property
     def is_acting(self) -> bool:
-        """Whether a step is under way, or its outcome to be written; not one that waits for its next attempt."""
+        """Whether a step is under way or its outcome unwritten; a step between two attempts does not count."""
         return any(run.is_acting for run in self.in_flight.values())
 
     @property
     def is_drained(self) -> bool:
-        """Whether no step is under way and all that was staged is durable."""
+        """Whether no step is under way and all staged progress is durable."""
         return not (self.staging.backlog or self.is_acting)
 
     def lose(self) -> None:
-        """Forget everything at once: another host owns the shard, or will."""
+        """Drop everything at once: another host owns the shard now, or soon."""
         self.is_lost = True
         self._attempts.lose()
         for run in self.in_flight.values():

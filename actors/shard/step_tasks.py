@@ -1,12 +1,12 @@
-"""Actions: the steps of one shard's executions that are under way.
+"""Step tasks: the asyncio tasks that run the actions of a shard's steps.
 
-Owns the tasks that run them, and when one may start. Does not own: running an action and its next attempts (`steps`),
-nor what becomes of its outcome (`attempts`).
+Owns these tasks, and the rule when an action may start. Does not own the running of an action and its next attempts
+(`steps`), nor the use of its outcome (`attempts`).
 
 Invariants:
     1. An action starts only when every commit whose state its handler has seen is durable (promise 5), and while the
        lease holds.
-    2. A failed attempt of a step is staged, with all that its handler has asked for, before the next one begins.
+    2. A failed attempt of a step is staged, with all commands of its handler, before the next attempt begins.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from journal.texts import said
 
 
 class Listener(Protocol):
-    """What is told of the end of an action, if its execution is there still."""
+    """Callbacks from an action to the attempts of its shard, as long as its execution exists."""
 
     is_draining: bool
     """Nothing new begins."""
@@ -38,11 +38,11 @@ class Listener(Protocol):
         ...
 
     def step_failed(self, run: InFlight, /) -> None:
-        """An attempt of a step has failed, and another one follows."""
+        """An attempt of a step has failed, and another follows."""
         ...
 
     def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
-        """The invocation is to be paused."""
+        """The attempts of a step are used up, and its invocation has to be paused."""
         ...
 
 
@@ -52,20 +52,20 @@ class Actions:
     def __init__(self, services: Services, staging: Staging, listener: Listener, leased: Callable[[], bool]) -> None:
         self._services, self._staging, self._listener, self._leased = services, staging, listener, leased
         self.blocked: set[InFlight] = set()
-        """Those whose actions wait for commits to be durable, or are held back."""
+        """Invocations whose actions wait for commits to be durable, or are held back."""
         self.is_held = False
         """No action starts for now."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def start(self, run: InFlight, execution: Execution) -> None:
-        """Start those that were not, as soon as they may."""
+        """Start the actions that have not started, as soon as they may."""
         if not execution.steps.unstarted or self._listener.is_draining:
             return
         if self.is_held or self._staging.settled < run.leave_after:
             self.blocked.add(run)
             return
         steps, execution.steps.unstarted = execution.steps.unstarted, {}
-        tries = run.tries if min(steps) < run.replays else {}  # a new one has none: no look at a long journal
+        tries = run.tries if min(steps) < run.replays else {}  # a new step has none: do not search a long journal
         for index, step in steps.items():
             run.running[index] = step
             step_id = f"{run.id}:{mark_of(index, execution.restarts)}"
@@ -80,7 +80,7 @@ class Actions:
         try:
             outcome = await self._services.steps.run(step, step_id, self._may_act, failed, before, run.message.target)
         except LeaseLapsed:
-            return  # whoever owns the shard now starts it
+            return  # the present owner of the shard starts it
         except Exhausted as error:
             exhausted = error
         except UsageError as error:
@@ -113,12 +113,12 @@ class Actions:
         return self._leased() and not self._listener.is_draining
 
     def take_blocked(self) -> set[InFlight]:
-        """Return those that wait, and forget them here."""
+        """Remove and return the invocations whose actions wait."""
         blocked, self.blocked = self.blocked, set()
         return blocked
 
     def stop(self, run: InFlight, indices: list[int]) -> None:
-        """Cancel some that are under way."""
+        """Cancel the actions of these entries."""
         for index in indices:
             run.running.pop(index).is_stopped = True
             task = self._tasks.pop((run.id, index), None)
@@ -126,13 +126,13 @@ class Actions:
                 task.cancel()
 
     def cancel(self, run: InFlight) -> None:
-        """Cancel all of an invocation; outcomes that no record holds are dropped."""
+        """Cancel all actions of an invocation; outcomes that no record holds are dropped."""
         if run.running:
             self.stop(run, list(run.running))
         run.outcomes = []
 
     def lose(self) -> None:
-        """Cancel all: another host owns the shard, or will."""
+        """Cancel all actions: another host owns the shard now, or soon."""
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
@@ -140,7 +140,7 @@ class Actions:
 
 
 def outcomes_of(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
-    """Take the outcomes of steps that are to be recorded, as many as one write takes."""
+    """Take the outcomes of steps to record next, as many as fit into one write."""
     results, size, taken = list[tuple[int, bytes]](), 0, 0
     for index, outcome in run.outcomes:
         if size > BYTES_MAX:

@@ -1,4 +1,4 @@
-"""Turns: what an attempt tells whoever gives turns."""
+"""Turns: callbacks from an attempt to the shard that scheduled it."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from actors.activation.activation import Activation, InFlight
 
 
 class Turns(Protocol):
-    """What is told of the end of an attempt: whoever gives turns."""
+    """The shard that scheduled an attempt, as the attempt calls it."""
 
     in_flight: dict[str, InFlight]
     """The invocations in memory."""
@@ -16,15 +16,15 @@ class Turns(Protocol):
         ...
 
     def left_memory(self, run: InFlight, activation: Activation, /) -> None:
-        """The invocation is laid to sleep; it holds its object still."""
+        """The invocation falls asleep; it goes on holding its object."""
         ...
 
     def activation_of(self, run: InFlight, /) -> Activation:
-        """Return the object that the invocation is of."""
+        """Return the activation of an invocation."""
         ...
 
     def wake(self, id_: str, /) -> None:
-        """Bring an invocation that is asleep into memory."""
+        """Read an invocation that is asleep into memory."""
         ...
 
     @property
