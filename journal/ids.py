@@ -8,6 +8,7 @@ Invariants:
 
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NewType
@@ -74,24 +75,16 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-class Ids:
-    """Unique parts of ids of invocations, which nobody guesses and nobody has twice; who calls holds a lock.
+def unique_ids() -> Iterator[str]:
+    """Yield unique parts of ids of invocations, which nobody guesses and nobody has twice; callers hold a lock.
 
-    Of 96 bits, as `derived_id` has them: that two of a million million are alike has a chance below one to 100,000.
+    Each has 96 bits, as `derived_id` has: that two of a million million are alike has a chance below one to 100,000.
     The system is asked for many at once.
     """
-
-    def __init__(self) -> None:
-        self._drawn = ""
-        self._at = 0
-
-    def next(self) -> str:
-        """Return another."""
-        at = self._at
-        if at == len(self._drawn):
-            self._drawn, at = os.urandom(_DRAWN_BYTES).hex(), 0
-        self._at = at + _UNIQUE_DIGITS
-        return self._drawn[at : self._at]
+    while True:
+        drawn = os.urandom(_DRAWN_BYTES).hex()
+        for at in range(0, 2 * _DRAWN_BYTES, _UNIQUE_DIGITS):
+            yield drawn[at : at + _UNIQUE_DIGITS]
 
 
 def derived_id(*parts: str) -> str:

@@ -15,7 +15,7 @@ from actors import session as driver
 from actors.client.client import Client
 from actors.requests import current
 from journal.embedded import guard
-from journal.ids import Ids, new_id
+from journal.ids import new_id, unique_ids
 from journal.redis.store import RedisStore
 
 
@@ -115,7 +115,7 @@ def test_ids_are_not_guessed_from_others(tmp_path: Path) -> None:
 
 def test_no_id_is_given_twice() -> None:
     """Issue 16.8: they are drawn in blocks."""
-    one, other = Ids(), Ids()
-    drawn = [one.next() for _ in range(2_000)] + [other.next() for _ in range(2_000)]
+    one, other = unique_ids(), unique_ids()
+    drawn = [next(one) for _ in range(2_000)] + [next(other) for _ in range(2_000)]
     assert len(set(drawn)) == 4_000
     assert all(len(bytes.fromhex(each)) == 12 for each in drawn)

@@ -398,7 +398,7 @@ def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[st
         return seen
     changed = {name: value for name, value in seen.items() if value != stored.get(name)}
     for name, value in changed.items():
-        if value is not None:
+        if value is not None and len(value) > field_max:
             bounded(value, f"state {name!r}", field_max)
     if (len(stored) + len(changed)) * field_max > STATE_MAX:  # fewer fields cannot be more
         bound_state(run.message.target, stored, changed)
@@ -474,7 +474,7 @@ def _is_empty(record: Record) -> bool:
 def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
     """Return a progress with the run's address, its state changes, and the events that it makes superfluous."""
     spent, run.spent = run.spent, []
-    writes = {name: value for name, value in changes.items() if value is not None}
+    writes = {name: value for name, value in changes.items() if value is not None} if changes else {}
     clears = [name for name in changes if name not in writes] if len(writes) < len(changes) else []
     # All lists are passed, also the empty ones: a default factory takes ten times as long.
     return Progress(run.id, run.message.target, run.inbox_id, run.asleep, b"", spent, writes, clears, [], [], [], [])
@@ -486,8 +486,9 @@ def _noticed(notice: str) -> bytes:
 
 def _size(progress: Progress) -> int:
     size = 200 + len(progress.record) + sum(map(len, progress.writes.values()))
-    size += sum(len(message.data) for message in progress.messages)
-    return size + (len(progress.end.outcome) if isinstance(progress.end, Finish) else 0)
+    if progress.messages:
+        size += sum([len(message.data) for message in progress.messages])
+    return size + len(progress.end.outcome) if isinstance(progress.end, Finish) else size
 
 
 def _following(first: str) -> Iterator[str]:

@@ -98,7 +98,9 @@ def ended(
     run: InFlight, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
 ) -> tuple[dict[str, bytes | None], Sequence[Bring]]:
     """Return the changes and messages of an invocation's end, with the events for watchers and its own watches."""
-    if changes and activation.watches != {} and (found := told(activation, changes)) is not None:
+    if activation.watches == {}:
+        return changes, brings
+    if changes and (found := told(activation, changes)) is not None:
         changes, brings, activation.watches = changes | found.fields, [*brings, *found.events], None
     mine = f"{WATCH}{run.id}:"
     is_shared = run.staged and not run.exclusive

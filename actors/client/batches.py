@@ -18,6 +18,10 @@ SUBMIT_BYTES_MAX: Final = 4_000_000
 
 def next_batch(queue: deque[Operation]) -> list[Operation]:
     """Remove and return the first operations, as many as one write takes."""
+    if len(queue) <= SUBMIT_MAX and sum([len(each.data) for each in queue]) <= SUBMIT_BYTES_MAX:
+        taken = list(queue)
+        queue.clear()
+        return taken
     room, taken = SUBMIT_BYTES_MAX, list[Operation]()
     while queue and len(taken) < SUBMIT_MAX:
         room -= len(queue[0].data)

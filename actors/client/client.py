@@ -37,7 +37,7 @@ from actors.requests.run_ids import RUN, happens_once
 from actors.threads import close, new_loop
 from actors.values import outcomes
 from journal.clock import StoreClock
-from journal.ids import Ids, address_of, shard_in
+from journal.ids import address_of, shard_in, unique_ids
 from journal.records import ReplyKind, order_of, teller_of_driver
 from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
 
@@ -84,7 +84,7 @@ class Client:
         self._code = LivingSender(self._uploads.put) if live else Sender(self._uploads.put)
         self.failure = ""  # why nothing can be started any more
         self._is_woken = False
-        self._ids, self._count, self._clock = Ids().next, 0, StoreClock()
+        self._ids, self._count, self._clock = unique_ids().__next__, 0, StoreClock()
         self.shards = SHARDS
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._is_astray = False  # the store has lost our writer
@@ -211,10 +211,8 @@ class Client:
             if is_named:
                 slot = self._starts.start(request, outgoing_of(request, id_, "", message, found), self._count)
             else:
-                slot = self._slots.get(id_)
-                slot = self._slots[id_] = Slot(request.declared) if slot is None else slot
-                slot.is_own, slot.address, slot.handler = True, address, request.handler
-                slot.is_attached = slot.is_attached or not request.one_way
+                slot = self._slots[id_] = Slot(request.declared, is_own=True, is_attached=not request.one_way)
+                slot.address, slot.handler = address, request.handler
                 self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
             if request.options.timeout_s is not None:
                 self._deadlines.set(slot, id_, f"{address}.{request.handler}", request.options.timeout_s)

@@ -85,10 +85,12 @@ class Starts:
     def accepted(self, operations: Sequence[Operation], missed: Partly) -> None:
         """Note which of these the store has now, and tell who waits for that."""
         told: list[Waiting] = []
+        not_taken = {*missed.unknown, *missed.later}
         with self._lock:
             for at, operation in enumerate(operations):
-                slot = self._slots.get(name := slot_of(operation))
-                if slot is None or isinstance(operation, Attach) or at in (*missed.unknown, *missed.later):
+                name = operation.invocation if type(operation) is Outgoing else slot_of(operation)
+                slot = self._slots.get(name)
+                if slot is None or isinstance(operation, Attach) or at in not_taken:
                     continue
                 slot.is_accepted = True
                 told += slot.accepting

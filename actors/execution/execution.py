@@ -117,13 +117,12 @@ class Execution:
 
     def begin(self, fields: Mapping[str, bytes], refusal: str) -> None:
         """Begin the handler on this state; a `refusal` is the reason why the handler may not write."""
-        target, declared = self._message.target, self._declared
-        self.view = StateView(fields, declared.fields, self.loop, refusal, self._scope, declared.cls, target)
+        message, declared, scope = self._message, self._declared, self._scope
+        target = message.target
+        self.view = view = StateView(fields, declared.fields, self.loop, refusal, scope, declared.cls, target)
         try:
-            where = "arguments", target, self._message.handler
-            args, kwargs = decode(self._message.arguments, scope=self._scope, where=where)
-            me = instance(self._declared.cls, self._target.key, self.view)
-            message = self._message
+            args, kwargs = decode(message.arguments, MISSING, scope, ("arguments", target, message.handler))
+            me = instance(declared.cls, self._target.key, view)
             # A sender without the class could not check the types, and a schedule may come from such a sender.
             looked = message.code and not (message.headers and SCHEDULED_AT in message.headers)
             called = self._handler.called(me, Context(self), args, kwargs, are_checked=bool(looked))
