@@ -1,12 +1,12 @@
-"""Hand-over: the moment in which a shard goes to the host that is to have it, to share the load.
+"""Hand-over: picks the moment in which a shard moves to another host, to share the load.
 
-Owns when a shard is held and drained for that. Does not own: who is to have it (`placement`), nor its lease
-(`ownership`). A host that leaves drains by itself.
+Owns the time at which a shard is held and drained for the move. Does not own the choice of the host (`placement`), nor
+the lease (`ownership`). A host that leaves drains its shards without this module.
 
-A step is never interrupted for it (promise 4), and nobody waits for a step of somebody else (promise 8): a shard is
-drained in a moment in which none of its steps is under way. Where short ones follow each other without such a moment,
-the shard is held: for `HELD_MAX` at most no other step starts, while everything else goes on. Where a step turns out
-to be longer, those that were held back start, and the shard stays where it is until the next try.
+A step is never interrupted for a hand-over (promise 4), and no invocation waits for a step of another (promise 8): a
+shard is drained in a moment in which none of its steps is under way. If short steps follow each other without such a
+moment, the shard is held: for `HELD_MAX` at most no further step starts, while everything else goes on. If a step turns
+out to be longer, the steps that were held back start, and the shard stays with its host until the next try.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,32 +21,32 @@ STEP_IS_LONG: Final = 0.5
 HELD_MAX: Final = 0.4
 """Seconds for which a shard is held."""
 HOLD_AGAIN: Final = 2.0
-"""Seconds after which it is held once more, for the first time; each time twice as many."""
+"""Seconds until a shard is held a second time; doubled for each further time."""
 HOLD_AGAIN_MAX: Final = 60.0
 DRAIN_MAX: Final = 30.0
-"""Seconds after which a shard that drains is released, written or not."""
+"""Seconds after which a draining shard is released, although commits may be unwritten."""
 
 
 @dataclass(slots=True)
 class _Going:
-    """A shard that is to have another owner."""
+    """A shard that the placement gives to another host."""
 
     owned: OwnedShard
     since: float = 0.0
-    """Since when it is held, or drains; 0 if neither."""
+    """The time since which it is held or drains; 0 if neither."""
     again_at: float = 0.0
     pause: float = HOLD_AGAIN
 
 
 class HandOver:
-    """The shards of one host that others are to have."""
+    """The shards of one host that the placement gives to other hosts."""
 
     def __init__(self, now: Callable[[], float], now_ms: Callable[[], int]) -> None:
         self._now, self._now_ms = now, now_ms
         self._going: dict[Shard, _Going] = {}
 
     def ready(self, extra: Iterable[OwnedShard]) -> list[OwnedShard]:
-        """Return those of the shards that may be released; what is not among these any more stays."""
+        """Return the shards of `extra` that may be released; a shard that is no longer in `extra` stays here."""
         going = {owned.shard: self._known(owned) for owned in extra}
         for shard, each in self._going.items():
             if going.get(shard) is not each and not each.owned.is_lost:
@@ -59,7 +59,7 @@ class HandOver:
 
     @property
     def is_near(self) -> bool:
-        """Whether it is to be asked again at once."""
+        """Whether `ready` should be called again at once."""
         return any(each.since for each in self._going.values())
 
     def _known(self, owned: OwnedShard) -> _Going:

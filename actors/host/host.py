@@ -1,12 +1,12 @@
 """Host: owns shards under leases, reads them, and serves them, on one event loop.
 
-Owns the tasks of a host process: reader, writer, fetcher, timekeeper, ownership, renewal. What happens inside a shard
-is the shard's; what is durable is the store's.
+Owns the tasks of a host process: reader, writer, fetcher, timekeeper, ownership, renewal. Does not own the life inside
+a shard (`shard`), nor durable data (the store).
 
 Invariants:
     1. A shard is served from the end of its recovery until its lease lapses, a commit of it is refused, or it is
-       released; then everything of it in memory is dropped at once.
-    2. Killing the process between any two lines here loses nothing: whoever takes the shard over finds all of it.
+       released; then all its memory is dropped at once.
+    2. A kill of the process between any two lines here loses nothing: the next owner of a shard finds all of it.
 """
 
 import asyncio
@@ -54,43 +54,43 @@ T = TypeVar("T")
 READ_COUNT: Final = 500
 """Most entries of each stream in one read."""
 YIELD_AFTER: Final = 32
-"""After so many of what came together, the loop turns: the writer, timers and all others have their turn.
+"""How many entries of a read are executed before the loop turns, so that the writer, timers and other tasks can run.
 
-Of 64 that come together the first half is in the store while the second is executed: 6 to 14 % more of them in a second
-than with all in one commit; with 16 or 100 it is less.
+Of 64 messages in one read the first half is written while the second is executed: 6 to 14 % more messages a second than
+with all in one commit; with 16 or 100 the gain is smaller.
 """
 FEW: Final = 4
-"""Up to so many that come together, their commit has the store to itself before the next read is asked for."""
+"""A read of at most so many entries is committed before the next read is sent."""
 READ_AHEAD: Final = 5_000
-"""While so many objects are still to be loaded, or commits to be written, nothing more is read: a burst waits in the
-store, not in memory."""
+"""The limit of objects to load, and of commits to write, beyond which nothing is read: a burst waits in the store, not
+in memory."""
 READ_MS: Final = 1_000
-"""A blocking read returns after so long, so that the host is seen to turn."""
+"""The longest time of a blocking read, so that the host is seen to turn."""
 LOOK_AGAIN: Final = 0.002
-"""Seconds between two looks whether the reader may go on."""
+"""Seconds between two checks whether the reader may go on."""
 TIMERS_AT_ONCE: Final = 1_000
 """Most timers moved in one script call."""
 TRIM_EVERY: Final = 5.0
-"""Seconds between two looks for finished invocations that count and time let go."""
+"""Seconds between two looks for finished invocations beyond `done_max` and `retention`."""
 FORGOTTEN_AT_ONCE: Final = 500
-"""Most of each shard that one script forgets: the store does nothing else meanwhile."""
+"""Most finished invocations of a shard that one script removes: the store does nothing else meanwhile."""
 COLLECT_EVERY: Final = 5.0
 """Seconds between two looks for idle objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who a host is: its id outlives its process, so that a restarted one gets the same shards."""
+    """The names of a host: its id outlives its process, so that a restarted host gets the same shards."""
 
     id: str
     node: str = ""
     pid: int = 0
     process: str = ""
-    """The process by the name that proves its end (`processes`)."""
+    """The name of the process, by which its end can be proved (`processes`)."""
 
 
 class Host:
-    """One host; `run` it on the loop that is to run the handlers."""
+    """A host; `run` it on the loop that runs the handlers."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Host:
     # Life
 
     async def run(self) -> None:
-        """Serve until cancelled; a store that does not answer is waited for."""
+        """Serve until cancelled; wait for a store that does not answer."""
         refuse_blocking()
         refuse_ray()
         try:
@@ -146,7 +146,7 @@ class Host:
         except Exception:
             self._ownership.resign()
             raise
-        finally:  # also where it was ended while it opened
+        finally:  # also if it was cancelled during `_open`
             await self.aclose()
 
     async def _serve(self) -> None:
@@ -165,7 +165,7 @@ class Host:
             task.result()
 
     async def _open(self) -> Services:
-        # A store that could lose data, or whose namespace is none, may be mended: it is waited for like a silent one.
+        # A store that could lose data, or whose namespace is damaged, may be mended: wait for it as for a silent store.
         self._count = await self._patience.until_answered(
             lambda: self._store.open_namespace(SHARDS), SettingsError, DamagedError
         )
@@ -201,15 +201,15 @@ class Host:
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and task not in self._loops:  # one of those ends the host
+        if error is not None and task not in self._loops:  # a failed loop ends the host
             self._ownership.broken(error)
 
     async def leave(self, patience_s: float = 30.0) -> None:
-        """Hand all shards over: let steps end and be recorded for so long, then release the leases."""
+        """Hand all shards over: for at most `patience_s` let steps end and be recorded, then release the leases."""
         await self._ownership.leave(patience_s)
 
     async def aclose(self) -> None:
-        """Stop at once, as a crash would, but for the connections."""
+        """Stop at once like a crash, but close the connections."""
         if self._renewal is not None:
             await self._renewal.stop()
         self._ownership.drop()
@@ -268,11 +268,11 @@ class Host:
                 if not (owned.is_lost or id(event) in early):
                     owned.receive(event)
             if len(arrivals.messages) + len(found) <= FEW:
-                await asyncio.sleep(0)  # what has come of them is written before more is asked for
+                await asyncio.sleep(0)  # their commits are written before the next read
 
     @staticmethod
     def _in_time(arrivals: Arrivals) -> list[tuple[Shard, str, bytes]]:
-        """Return the messages that are older than the events still to be read, among which an end of one may be."""
+        """Return the messages that are older than the unread events, since these may hold a cancel of a message."""
         read = {shard: event.time_ms for shard, event in arrivals.events}
         return [
             (shard, id_, data)
@@ -281,7 +281,7 @@ class Host:
         ]
 
     async def _find_damaged(self, cursors: dict[Shard, Cursor]) -> bool:
-        """Step down from the shards whose streams are none, so that the others are read; return whether there are."""
+        """Step down from the shards whose streams are damaged, so that the others are read; return whether any is."""
         damaged: list[tuple[OwnedShard, DamagedError]] = []
         for shard, cursor in cursors.items():
             inbox = partial(self._store.inbox, shard, cursor.inbox, 1)
@@ -297,7 +297,7 @@ class Host:
         return bool(damaged)
 
     async def _catch_up(self) -> None:
-        """Note that the reader turns, and wait while too much of what it has read waits for the store."""
+        """Note that the reader turns, and wait while too many entries that it has read wait for the store."""
         while True:
             if self._renewal is not None:
                 self._renewal.turned()
@@ -307,26 +307,26 @@ class Host:
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _turn(self, number: int) -> None:
-        """Let the loop turn after each so many: what has ended is written while the next are executed."""
+        """Let the loop turn after every `YIELD_AFTER`: ended invocations are written while the next are executed."""
         if number % YIELD_AFTER == YIELD_AFTER - 1:
             if self._renewal is not None:
                 self._renewal.turned()
             await asyncio.sleep(0)
 
-    # Fetching what is not in memory (`services.Fetcher`)
+    # Reading into memory (`services.Fetcher`)
 
     def load(self, shard: OwnedShard, activation: Activation, /) -> None:
-        """Bring an object's state, with those of others that are asked for meanwhile."""
+        """Read an object's state, in one read with other objects that are requested meanwhile."""
         self._to_load.append((shard, activation))
         self._fetch.set()
 
     def wake(self, shard: OwnedShard, invocation: str, events: list[Event], /) -> None:
-        """Bring an invocation that has left memory."""
+        """Read an invocation that has left memory."""
         self._to_wake.append((shard, invocation, events))
         self._fetch.set()
 
     def refill(self, shard: OwnedShard, activation: Activation, /) -> None:
-        """Bring the arguments of messages that wait without them."""
+        """Read the arguments of messages that wait without them."""
         self._spawn(self._refill(shard, activation))
 
     async def _refill(self, shard: OwnedShard, activation: Activation) -> None:
@@ -351,7 +351,7 @@ class Host:
                 await self._wake_each(waking)
 
     async def _load_all(self, loading: list[tuple[OwnedShard, Activation]]) -> None:
-        while loading:  # as many as one read brings
+        while loading:  # as many as fit into one read
             self._loading = len(loading)
             objects = [(shard.shard, activation.target) for shard, activation in loading]
             states = await self._each(objects, self._store.load)
@@ -367,14 +367,14 @@ class Host:
     async def _each(
         self, names: list[N], read: Callable[[list[N]], Coroutine[Any, Any, list[T]]]
     ) -> list[T] | list[T | DamagedError]:
-        """Read what these name; what cannot be read alone is answered by its error."""
+        """Read the items of these names; an item that cannot be read even alone gets its error as the answer."""
         try:
             return await self._patience.until_answered(lambda: read(names))
         except DamagedError as error:
             return [error] if len(names) == 1 else [(await self._each([name], read))[0] for name in names]
 
     def _later(self, shard: OwnedShard, ask: Callable[[], None], error: DamagedError) -> None:
-        """Ask again for what cannot be read, and alone waits for it."""
+        """Repeat a request for an item that cannot be read; only this item waits."""
         if not shard.is_lost:
             logger.error("shard %d: %s; asking again in %g s", shard.shard, error, REST)
             asyncio.get_running_loop().call_later(REST, ask)
@@ -391,7 +391,7 @@ class Host:
     async def _wake_all(self, waking: list[tuple[OwnedShard, str, list[Event]]]) -> None:
         names = [(shard.shard, id_) for shard, id_, _ in waking]
         dormants = await self._each(names, self._store.dormant)
-        if len(dormants) < len(waking):  # as many as one read brings, and the others with the next
+        if len(dormants) < len(waking):  # as many as fit into one read; the next read takes the others
             self._to_wake[:0] = waking[len(dormants) :]
             self._fetch.set()
             waking = waking[: len(dormants)]
@@ -409,13 +409,13 @@ class Host:
             if dormant is not None and dormant.paused and command_in(events) is not None:
                 try:
                     code = await self._reread(shard, id_, events, dormant)
-                except Exception as error:  # noqa: BLE001  # bytes that this version cannot read, for one
+                except Exception as error:  # noqa: BLE001  # for example bytes that this version cannot read
                     self._ownership.failed(shard, error)
             if not shard.is_lost:
                 shard.woken(id_, events, dormant, is_unread=id_ in unread, code=code)
 
     async def _reread(self, shard: OwnedShard, id_: str, events: list[Event], dormant: Dormant) -> str:
-        """Complete the events of a paused invocation by those read before; return the hash of its type's code."""
+        """Add the events read before to those of a paused invocation; return the hash of its type's current code."""
         type_ = target_of(dormant.message).partition("/")[0]
         code = await self._patience.until_answered(lambda: self._code.current(type_))
         found = await pages(self._patience, lambda after: self._store.events(shard.shard, after, PAGE))
@@ -432,7 +432,7 @@ class Host:
         return code
 
     async def _mend(self, shard: OwnedShard) -> None:
-        """End what is said to be asleep and is not there, and begin with the rest anew."""
+        """End the invocations that should be asleep but are lost, and recover the shard."""
         if not shard.is_lost:
             ask = partial(self._store.mend, shard.shard, shard.epoch, self.incarnation)
             lost = await self._patience.until_answered(ask)
@@ -473,7 +473,7 @@ class Host:
             await asyncio.sleep(0.001)  # the store's clock is a little behind
 
     async def _trim(self) -> None:
-        """Let go of what nobody may ask for any more, also where nothing ends: a full store would stay so."""
+        """Remove outcomes beyond their retention, also while no invocation ends: a full store would stay full."""
         while True:
             await asyncio.sleep(TRIM_EVERY)
             forgotten, early, trimmed = 0, False, Trimmed(1, is_full=False)
@@ -489,13 +489,13 @@ class Host:
                 logger.warning("%d outcomes were forgotten: the store is nearly full (its maxmemory)", forgotten)
 
     async def _patrol(self, shard: OwnedShard) -> None:
-        """Look for what is said to be asleep and is not there, a little of the shard at a time: nobody may wake it."""
+        """Look for lost invocations that should be asleep (no event may ever wake them), in a part of the shard."""
         try:
             shard.patrolled, has_gone = await self._store.has_gone(shard.shard, shard.patrolled)
             if has_gone:
                 await self._mend(shard)
         except (UnavailableError, DamagedError):
-            return  # who serves the shard says so
+            return  # other tasks of the shard report it
 
     async def _collect(self) -> None:
         while True:

@@ -1,16 +1,16 @@
-"""Leases: which shards this host may serve, by its own clock.
+"""Leases: the shards that this host may serve, by its own clock.
 
-Owns the time until which each lease holds, and its renewal. Does not own: which shards it should have (`placement`), or
-what is done with one that is lost.
+Owns the time until which each lease holds, and its renewal. Does not own the placement (`placement`), or the effects
+of a lost lease (`ownership`).
 
 Invariants:
     1. A lease is counted from just before its renewal was sent, by a clock that goes on while the machine sleeps: the
        owner always believes it to end before a challenger may.
-    2. A lease that lapsed is lost, even if nobody took the shard: it is never renewed back to life.
-    3. It is renewed only while the host's loop turns: a host that is stuck gives its shards up.
+    2. A lease that lapsed is lost, even if no other host took the shard: it is never renewed again.
+    3. A lease is renewed only while the host's loop turns: a host that is stuck gives its shards up.
 
 The renewal runs on a thread and a connection of its own, so that a handler that computes for a while does not cost the
-host its shards; one that blocks the loop longer than `block_limit` does.
+host its shards; a handler that blocks the loop longer than `block_limit` does.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ LEASE_TTL = timedelta(seconds=3)
 """How long a lease holds without renewal."""
 RENEW_EVERY = timedelta(seconds=1)
 STOP_MAX = 5.0
-"""Seconds for which the end of the last renewal is waited for."""
+"""Seconds that `stop` waits for the end of the last renewal."""
 BLOCK_LIMIT = timedelta(seconds=10)
-"""A handler that blocks the host's loop longer costs the host its leases, and is named."""
+"""The time after which a handler that blocks the host's loop costs the host its leases, and is named in the log."""
 
 
 class Leases:
@@ -55,18 +55,18 @@ class Leases:
         self._behind: dict[Shard, str] = {}
 
     def add(self, shard: Shard, epoch: Epoch, asked_at: float) -> None:
-        """Note a grant that was asked for at that time."""
+        """Note a grant whose request was sent at that time."""
         self._until[shard] = asked_at + self._ttl
         self._epochs[shard] = epoch
 
     def remove(self, shard: Shard) -> None:
-        """Forget a lease: it is released, or lost."""
+        """Remove a lease that is released or lost."""
         self._epochs.pop(shard, None)
         self._until.pop(shard, None)
         self._behind.pop(shard, None)
 
     def hold(self, shard: Shard) -> bool:
-        """Whether the lease has not lapsed: looked at immediately before each action."""
+        """Whether the lease has not lapsed; checked immediately before each action."""
         return self._now() < self._until.get(shard, 0.0)
 
     def lost(self) -> list[Shard]:
@@ -74,7 +74,10 @@ class Leases:
         return [shard for shard in list(self._epochs) if not self.hold(shard)]
 
     def behind(self) -> dict[Shard, str]:
-        """Return the shards of which the store lacks something that it had acknowledged, or had to read, and what."""
+        """Return the shards for which the store lacks a commit that it had acknowledged, or entries already read.
+
+        The values name the missing data.
+        """
         return dict(self._behind)
 
     @property
@@ -83,7 +86,7 @@ class Leases:
         return dict(self._epochs)
 
     async def renew(self, store: Store) -> None:
-        """Renew what has not lapsed; what the store refuses is lost at once."""
+        """Renew the leases that have not lapsed; a lease that the store refuses is lost at once."""
         asked_at = self._now()
         owned = {shard: epoch for shard, epoch in self.owned.items() if self.hold(shard)}
         known = self._acknowledged()
@@ -104,7 +107,7 @@ class Leases:
 
 
 class RenewalThread:
-    """Renews on a thread of its own while the host's loop turns, and names what blocks it."""
+    """Renews leases on a thread of its own while the host's loop turns, and reports a handler that blocks the loop."""
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class RenewalThread:
         self._thread = threading.Thread(target=self._run, name="perdure-leases", daemon=True)
 
     def start(self) -> None:
-        """Begin to renew; call it in the thread of the host's loop."""
+        """Begin to renew; to be called in the thread of the host's loop."""
         self._thread.start()
 
     def turned(self) -> None:
@@ -135,7 +138,7 @@ class RenewalThread:
         with contextlib.suppress(RuntimeError):  # its loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
         deadline = self._now() + STOP_MAX
-        # Not in a thread that waits for it: while a process ends, Python 3.12 starts none.
+        # No other thread waits for it: Python 3.12 starts no thread while a process ends.
         while self._thread.is_alive() and self._now() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""Local: a host on a thread of this process: in a driver all there is, on Ray alone in its process."""
+"""Local: a host on a thread of this process: a driver may start it, and on Ray each host process has it."""
 
 import asyncio
 import contextlib
@@ -30,16 +30,16 @@ from .host import Host, Identity
 logger = logging.getLogger("actors")
 
 SAY_AFTER: Final = 1.0
-"""Seconds of waiting after which a program is told what it waits for."""
+"""Seconds of waiting after which a program logs the reason."""
 END_MAX: Final = 5.0
-"""Seconds that a host's thread has to end."""
+"""Seconds in which a host's thread has to end."""
 CANCEL_AGAIN: Final = 0.5
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between two looks at which hosts there are."""
+"""Seconds between two looks at the list of hosts."""
 
 BEGIN_AGAIN_AFTER: Final = 1.0
-"""Seconds after which a host that failed begins again, as a new incarnation."""
+"""Seconds until a host that failed begins again, as a new incarnation."""
 
 
 def _processes(look: Look) -> list[tuple[str, str]]:
@@ -48,9 +48,9 @@ def _processes(look: Look) -> list[tuple[str, str]]:
 
 
 async def bury_ended(store: Store) -> int:
-    """Free the leases of hosts whose processes, of this machine, are known to be gone; return how many there were.
+    """Free the leases of hosts whose processes, on this machine, have ended; return how many hosts there were.
 
-    Who starts a program again after it was killed does not wait for the leases of its former life.
+    So a program that is started again after a kill does not wait for its own former leases.
     """
     buried = 0
     for incarnation, process in _processes(await store.look(SHARDS)):
@@ -61,9 +61,9 @@ async def bury_ended(store: Store) -> int:
 
 
 class Neighbours:
-    """Watches the other hosts of this machine, and frees the leases of one whose process ends, at once.
+    """Watches the other hosts of this machine, and frees a host's leases at once when its process ends.
 
-    Each host does, so that it needs neither Ray nor a supervisor; Ray itself takes one to two seconds to tell.
+    Each host watches the others, so that neither Ray nor a supervisor is needed; Ray takes a second or two to notice.
     """
 
     def __init__(self, connect: Callable[[], Store]) -> None:
@@ -95,10 +95,10 @@ class Neighbours:
 
 
 def collect_seldom() -> None:
-    """Let the cycle collector of a host's own process look less often, and never at what was imported.
+    """Let the cycle collector of a host's own process run less often, and never over imported modules.
 
-    What waits in memory is long-lived, and what ends leaves no cycles: with 10,000 handlers that wait, a full
-    collection stops the process for tenths of a second, again and again while they grow.
+    Waiting handlers live long, and ended handlers leave no cycles: with 10,000 waiting handlers a full collection stops
+    the process for tenths of a second, again and again while their number grows.
     """
     gc.collect()
     gc.freeze()
@@ -106,7 +106,7 @@ def collect_seldom() -> None:
 
 
 class LocalHost:
-    """One host of this process; with `live`, handlers use the classes that live here."""
+    """A host in this process; with `live`, handlers use the classes of this process."""
 
     def __init__(
         self,
@@ -172,13 +172,13 @@ class LocalHost:
                 await self._host.run()
             except asyncio.CancelledError:
                 return
-            except BaseException as error:  # noqa: BLE001  # whatever it is, others of its invocations go on
+            except BaseException as error:  # noqa: BLE001  # of any error: the other invocations go on
                 self._suspects.note(WHOLE_HOST, error, wall_ms())
             await asyncio.sleep(BEGIN_AGAIN_AFTER)
 
     @property
     def incarnation(self) -> str:
-        """The id of its present life as a host."""
+        """The id of its present incarnation as a host."""
         assert self._host is not None
         return self._host.incarnation
 
@@ -205,11 +205,11 @@ class LocalHost:
             logger.error("the host does not answer: its leases must expire")
 
     def kill(self) -> None:
-        """End at once; what was under way goes on at the next owner."""
+        """End at once; open invocations go on at the next owner."""
         for _ in range(int(END_MAX / CANCEL_AGAIN)):
             if self._task is None or not self._thread.is_alive():
                 break
-            # Again and again: before Python 3.12 a time-out that ends now can take a cancellation for its own.
+            # Repeated: before Python 3.12 a time-out that ends now can take a cancellation for its own.
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self._loop.call_soon_threadsafe(self._task.cancel)
             self._thread.join(CANCEL_AGAIN)

@@ -1,15 +1,15 @@
-"""Ownership: which shards a host has, takes, and gives up. No coordinator: every host looks and decides alike.
+"""Ownership: takes shards over, recovers them, and gives them up. No coordinator: every host decides alike.
 
-Owns the looking: who is there, whose lease stands still, what is to be recovered or released. Does not own: the time
-for which a lease holds (`leases`), the rule of placement (`placement`), nor what is done with a shard (`shard`).
+Owns the regular look at hosts and leases, and the decision to take, recover or release a shard. Does not own the time
+for which a lease holds (`leases`), the rule of placement (`placement`), nor the serving of a shard (`shard`).
 
 Invariants:
-    1. A lease of somebody else is taken only when it is free, or when its value has not changed for a whole time to
-       live on this host's clock: no wall clock decides. One of its own that lapsed it takes back at once, with a new
-       epoch: nobody else acts on it, and what this host held under it is dropped.
+    1. Another host's lease is taken only when it is free, or when its value has not changed for a whole time to live on
+       this host's clock: no wall clock decides. A lapsed lease of its own a host takes back at once, with a new epoch:
+       no other host acts on it, and the host has dropped everything it held under it.
     2. A shard is served from the end of its recovery: the journal and `events` first, whole, then the inbox, and only
-       then what is new, so that no message is seen twice.
-    3. A shard that began to be handed over is handed over, whatever the placement says meanwhile.
+       then new entries, so that no message is seen twice.
+    3. A hand-over that has begun is completed, whatever the placement says meanwhile.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ logger = logging.getLogger("actors")
 PAGE: Final = 1_000
 """Most entries of a stream in one page of a recovery."""
 DRAIN_LOOK: Final = 0.005
-"""Seconds between two looks whether shards have drained."""
+"""Seconds between two checks whether shards have drained."""
 LOOK_EVERY: Final = 0.5
-"""Seconds between two looks at hosts and leases: so much later than it lapses, at most, a lease is taken."""
+"""Seconds between two looks at hosts and leases: the longest time from the lapse of a lease until it is taken."""
 REST: Final = 10.0
-"""Seconds before a shard that this host failed on is taken again: it may fail in the same way, and all the same others
-of its invocations go on meanwhile."""
+"""Seconds before a shard that this host failed on is taken again: it may fail in the same way, and its other
+invocations go on in between."""
 NAMED_MAX: Final = 20
-"""So many invocations that the store has lost are named."""
+"""Most lost invocations that one log line names."""
 BURY_AFTER: Final = 10.0
-"""Seconds of silence after which any host takes a dead one off the list."""
+"""Seconds of silence after which any host takes a dead host off the list."""
 
 
 class Ownership:
@@ -73,7 +73,7 @@ class Ownership:
         self._seen_leases: dict[Shard, tuple[str, float]] = {}
         self._hand_over = HandOver(now, clock.now_ms)
         self._resting: dict[Shard, float] = {}
-        """Until when none of them is taken again, of those that this host failed on."""
+        """The time until which a shard that this host failed on is not taken again."""
         self._looked_at = now()
         self._trust = Patience(f"host {host}, settings")
         self._again = asyncio.Event()
@@ -82,11 +82,11 @@ class Ownership:
         self.is_left_alone = False
         """Whether there was no other host at the last look, though there had been one before."""
         self.taken_over: Callable[[], None] = lambda: None
-        """Told of a shard that its last owner has not handed over, before anything of it begins."""
+        """Called when a shard was taken that its last owner had not handed over, before its recovery."""
         self._losses = 0
-        """How often the store was found to have lost something, and that was not written there."""
+        """How many losses of the store were found and are not yet noted in it."""
         self._acquiring = 0
-        """Leases that are asked for and not answered."""
+        """Requests for leases that are under way."""
 
     def look_again(self) -> None:
         """Look at once: leases or hosts have changed."""
@@ -130,7 +130,7 @@ class Ownership:
         if self._clock.learn(asked_ms, look.now_ms):
             self._wake_timers()
         if self._now() - self._looked_at > LEASE_TTL.total_seconds():
-            # Who could not ask, or was not answered, knows nothing of how long the others have been silent.
+            # While this host could not look, it learned nothing about how long the others have been silent.
             self._seen_hosts.clear()
             self._seen_leases.clear()
         hosts = await self._live(look.hosts)
@@ -143,14 +143,14 @@ class Ownership:
         await self._give_up([owned for shard, owned in self.shards.items() if shard not in mine or owned.is_draining])
         rested = {shard for shard in mine if self._resting.get(shard, 0.0) <= self._now()}
         wanted = sorted(rested - set(self.shards))
-        # Together: each takes a few round trips, and none waits for another. All to their end, whatever one raises.
+        # In parallel: each takes a few round trips. All run to their end, also if one of them raises.
         challenges = (self._challenge(services, shard, look.leases[shard]) for shard in wanted)
         for failure in await asyncio.gather(*challenges, return_exceptions=True):
             if failure is not None:
                 raise failure
 
     async def _check(self) -> None:
-        """Ask whether the store keeps what it acknowledges; while it does not, leases are renewed, and commits wait."""
+        """Check that the store keeps its acknowledged writes; while it does not, leases are renewed, commits wait."""
         try:
             await self._store.check()
         except UnavailableError as error:
@@ -174,7 +174,7 @@ class Ownership:
         return hosts
 
     def _note(self, leases: list[str]) -> None:
-        """Note since when each lease stands still, also where it is nothing to this host yet: it may be in a moment."""
+        """Note since when each lease is unchanged, also leases that this host does not want yet."""
         now = self._now()
         for number, lease in enumerate(leases):
             if self._seen_leases.get(Shard(number), ("", now))[0] != lease:
@@ -213,11 +213,11 @@ class Ownership:
                 await self._recover(owned)
             except UnavailableError:
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is this shard's, and logged
+            except Exception as error:  # noqa: BLE001  # any error is due to this shard, and is logged
                 self.failed(owned, error)
 
     async def _mend(self, shard: Shard, granted: Granted) -> None:
-        """Find what is there of a shard of which something is gone, and end the rest."""
+        """Recover the remaining data of a shard that has lost data in the store, and end lost invocations."""
         logger.error("shard %d: something of it is gone from the store; looking for what is there", shard)
         if granted.is_untimed:
             logger.error(
@@ -246,8 +246,8 @@ class Ownership:
         if events:
             owned.cursor.events = events[-1].id
         await _in_turns(owned.receive, (event for event in events if event.invocation in unread))
-        # A page of the inbox before the other events: a cancel then finds who waits behind whom. Not all of it: a
-        # host that has a million to read before it serves anything would not keep its lease.
+        # A page of the inbox before the other events: a cancel then finds the order of the queue. Not the whole inbox:
+        # a host that reads a million entries before it serves would not keep its lease.
         for id_, data in await patience.until_answered(lambda: self._store.inbox(shard, "0-0", PAGE)):
             owned.cursor.inbox = id_
             owned.accept(id_, data)
@@ -256,14 +256,14 @@ class Ownership:
             if where is Where.ASLEEP and id_ in owned.recovered:
                 owned.wake(id_)
         if owned.is_lost:
-            return  # while events and inbox were read
+            return  # lost while events and inbox were read
         owned.is_recovered, owned.next_due_ms = True, 1
         self._wake_timers()
         await self._store.interrupt()
         logger.info("shard %d: owned by %s with epoch %d", shard, self._host, owned.epoch)
 
     def lose(self, owned: OwnedShard, why: str) -> None:
-        """Step down from a shard at once: what was under way goes on at its next owner."""
+        """Step down from a shard at once: its open invocations go on at the next owner."""
         if owned.is_lost:
             return
         logger.warning("shard %d: host %s steps down: %s", owned.shard, self._host, why)
@@ -274,7 +274,7 @@ class Ownership:
         self._again.set()
 
     def went_back(self, owned: OwnedShard, lost: str) -> None:
-        """Say what the store has lost, and recover what it has."""
+        """Log the loss of the store, and step down, so that the rest is recovered."""
         if owned.is_lost:
             return
         logger.error("shard %d: the store has lost %s; recovering what it has", owned.shard, lost)
@@ -282,7 +282,7 @@ class Ownership:
         self.lose(owned, "the store went back")
 
     def failed(self, owned: OwnedShard, error: BaseException) -> None:
-        """Step down from a shard that this host failed on, for no reason that is one invocation's."""
+        """Step down from a shard that this host failed on; it is taken again at once, or after a rest."""
         if owned.is_lost:
             return
         rest = 0.0 if self._suspects.note(owned.shard, error, self._clock.now_ms()) else REST
@@ -291,26 +291,26 @@ class Ownership:
         self.lose(owned, told(error, ERROR_MAX))
 
     def broken(self, error: BaseException) -> None:
-        """Step down from what a task that has failed was to serve; from all, where nothing says which shard it was."""
+        """Step down from the shard of a failed task; from all shards, if it is unknown."""
         found = self.shards.get(shard_in_frames(error))
         for owned in list(self.shards.values()) if found is None else [found]:
             self.failed(owned, error)
 
     async def _give_up(self, extra: list[OwnedShard]) -> None:
-        """Hand over what another one is to have, as soon as no step keeps it."""
+        """Hand over shards that belong to other hosts, each as soon as none of its steps runs."""
         await self._release(self._hand_over.ready(extra), leaving=False)
         if self._hand_over.is_near:
             self._again.set()
             await asyncio.sleep(0.01)
 
     async def leave(self, patience_s: float) -> None:
-        """Hand all shards over: let steps end and be recorded for so long, then release the leases."""
+        """Hand all shards over: for at most `patience_s` let steps end and be recorded, then release the leases."""
         self._is_leaving = True
         for owned in self.shards.values():
             owned.drain()
         deadline = self._now() + patience_s
         while self._now() < deadline and not self._is_drained():  # noqa: ASYNC110
-            await asyncio.sleep(DRAIN_LOOK)  # no one event says it: steps end, commits settle
+            await asyncio.sleep(DRAIN_LOOK)  # no single event tells it: steps end, commits settle
         try:
             await self._release(list(self.shards.values()), leaving=True)
         except UnavailableError as error:
@@ -320,7 +320,7 @@ class Ownership:
         return not self._acquiring and all(owned.is_drained for owned in self.shards.values())
 
     def resign(self) -> None:
-        """Let `sign_off` free what this host holds: it has failed, and nobody else could tell that it is gone."""
+        """Let `sign_off` free the leases of this host: it has failed, which no other host could see."""
         self._is_leaving = True
 
     async def _release(self, shards: list[OwnedShard], *, leaving: bool) -> None:
@@ -328,7 +328,7 @@ class Ownership:
             return
         epochs = {owned.shard: owned.epoch for owned in shards}
         if leaving:
-            epochs |= self._leases.owned  # also of those that are being recovered
+            epochs |= self._leases.owned  # also shards that are being recovered
         for owned in shards:
             owned.lose()
             del self.shards[owned.shard]
@@ -337,9 +337,9 @@ class Ownership:
         await self._store.release(self._leases.incarnation, epochs, leaving=leaving)
 
     async def sign_off(self) -> None:
-        """After `leave`, when nothing of this host runs: free what it left, and take it off the list for good.
+        """After `leave`, when no task of this host runs: free its remaining leases, and take it off the list for good.
 
-        A renewal that was under way may have put it back on the list; where the leaving was cut short, leases are left.
+        A renewal that was under way may have put it back on the list, and `leave` may have been cut short.
         """
         if self._is_leaving:
             try:
@@ -359,7 +359,7 @@ class Ownership:
         return sorted(each.shard for each in owned), sum(each.staging.backlog for each in owned)
 
     def acknowledged(self) -> dict[Shard, tuple[int, Cursor]]:
-        """Return the number of each shard's last acknowledged commit, and what was read; any thread may ask."""
+        """Return each shard's last acknowledged commit and the position of its reads; any thread may ask."""
         return {
             owned.shard: (owned.staging.acknowledged, Cursor(owned.cursor.inbox, owned.cursor.events))
             for owned in list(self.shards.values())
@@ -384,7 +384,7 @@ async def pages(patience: Patience, read: Callable[[str], Coroutine[Any, Any, li
     while True:
         page = await patience.until_answered(lambda after=after: read(after))
         entries += page
-        # A page may end for its bytes: those of ids and names, which the store counts too, are far less than half.
+        # A page may end early for its bytes; ids and names, which the store counts too, take far less than half.
         if len(page) < PAGE and sum(map(_size_of, page)) < READ_BYTES // 2:
             return entries
         last = page[-1]

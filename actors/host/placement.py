@@ -1,4 +1,4 @@
-"""Placement: the rule that says which host should own which shard. No coordinator: all hosts compute the same."""
+"""Placement: the rule which host should own which shard. No coordinator: all hosts compute the same."""
 
 from collections.abc import Iterable
 from hashlib import blake2b

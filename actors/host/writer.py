@@ -1,7 +1,7 @@
-"""Writer: one grouped commit at a time, of all shards of a host, in the order staged.
+"""Writer: writes the staged progress of all shards of a host as grouped commits, strictly one after the other.
 
 Owns the repetition of a commit whose answer was lost: it is sent again, unchanged, until the store answers (numbers
-make that harmless). While one is under way the next is gathered: group commit without a timer.
+make that harmless). While a commit is under way the next is gathered: group commit without a timer.
 """
 
 import asyncio
@@ -34,27 +34,27 @@ class Writer:
         self._first = Shard(0)
 
     def wake(self) -> None:
-        """Say that something was staged."""
+        """Note that progress was staged."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Write what is staged, for ever."""
+        """Write staged progress, for ever."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             await self._flush()
 
     async def _answers(self, parts: list[Part]) -> Sequence[Answer | DamagedError]:
-        """Commit, again until the store answers; what it refuses for good is asked for part by part."""
+        """Commit, repeatedly until the store answers; a commit that it refuses for good is sent part by part."""
         try:
             return await self._patience.until_answered(lambda: self._store.commit(parts))
         except DamagedError as error:
             return [error] if len(parts) == 1 else [(await self._answers([part]))[0] for part in parts]
 
     def _in_turn(self) -> list[OwnedShard]:
-        """Return the shards with something to write, from the one after that which filled the last commit on.
+        """Return the shards with progress to write; the shard after the one that filled the last commit comes first.
 
-        So none waits for ever.
+        So no shard waits for ever.
         """
         staged = [owned for owned in self._shards() if not owned.staging.is_empty]
         return sorted(staged, key=lambda owned: owned.shard < self._first)
@@ -98,6 +98,6 @@ class Writer:
 
 
 def _is_older(head: str, part: Part) -> bool:
-    """Whether a head is of the past of this very commit, and not of another owner since."""
+    """Whether a head is older than this commit and of the same owner, not of a later owner."""
     epoch = head.partition(" ")[0]
     return not epoch or (epoch.isdecimal() and int(epoch) <= part.epoch)
