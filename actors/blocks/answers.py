@@ -1,8 +1,8 @@
-"""Answers: what entries of one execution are told at once, where a replay might be told otherwise.
+"""Answers: immediate results of entries that a replay could get differently, and that are therefore recorded.
 
 Invariants:
-    1. What a replay asks again is answered as it was: an answer is recorded with its entry, in one record.
-    2. Nothing leaves that may depend on an answer before the answer is durable; its host sees to that.
+    1. A replay gets the same answer: an answer is recorded with its entry, in one record.
+    2. No message or step that may depend on an answer begins before the answer is durable; the host ensures that.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ class Answers:
     def __init__(self, recorded: Mapping[int, bytes | None]) -> None:
         self._recorded = recorded
         self.new: list[tuple[int, bytes | None]] = []
-        """Those that no record holds yet."""
+        """Answers that no record holds yet."""
 
     def give(self, index: int, find: Callable[[], bytes | None]) -> bytes | None:
-        """Return the answer of an entry: the recorded one, or what is found."""
+        """Return the answer of an entry: the recorded answer, or else the result of `find`."""
         if index in self._recorded:
             return self._recorded[index]
         answer = find()
@@ -25,6 +25,6 @@ class Answers:
         return answer
 
     def take(self) -> list[tuple[int, bytes | None]]:
-        """Return the new ones, which the next record holds."""
+        """Remove and return the new answers, for the next record."""
         new, self.new = self.new, []
         return new

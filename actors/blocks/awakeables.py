@@ -1,23 +1,25 @@
-"""Awakeables: what one handler waits for and anybody completes, by a public id.
+"""Awakeables: durable promises of one handler that are completed from outside, by a public id.
 
-Where it lies. The id names the invocation (and so its shard) and an entry by its mark; nothing else is stored when one
-is made. The entry is durable with its invocation's next commit; until then a replay makes it again, with the same id. A
-completion is an event: it lies in `events` of that shard from the numbered write that brings it (a driver's submit, or
-the commit of the handler that completes) until a commit of the invocation has recorded it, in the order of delivery.
+Where it lies. The id names the invocation (and so its shard) and an entry by its mark; making an awakeable stores
+nothing else. The entry is durable with its invocation's next commit; until then a replay makes it again, with the same
+id. A completion is an event: it lies in `events` of that shard from the numbered write that brings it (a driver's
+submit, or the commit of the completing handler) until a commit of the invocation has recorded it, in the order of
+delivery.
 
-What a death between two store calls does. Of a driver, before its write is applied: nothing was completed, and nobody
-was told so; afterwards the event is durable, and a repeated write brings nothing again. Of the host whose handler
-completes: the completion is part of that commit, or of none, and a replay that finds the entry recorded sends nothing.
-Of the host whose handler waits: the event stays until its record is durable, so the next owner delivers the same events
-in the same order. If a step has handed out an id whose entry was not recorded, a completion may come before the replay
-has made the entry: it is kept for it.
+A death between two store calls. Of a driver, before its write is applied: nothing was completed, and no call reported
+success; afterwards the event is durable, and a repeated write changes nothing. Of the host whose handler completes: the
+completion is part of that commit, or of none, and a replay that finds the entry recorded sends nothing. Of the host
+whose handler waits: the event stays until its record is durable, so the next owner delivers the same events in the same
+order. If a step has handed out an id whose entry was not recorded, a completion may come before the replay has made the
+entry: it is kept for the entry.
 
-Nobody guesses an id, since nobody guesses that of an invocation (`journal.ids`). Who holds one can name the others of
-its invocation, by their marks: whoever must not complete those gets the id of an awakeable of another invocation.
+An id cannot be guessed, since the id of an invocation cannot be guessed (`journal.ids`). Its holder can name the other
+awakeables of the invocation, by their marks. A program that must not complete these needs the id of an awakeable of
+another invocation.
 
 Invariants:
-    1. The first completion wins, in every replay: it is the first one in `events`. Others change nothing.
-    2. One may be completed before its handler awaits it, or before a replay has made its entry.
+    1. The first completion wins, in every replay: it is the first in `events`. Others change nothing.
+    2. An awakeable may be completed before its handler awaits it, or before a replay has made its entry.
 """
 
 import re
@@ -44,21 +46,22 @@ _ID: Final = re.compile(r"awakeable\.([^\s.]+-\d{1,5})\.(\d{1,12})")
 
 @public
 def resolve(id: str, value: Any) -> Accepted:
-    """Complete an awakeable: who awaits it gets this value. It leaves in the order of all that is sent here.
+    """Complete an awakeable with a value, which its awaiting handler gets.
 
-    The first completion counts, and one whose invocation has ended does nothing. In a handler it leaves with the next
-    commit. `await` what is returned, or ask for its `result()`, to wait until the store has it.
+    The first completion counts; after the end of the invocation a completion does nothing. It leaves in the order of
+    all requests of this sender; in a handler with the next commit. To wait until the store has it, `await` the
+    returned object, or call its `result()`.
 
     Raises:
         UsageError: this is no awakeable's id, or the value cannot be sent.
-        NotFoundError: its invocation is not known; raised where the acknowledgement is waited for, else logged.
+        NotFoundError: its invocation is not known; raised by the wait for the acknowledgement, otherwise logged.
     """
     return current.caller().bring(completion(id, outcomes.encoded_value(value)), f"resolve {id}")
 
 
 @public
 def reject(id: str, message: str) -> Accepted:
-    """Complete an awakeable: who awaits it gets a `TerminalError` with this message. Otherwise as `resolve`."""
+    """Complete an awakeable with a `TerminalError` of this message, raised by its await. Otherwise as `resolve`."""
     return current.caller().bring(completion(id, outcomes.encoded_rejection(message)), f"reject {id}")
 
 
@@ -121,13 +124,13 @@ class Awakeables:
         return made
 
     def expects(self, index: int, made: int) -> bool:
-        """Whether a completion of this entry counts; so many entries are made."""
+        """Whether a completion of this entry counts, if `made` entries were made."""
         if index >= made:
             return index not in self._early
         return index in self._made and self._made[index].outcome is None
 
     def is_awaited(self, index: int) -> bool:
-        """Whether somebody waits for this entry now."""
+        """Whether the handler waits for this entry now."""
         return index in self._made and self._made[index].waits > 0
 
     def complete(self, index: int, outcome: bytes) -> None:

@@ -1,10 +1,10 @@
-"""Calls: the invocations that one handler has started, and its waits for them and for others.
+"""Calls: the invocations that a handler has started, and its waits for invocations.
 
 Invariants:
-    1. A call or send whose entry the journal holds leaves nothing again.
-    2. A send is never waited for. What another handler or a driver has started may be: it is told its outcome by an
-       entry of its own, which no cancel follows.
-    3. The id of a callee follows from the entry of its call: a host that has only the journal can end it.
+    1. A call or send whose entry the journal holds sends no message again.
+    2. A handler never waits for its own send. It may wait for an invocation of another handler or driver: by an entry
+       of its own, which no cancel follows.
+    3. The id of a callee follows from the entry of its call: a host that has only the journal can end the callee.
 """
 
 import asyncio
@@ -38,29 +38,29 @@ TIMEOUT: Final = "timeout"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What an execution needs to know of its host."""
+    """Facts about the host that an execution needs."""
 
     shards: int
     payload_max: int
     """Most bytes of arguments, a result, or a field."""
     code_of: Callable[[type[Any] | None], str]
-    """The hash of the code that a class came with."""
+    """Returns the hash of the code that a class was uploaded with."""
     now_ms: Callable[[], int]
-    """The store's time, about."""
+    """Returns the store's time, approximately."""
 
 
 def _over() -> None:
-    """The timer of a time-out has nothing to call: its execution looks for it, and may have entries to make."""
+    """Do nothing: the execution handles a time-out's timer itself, since it may have entries to make."""
 
 
 SENT_MAX: Final = 32_000_000
-"""Most bytes that one handler sends, calls and brings before it waits again: they leave in one write."""
+"""Most bytes of messages that a handler makes before it waits again: they leave in one write."""
 CHAIN_MAX: Final = 100
-"""So many exclusive handlers may wait for one call, each through the next."""
+"""Most exclusive handlers that may wait for a call, each through the next."""
 
 
 class _CallEntry(Awaited):
-    """A call, a send, for which nobody can wait, or what this handler waits for and has not started."""
+    """A call, a send (which has no waits), or the handler's wait for an invocation that it has not started."""
 
     __slots__ = ("id", "is_awaited", "is_cancelled", "is_own", "limit", "name", "one_way")
 
@@ -73,11 +73,11 @@ class _CallEntry(Awaited):
 
 
 def callee_of(invocation: str, mark: int, entry: str, shards: int) -> str | None:
-    """Return the id of what a recorded entry of this mark has called, None if it is no call."""
+    """Return the id of the invocation that a recorded entry of this mark has called, None if it is no call."""
     kind, _, called = entry.partition(" ")
     if kind != "call":
         return None
-    address, _, rest = called.rpartition(".")  # the key may hold any character, what follows it no point
+    address, _, rest = called.rpartition(".")  # the key may hold any character, the handler's name no point
     named = rest.partition(" ")[2]
     return named or invocation_id(derived_id(invocation, str(mark)), address, shards)
 
@@ -95,9 +95,9 @@ class Calls:
         self._by_index: dict[int, _CallEntry] = {}
         self._by_id: dict[str, _CallEntry] = {}
         self.messages: list[Leaving] = []
-        """What leaves with the next commit, in order."""
+        """Messages of the next commit, in order."""
         self.sent = 0
-        """Bytes of what was sent since something was delivered last."""
+        """Bytes of messages since the last delivery."""
         self.unsent = 0
         """Bytes of `messages`, or more."""
 
@@ -121,13 +121,13 @@ class Calls:
         call = _CallEntry(id_, name, returns, self._loop, self._scope)
         self._by_index[index] = call
         is_named = is_run or request.options.idempotency_key is not None
-        if not is_named:  # else its invocation keeps it: what was started before may be another's
+        if not is_named:  # otherwise only the `Invocation` holds it: the id may be of an earlier request of others
             self._by_id[id_] = call
         elif not is_run:
             self._by_id.setdefault(id_, call)
         if is_new(index):
             caller = "" if request.one_way else teller_of_entry(self._invocation, mark)
-            # What a schedule fires is of a class that some program had when it was declared.
+            # The class of a schedule's request was in some program when the schedule was declared.
             code = UNSENT if request.options.arguments else around.code_of(request.owner)
             message = message_of(request, id_, address, arguments, caller, code, around.now_ms())
             message.chain = chain
@@ -135,10 +135,10 @@ class Calls:
         return Invocation(id_, source, call if is_named else None)
 
     def leaves(self, data: bytes) -> None:
-        """Count what a handler sends before it waits again; a replay counts alike.
+        """Count the bytes of a message that leaves before the handler waits again; a replay counts alike.
 
         Raises:
-            UsageError: it is more than one write takes.
+            UsageError: the messages are larger than one write takes.
         """
         self.sent += len(data)
         self.unsent += len(data)
@@ -154,18 +154,18 @@ class Calls:
         return self._surroundings.shards
 
     def _chain(self, name: str) -> list[str]:
-        """Return the exclusive invocations that wait for a call: this one, if it holds a key, and those before it."""
+        """Return the exclusive invocations that wait for a call: this one, if it holds a key, and its own chain."""
         chain = [*(self._message.chain or ()), self._invocation] if self._holds else self._message.chain or []
         if len(chain) > CHAIN_MAX:
             raise TerminalError(f"`{name}`: {CHAIN_MAX} exclusive handlers already wait, each for the next", 508)
         return chain
 
     def waits(self) -> dict[str, int]:
-        """Return how many waits there are for what is waited for, by its id."""
+        """Return the number of waits for each awaited invocation, by id."""
         return {id_: call.waits for id_, call in self._by_id.items() if call.outcome is None and call.waits}
 
     def cancels(self) -> list[Bring]:
-        """Return what cancels the calls without an outcome."""
+        """Return the events that cancel the calls without an outcome."""
         own = [call for call in self._by_index.values() if call.outcome is None and call.is_own]
         return self._cancels(list({call.id: call for call in own}.values()))
 
@@ -179,7 +179,7 @@ class Calls:
         return {index for index, call in self._by_index.items() if call.outcome is not None}
 
     def take_messages(self) -> list[Leaving]:
-        """Return what leaves with the next commit, and forget it here."""
+        """Remove and return the messages of the next commit."""
         messages, self.messages, self.unsent = self.messages, [], 0
         return messages
 
@@ -196,13 +196,13 @@ class Calls:
         call.complete(unknown(call.id) if outcome == ReplyKind.UNKNOWN.encode() else outcome)
 
     def limit(self, id_: str, timeout_s: float, timers: Timers, made: int) -> None:
-        """Make the entry of a call's time-out, after so many entries; its own is the one before."""
+        """Make the entry of a call's time-out; `made` entries exist, the last of which is the call's."""
         call = self._by_index[made - 1]
         self._limited[made] = call, timeout_s
         call.limit = timers.call_later(timeout_s, f"{TIMEOUT} {made - 1}", _over)
 
     def too_late(self, entry: int) -> list[Bring]:
-        """A timer is due: if it is a call's time-out, the call has failed; return what cancels the callee."""
+        """Take a due timer: if it is a call's time-out, fail the call, and return the events that cancel the callee."""
         call, timeout_s = self._limited.pop(entry, (None, 0.0))
         if call is None or call.outcome is not None:
             return []
@@ -214,7 +214,7 @@ class Calls:
         return {}
 
     def tell(self, event: Bring) -> None:
-        """Let an event leave with the next commit."""
+        """Add an event to the next commit."""
         self.messages.append(event)
         if event.kind is EventKind.CANCEL and event.invocation in self._by_id:
             self._by_id[event.invocation].is_cancelled = True
@@ -235,7 +235,7 @@ class Calls:
         return (yield from call.wait())
 
     def _attach(self, id_: str, returns: Any, make: Callable[[str], int], is_new: Callable[[int], bool]) -> _CallEntry:
-        """Make the entry of a wait for what was started elsewhere."""
+        """Make the entry of a wait for an invocation that was started elsewhere."""
         if id_ == self._invocation:
             raise UsageError(f"{id_} cannot wait for its own end")
         shard = shard_in(id_)
@@ -248,10 +248,10 @@ class Calls:
         return call
 
     def is_sent(self, invocation: Invocation[Any]) -> bool:
-        """Whether this handler has sent it, so that nobody waits for it."""
+        """Whether the invocation is a send of this handler, which has no waits."""
         call = invocation.kept if isinstance(invocation.kept, _CallEntry) else self._by_id.get(invocation.id)
         return call is not None and call.one_way
 
     def unawaited(self) -> list[str]:
-        """Return the names of calls that nobody has waited for."""
+        """Return the names of calls that the handler never awaited."""
         return [call.name for call in self._by_index.values() if call.is_own and not call.is_awaited]

@@ -1,9 +1,9 @@
-"""Entries: what a handler asks for in program order, compared with what its journal holds.
+"""Entries: the commands of a handler in program order, compared with its journal.
 
 Invariants:
     1. Entry n of a replay is entry n of the journal, or the execution has diverged.
-    2. A journal is bounded by what a replay is given too (entries, what was delivered), so that a replay decides alike:
-       beyond a limit nothing new is recorded, and what the journal holds already is replayed whatever it takes.
+    2. The limits of a journal count only data that a replay has too (entries, deliveries), so that a replay decides
+       alike: beyond a limit nothing new is recorded, and the journal so far is replayed whatever its size.
 """
 
 from asyncio import CancelledError
@@ -12,16 +12,16 @@ from typing import Final
 from actors.errors import NondeterminismError, Refusal, UsageError
 
 ENTRY_MAX: Final = 10_000
-"""Most characters of an entry: its kind, and the name of a step or a wait, or whom a call is for."""
+"""Most characters of an entry: its kind, and the name of a step or a wait, or the target of a call."""
 ENTRIES_MAX: Final = 100_000
-"""Most entries of one invocation, but for those that compensate: as many again."""
+"""Most entries of one invocation; compensations may make as many again."""
 JOURNAL_BYTES_MAX: Final = 64_000_000
-"""Most bytes of entries and of what was delivered to one invocation, but for what compensates: as many again."""
+"""Most bytes of entries and deliveries of one invocation; compensations may take as many again."""
 ASK_AGAIN: Final = "end this invocation before it is so long: let it .send() one of its own kind what is left to do"
 
 
 class Entries:
-    """What the handler has asked for so far, in program order, compared with what the journal holds."""
+    """The entries that the handler has made so far, in program order, compared with the journal."""
 
     __slots__ = ("_most", "divergence", "full", "invocation", "made", "recorded", "size")
 
@@ -32,25 +32,25 @@ class Entries:
         self.divergence: NondeterminismError | None = None
         """The first entry that differed; a handler may have caught the error."""
         self.size = 0
-        """Bytes of what was made, and of what was delivered."""
+        """Bytes of entries made, and of deliveries."""
         self.full: Refusal | None = None
-        """Why no more is recorded; a handler may have caught the error."""
+        """The error that the journal is full; a handler may have caught it."""
         self._most = 1
 
     def unbind(self) -> None:
-        """Let there be as many entries again, and bytes: what compensates has room, also where a limit ended it."""
+        """Double the limits for compensations, which may run because a limit ended the handler."""
         self._most, self.full = 2, None
 
     @property
     def are_too_large(self) -> bool:
-        """Whether what was made and delivered takes more than a journal may."""
+        """Whether entries and deliveries take more bytes than a journal may."""
         return self.size > JOURNAL_BYTES_MAX * self._most
 
     def refused(self) -> Refusal:
-        """Return why no more is recorded.
+        """Return the error that the journal is full.
 
         Raises:
-            CancelledError: that was said, and the handler went on: it ends here.
+            CancelledError: the error was raised before, and the handler went on: it ends here.
         """
         if self.full is not None:
             raise CancelledError(*self.full.args)
@@ -64,7 +64,7 @@ class Entries:
         """Return the index of a new entry.
 
         Raises:
-            NondeterminismError: the journal holds another one there.
+            NondeterminismError: the journal holds another entry at this index.
             UsageError: its name is too long, or the journal is full.
         """
         index = len(self.made)
@@ -85,26 +85,26 @@ class Entries:
         return index
 
     def has_made(self, index: int, beginning: str) -> bool:
-        """Whether the handler has asked for an entry that begins so."""
+        """Whether the handler has made an entry at this index that begins so."""
         return index < len(self.made) and self.made[index].startswith(beginning)
 
     def is_new(self, index: int) -> bool:
-        """Whether the journal does not hold this entry: what it asks for has not left yet."""
+        """Whether the journal does not hold this entry: its message or timer was never sent."""
         return index >= len(self.recorded)
 
     def next_recorded(self) -> str:
-        """Return the entry that the journal holds where the next one will be; empty if it holds none."""
+        """Return the recorded entry at the index of the next new entry; empty if there is none."""
         index = len(self.made)
         return self.recorded[index] if index < len(self.recorded) else ""
 
     def missing(self, instead: str) -> NondeterminismError | None:
-        """Return the error of a handler that stopped (`instead` says how) short of what the journal holds."""
+        """Return the error of a handler that stopped (`instead` says how) before the end of its journal, if it did."""
         index = len(self.made)
         if index >= len(self.recorded):
             return None
         return NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", instead)
 
     def unexpected(self, index: int, event: str) -> NondeterminismError:
-        """Return the error of an event for an entry that the handler has not asked for."""
+        """Return the error of an event for an entry that the handler has not made."""
         attempted = f"`{self.made[index]}`" if index < len(self.made) else "nothing"
         return NondeterminismError(self.invocation, index, event, attempted)

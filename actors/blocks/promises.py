@@ -1,28 +1,28 @@
 """Durable promises: named values of a workflow, written once, that all handlers of its key share.
 
 Where it lies. A promise is a field of the workflow's state hash that no user can name, `@promise <name>`, and so is
-each wait for one that is not completed, `@wait <invocation>:<mark of the entry> <name>`. All handlers of a key run on
-the owner of its shard, so that the activation decides: what it holds is the state of the last commit staged, and
-commits are written in the order staged. Both stay when the handlers have ended, until the workflow's retention is over.
+each wait for an open promise, `@wait <invocation>:<mark of the entry> <name>`. All handlers of a key run on the owner
+of its shard, so that the activation decides: it holds the state of the last commit staged, and commits are written in
+the order staged. Both fields stay when the handlers have ended, until the workflow's retention is over.
 
-How it goes. Awaiting makes one entry for each name. The commit that records it adds the wait to the state, or, if the
-promise is completed by then, brings its outcome to the invocation itself. Completing is decided at once and staged at
-once, as a commit of its own: the handler's record so far with the answer, its state so far, the promise's field, one
-event for each wait, and the waits cleared. So an outcome always comes as an event, in an order that is durable, and
-there is one for each wait. Who looks (`peek`), or comes second, is answered at once; that answer is recorded with its
-entry, and nothing leaves before the record.
+How it works. Awaiting makes one entry for each name. The commit that records it adds the wait to the state or, if the
+promise is completed by then, brings its outcome to the invocation itself. A completion is decided at once and staged at
+once, as a commit of its own: the handler's record so far with the answer, its state so far, the promise's field, an
+event for each wait, and the waits cleared. So an outcome always comes as an event, in a durable order, once for each
+wait. A `peek`, and a second completion, is answered at once; that answer is recorded with its entry, and no message or
+step begins before the record is durable.
 
-What a death between two store calls does. Before the commit of a completion is applied: nothing was completed, and
-nobody has seen anything of it, since what others saw is staged behind it and falls with it; the replay completes anew,
-or finds that another did. Afterwards the promise, the record of who completed it and the events of all who wait are
-durable together: a replay finds its answer and completes nothing, however the attempt ends; who waits gets his event
-from whoever owns the shard. Of a host whose handler waits: a wait that was not staged is made again by the replay, one
-that is durable is among those that the completion brings its event to; in between there is nothing.
+A death between two store calls. Before the commit of a completion is applied: nothing was completed, and no other
+handler has durably seen it, since commits that depend on it are staged behind it and are lost with it; the replay
+completes anew, or finds that another handler did. Afterwards the promise, the record of its completion and the events
+for all waits are durable together: a replay finds its answer and completes nothing, however the attempt ends; a waiting
+handler gets its event from the owner of the shard. Of a host whose handler waits: the replay makes a wait again that
+was not staged, and the completion brings its event to a wait that is durable; there is no state in between.
 
 Invariants:
     1. The first completion wins, in every replay; a later one raises a `TerminalError` with the code 409.
     2. A wait that is recorded lies in the state, or its event is brought.
-    3. An invocation that ends takes its waits along.
+    3. The end of an invocation removes its waits.
 """
 
 import zlib
@@ -48,28 +48,28 @@ WAIT: Final = f"{OWN}wait "
 
 @dataclass(slots=True)
 class Posted:
-    """What a commit does to the promises of a key: fields of its state, None for one made absent, and events."""
+    """Changes of a commit to the promises of a key: fields of its state, None for a cleared field, and events."""
 
     fields: dict[str, bytes | None]
     events: list[Bring]
 
 
 class PromiseCommands(Protocol):
-    """Where the promises of the key stand: its activation, for one execution."""
+    """The promises of a key, held by its activation, as one execution uses them."""
 
     answers: Answers
-    """What entries were told at once."""
+    """The immediate answers of entries."""
 
     def find(self, name: str, /) -> bytes | None:
         """Return the outcome of a promise, None if it is not completed."""
         ...
 
     def refusal(self, name: str, outcome: bytes, /) -> bytes | None:
-        """Return the failure of a completion that cannot be, None if it can."""
+        """Return the failure of a completion that is refused, None if it is possible."""
         ...
 
     def complete(self, name: str, outcome: bytes, /) -> None:
-        """Stage a completion, and all that the handler has done so far."""
+        """Stage a completion, with all progress of the handler so far."""
         ...
 
     def wait(self, index: int, name: str, /) -> None:
@@ -82,7 +82,7 @@ class PromiseCommands(Protocol):
         ...
 
     def take(self) -> Posted | None:
-        """Return what the commit that is being made does, if anything."""
+        """Return the fields and events for the commit that is being made, if any."""
         ...
 
 
@@ -130,7 +130,7 @@ class Promises:
         return self._board.answers.give(index, lambda: self._board.find(name))
 
     def complete(self, verb: str, name: str, outcome: bytes) -> None:
-        """Complete a promise; raise the `TerminalError` of the second who does."""
+        """Complete a promise; raise a `TerminalError` if it is completed already."""
         bounded(outcome, f"value of the promise {name!r}", self._outcome_max)
         index = self._make(f"{verb} {name}")
         refusal = self._board.answers.give(index, lambda: self._board.refusal(name, outcome))
@@ -153,24 +153,24 @@ class MadePromise:
         return outcomes.decoded(outcome, self._annotation, self._promises.scope)
 
     def peek(self, default: Any = None) -> Any:
-        """Return the value, or `default` where there is none."""
+        """Return the value, or `default` if there is none."""
         outcome = self._here().peek(self._name) if self._is_alive else None
         return default if outcome is None else outcomes.decoded(outcome, self._annotation, self._promises.scope)
 
     def resolve(self, value: Any) -> None:
-        """Give it its value."""
+        """Complete the promise with a value."""
         outcome = outcomes.encoded_value(value)
         if self._is_alive:
             self._here().complete("resolve", self._name, outcome)
 
     def reject(self, message: str) -> None:
-        """Let whoever awaits it get a `TerminalError`."""
+        """Complete the promise with a `TerminalError`, raised in every handler that awaits it."""
         if self._is_alive:
             self._here().complete("reject", self._name, outcomes.encoded_rejection(message))
 
     @property
     def _is_alive(self) -> bool:
-        # While an execution leaves memory, what its `finally` blocks ask for does not happen.
+        # While an execution leaves memory, commands of its `finally` blocks are ignored.
         return not self._promises.loop.is_closed()
 
     def _here(self) -> Promises:

@@ -1,16 +1,16 @@
-"""Restarts: what of a journal still holds where an operator has let the invocation begin again from one of its entries.
+"""Restarts: the part of a journal that remains when an operator restarts its invocation from one of its entries.
 
-Owns the rule, and nothing else. A journal is only ever added to: a restart is a record that says from which entry, and
-which generation the entries made from there on are of. What stands before it is read as if what it drops had never
-been.
+Owns this rule only. A journal is append-only: a restart is a record that names the entry from which the invocation
+begins again, and the generation of the entries made from there on. Earlier records are read as if the dropped entries
+had never existed.
 
-A name that is derived from an entry's index (of a call, a step, an awakeable, a timer) would name the same thing again
-for the entry that takes the index next, so it is derived from the entry's mark: its index and its generation in one
-number. A mark of an old generation names nothing here: what comes for it finds nobody.
+A name that is derived from an entry's index (of a call, a step, an awakeable, a timer) would be reused by the next
+entry of that index, so it is derived from the entry's mark: its index and its generation in one number. A mark of an
+old generation names no entry: an event for it is ignored.
 
 Invariants:
-    1. An invocation that was never restarted has marks that are its indices.
-    2. Entries before the one restarted from keep their marks, and with them the calls, timers and awakeables they made.
+    1. In an invocation that was never restarted, marks equal indices.
+    2. Entries before the restart keep their marks, and with them the calls, timers and awakeables they made.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from typing import Final
 from journal.records import AT_AN_ENTRY, Delivered, EventKind, Record
 
 GENERATION: Final = 1_000_000_000
-"""The mark of an entry is its index and so many for each generation."""
+"""The mark of an entry is its index plus this number for each generation."""
 
 Restarts = Sequence[tuple[int, int]]
-"""Of each restart, in order: the entry that it began from, and its generation."""
+"""The restarts of an invocation in order: each with its first entry, and its generation."""
 
 
 def mark_of(index: int, restarts: Restarts) -> int:
@@ -35,7 +35,7 @@ def mark_of(index: int, restarts: Restarts) -> int:
 
 
 def at_its_entry(event: Delivered, restarts: Restarts) -> Delivered | None:
-    """Return an event with the index that its mark names, None if the entry of that mark was dropped."""
+    """Return an event with the index of its mark's entry, None if that entry was dropped."""
     if event.kind not in AT_AN_ENTRY:
         return event
     index = event.index % GENERATION
@@ -43,7 +43,7 @@ def at_its_entry(event: Delivered, restarts: Restarts) -> Delivered | None:
 
 
 def kept(records: list[tuple[str, Record]]) -> list[tuple[str, Record]]:
-    """Return a journal in which each record is without what later restarts have dropped."""
+    """Return a journal whose records are without the parts that later restarts have dropped."""
     out: list[tuple[str, Record]] = []
     for id_, record in records:
         first, generation = record.restart
@@ -54,10 +54,10 @@ def kept(records: list[tuple[str, Record]]) -> list[tuple[str, Record]]:
 
 
 def _before(first: int, records: list[tuple[str, Record]]) -> list[tuple[str, Record]]:
-    """Return what stays: entries before this one, what completed them, signals, and former values of fields.
+    """Return the records with the parts that stay: entries before `first`, their completions, signals, former values.
 
-    So does what others wrote that were let in. Signals are handed out again. What came for the invocation as a whole
-    stays if no dropped entry was made by then.
+    Writes of inner invocations stay too. Signals are handed out again. Events for the invocation as a whole stay if no
+    dropped entry had been made by then.
     """
     out: list[tuple[str, Record]] = []
     made, count, places = 0, 0, dict[int, int]()

@@ -1,28 +1,29 @@
-"""Sagas: what one execution undoes when its handler ends for good in an error.
+"""Sagas: the compensations of an execution, which run when its handler ends for good in an error.
 
-Where it lies. Nothing is stored when a compensation is deferred: a replay defers the same ones again, at the same
-places. When the handler has ended, its tasks have, and the steps that it held are given up, a second root task on the
-same loop runs what was deferred, newest first, one at a time. Each is a step like any other, its entry `run <name>`
-behind those of the handler; so are its start, its retries and its record (`steps`, `attempts`).
+Where it lies. Nothing is stored when a compensation is deferred: a replay defers the same compensations again, at the
+same places. When the handler and its tasks have ended, and the steps that it held are given up, a second root task on
+the same loop runs the compensations one after the other, newest first. Each is a step like any other: its entry
+`run <name>` comes after the handler's entries, and its start, retries and record are those of a step (`steps`,
+`attempts`).
 
-What calls. The `.remote` or `.send` of an address makes the entry of a call or a send instead. Of a function nobody
-can tell before it runs: it begins as a step; where that asks for what its handler alone may do, this is the outcome of
-the step, and the function runs once more as code of the handler, its calls and steps journaled as that code's are.
-Code that fails there with what is not final ends the attempt, as the handler's does; on the last one it has failed for
-good.
+Calls in compensations. The `.remote` or `.send` of an address makes the entry of a call or a send instead of a step.
+For a function it is unknown before it runs whether it calls: it begins as a step; if it uses a command that only its
+handler may use, this is the outcome of the step, and the function runs once more as code of the handler, with its calls
+and steps journaled like the handler's. An error of such code that is not terminal ends the attempt, as an error of the
+handler does; in the last attempt the compensation has failed for good.
 
-What a death between two store calls does. The next owner replays the handler to the same error, from the same events,
-and then the compensations, which get what is recorded; the first one without an outcome starts, perhaps once more, as
-any step does. An error that is final only because the attempts are used up, or because a cancel waits behind it, is
-marked by an entry: a replay that finds it there compensates, whatever is left of its attempts by then. What such an
-attempt had not committed (state, messages) is discarded, as for every attempt that fails so.
+A death between two store calls. The next owner replays the handler to the same error, from the same events, and then
+the compensations, which get their recorded outcomes; the first without an outcome starts, perhaps once more, as any
+step does. An error that ends the invocation only because the attempts are used up, or because a cancel waits behind it,
+is marked by an entry: a replay that finds the entry compensates, whatever is left of its attempts by then. Uncommitted
+progress of such an attempt (state, messages) is discarded, as for every failed attempt.
 
 Invariants:
-    1. Nothing is undone after a handler that returned, nor when another attempt follows.
-    2. A compensation that fails for good stops no other, and the error that all are for stays the outcome.
-    3. A step whose wait was given up before its outcome came defers nothing: what must be undone in any case is
-       deferred before.
-    4. A cancel that comes while it compensates changes nothing; a kill ends it.
+    1. No compensation runs after a handler that returned, nor when another attempt follows.
+    2. A compensation that fails for good stops no other, and the handler's error stays the outcome.
+    3. A step whose wait was given up before its outcome came defers nothing: a compensation that must run in any case
+       has to be deferred before the step.
+    4. A cancel that comes while an execution compensates changes nothing; a kill ends it.
 """
 
 import asyncio
@@ -42,14 +43,14 @@ from journal.records import Message
 logger = logging.getLogger("actors")
 
 GIVE_UP: Final = "give up"
-"""The entry of an attempt that failed, had something to undo, and was the last."""
+"""The entry of an attempt that failed, had compensations, and was the last."""
 CANCELLED: Final = "give up cancelled"
-"""The entry of one that failed before it could be told that it was cancelled."""
+"""The entry of an attempt that failed before its cancel was delivered."""
 
 
 @pinned("AsHandler")
 class AsHandler(TerminalError):
-    """The outcome of a step that asked for what its handler alone may do: it is to run as the handler does."""
+    """The outcome of a step that used a command of its handler: its function has to run as code of the handler."""
 
 
 class Sagas:
@@ -68,10 +69,10 @@ class Sagas:
         self._deferred: list[tuple[Context, str, Any, tuple[Any, ...], dict[str, Any]]] = []
         self._failed: list[str] = []
         self.error: BaseException | None = None
-        """With compensations under way or done: what they are for."""
+        """The handler's error, once its compensations have begun."""
 
     def __bool__(self) -> bool:
-        """Whether there is something to undo."""
+        """Whether there are compensations."""
         return bool(self._deferred)
 
     def defer(self, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -79,17 +80,17 @@ class Sagas:
         self._deferred.append((copy_context(), name, fn, args, kwargs))
 
     def defer_undo(self, name: str, undo: Any, step: "asyncio.Future[Any]") -> None:
-        """Add a compensation with the result of a step, when it has one."""
+        """Add a compensation with the result of a step, as soon as the step has succeeded."""
 
         def succeeded(done: "asyncio.Future[Any]") -> None:
             if not done.cancelled() and done.exception() is None:
                 self.defer(f"undo {name}", undo, (done.result(),), {})
 
-        # The first callback of its future: it runs before whoever awaits it goes on.
+        # The first callback of the future: it runs before any code that awaits the future goes on.
         step.add_done_callback(succeeded)
 
     def begin(self, error: BaseException) -> Coroutine[Any, Any, None]:
-        """Return what runs the compensations, for this error."""
+        """Return a coroutine that runs the compensations, for this error."""
         self.error = error
         return self._compensate()
 
@@ -99,8 +100,8 @@ class Sagas:
             try:
                 await self._undo(context, name, fn, args, kwargs)
             except DecodeError:
-                pass  # it is done; what it returned nobody reads
-            except Exception as error:  # of code that runs as the handler does: anything
+                pass  # it is done; its result is not used
+            except Exception as error:  # code that runs as the handler's may raise any error
                 if outcomes.terminal(error) is None and not self._is_last(error):
                     raise
                 self._failed.append(name)
@@ -124,14 +125,14 @@ class Sagas:
             await value
 
     def encoded(self, error: TerminalError) -> bytes:
-        """Return the outcome of an error; it says which compensations failed."""
+        """Return the encoded outcome of an error, which names the compensations that failed."""
         return outcomes.encoded_error(error, ", ".join(self._failed))
 
 
 def _noting(fn: Any) -> Any:
-    """Return the action of a step that ends with `AsHandler` where something was refused to it, caught there or not."""
+    """Return an action that raises `AsHandler` if a command was refused to it, whether it caught that or not."""
     if hasattr(fn, "remote"):
-        return fn  # Ray's: it runs elsewhere
+        return fn  # a Ray function: it runs elsewhere
     if not inspect.iscoroutinefunction(fn):
 
         def act(*args: Any, **kwargs: Any) -> Any:
@@ -154,7 +155,7 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 class _noted:  # noqa: N801  # as a function of contextlib's would be, which sets attributes of a user's error
-    """Notes what is refused within, and raises `AsHandler` for it."""
+    """Notes a command that is refused within its block, and then raises `AsHandler`."""
 
     def __enter__(self) -> None:
         self._refused: list[str] = []

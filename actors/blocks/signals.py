@@ -1,22 +1,23 @@
-"""Signals: named values that come to one invocation, many of a name, each asked for by its handler when it likes.
+"""Signals: named values sent to an open invocation, queued by name until its handler takes them.
 
 Where it lies. A signal is an event: it lies in `events` of the invocation's shard from the numbered write that brings
 it (a driver's submit, or a commit of the handler that sends it) until a commit of the invocation has recorded it in the
-journal. It may come to any open invocation: one that is queued, delayed, asleep, or whose message no host has read yet;
-those keep their events in the store, and their owner in memory, until the handler begins. What was delivered and not
-asked for is kept by the execution alone: a replay delivers it again, at the same place.
+journal. It may come to any open invocation. If that is queued, delayed, asleep, or if no host has read its message yet,
+its events stay in the store, and in the memory of its owner, until the handler begins. A signal that was delivered and
+not taken is kept by the execution alone: a replay delivers it again, at the same place.
 
-What a death between two store calls does. Of a driver, before its write is applied: nothing was sent, and nobody was
-told so; afterwards the signal is durable, and a repeated write brings nothing again. Of the host whose handler sends:
-the signal is part of that commit, or of none. Of the host whose handler asks: the event stays until its record is
-durable, so the next owner delivers the same signals, each once, at the same places among all other events.
+A death between two store calls. Of a driver, before its write is applied: nothing was sent, and no call reported
+success; afterwards the signal is durable, and a repeated write changes nothing. Of the host whose handler sends: the
+signal is part of that commit, or of none. Of the host whose handler waits: the event stays until its record is durable,
+so the next owner delivers the same signals, each once, at the same places among all other events.
 
 Invariants:
-    1. Signals of a name are handed out in the order of `events`, which is the order sent for each sender, to those who
-       ask in the order of their asking; who gave up asking gets none.
-    2. What is left when the invocation ends goes with it.
-    3. What nobody has asked for is bounded by count and bytes: of more the newest is dropped, which is said, and is in
-       no journal, so that a replay sees what was kept. The store cannot count them; their sender is not told.
+    1. Signals of a name are handed out in the order of `events`, which is the order sent for each sender, to waits in
+       the order in which they began; a wait that was given up gets none.
+    2. Signals that are left when the invocation ends are dropped with it.
+    3. Signals that no wait has taken are bounded by count and bytes: beyond that the newest is dropped with a warning,
+       and is in no journal, so that a replay sees the kept signals. The store cannot count them; their sender does not
+       hear of it.
 """
 
 import asyncio
@@ -33,9 +34,9 @@ from journal.records import Event, EventKind, unpack
 logger = logging.getLogger("actors")
 
 SIGNALS_MAX: Final = 10_000
-"""Most signals of one invocation that nobody has asked for."""
+"""Most signals of one invocation that no wait has taken."""
 SIGNALS_BYTES_MAX: Final = 16_000_000
-"""Most bytes that they take."""
+"""Most bytes of these signals."""
 
 
 def is_early(waiting: Collection[Event], signal: Event) -> bool:
@@ -49,7 +50,7 @@ def is_early(waiting: Collection[Event], signal: Event) -> bool:
 
 
 def dropped(where: str, payload: bytes) -> None:
-    """Say that a signal is dropped."""
+    """Log that a signal is dropped."""
     (name,), _ = unpack(payload)
     logger.warning(
         "%s: a signal %r was dropped: %s or more signals, or %s or more bytes of them, wait for it to ask for them "
@@ -64,7 +65,7 @@ class Signals:
     def __init__(self, loop: DeterministicLoop, scope: Scope) -> None:
         self._loop, self._scope = loop, scope
         self._kept: dict[str, deque[bytes]] = {}
-        """What came and was not asked for."""
+        """Signals that no wait has taken, by name."""
         self._count = self._bytes = 0
         self._asking: dict[str, deque[tuple[EntryFuture, Any]]] = {}
 
@@ -81,14 +82,14 @@ class Signals:
         return wait
 
     def has_room(self, payload: bytes) -> bool:
-        """Whether a signal is asked for, or may be kept."""
+        """Whether a wait takes the signal, or it may be kept."""
         if self._count < SIGNALS_MAX and self._bytes + len(payload) <= SIGNALS_BYTES_MAX:
             return True
         (name,), _ = unpack(payload)
         return any(not wait.done() for wait, _ in self._asking.get(name, ()))
 
     def take(self, payload: bytes) -> None:
-        """Take a signal: whoever asked first has it, or it is kept."""
+        """Take a signal: hand it to the first wait, or keep it."""
         (name,), outcome = unpack(payload)
         asking = self._asking.get(name)
         while asking:

@@ -1,18 +1,19 @@
-"""Threads: those of one host that run sync steps, and who gets one.
+"""Step threads: the thread pool of a host for sync steps, with a fair share for each object and type.
 
-Owns the places, which of the waiting steps is next, and the threads of steps that nobody waits for any more. Does not
-own: time-outs and retries (`steps`).
+Owns the places, the order of waiting steps, and the threads of steps that were given up. Does not own time-outs and
+retries (`steps`).
 
-So many steps run at once, and each object and each type has at most a share of the places: whatever hangs, another
-type's steps go on. Of those that wait, types come in turn, and within a type objects do.
+The number of steps that run at once is limited, and each object and each type has at most a share of the places: if the
+steps of a type hang, steps of other types go on. Waiting steps get places by turns among types, and among the objects
+of a type.
 
-A step whose wait has ended (its time-out, a cancel, the end of its handler) gives its place up: nobody hears of its
-outcome, but Python cannot end its thread, so that the thread is abandoned and another one takes its place. So many at
-most are abandoned at once, of a type and of an object fewer; of more than these each keeps its place until it ends.
+A step whose wait has ended (its time-out, a cancel, the end of its handler) gives its place up: its outcome is ignored,
+but Python cannot end its thread, so the thread is abandoned and a new thread takes its place. The number of abandoned
+threads is limited, for a type and an object more tightly; beyond it each such step keeps its place until it ends.
 
 Invariants:
     1. No more calls work than there are places, and no more are abandoned than `ABANDONED_MAX`.
-    2. A call is begun at most once; one that was given up before it began never is.
+    2. A call begins at most once; a call that was given up before it began never begins.
 """
 
 import threading
@@ -29,25 +30,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STEP_THREADS: Final = 32
-"""Sync steps that run at once in one host; more wait."""
+"""Sync steps that run at once in one host; further steps wait."""
 OF_AN_OBJECT: Final = 16
-"""Of these at most so many of one object, or of one invocation of a service."""
+"""The share of one object, or of one invocation of a service."""
 OF_A_TYPE: Final = 24
-"""And at most so many of one type: the rest is for other types."""
+"""The share of one type: the rest is for other types."""
 ABANDONED_MAX: Final = 256
-"""Threads that may go on at once with what nobody waits for."""
+"""Most abandoned threads at once."""
 ABANDONED_OF_A_TYPE: Final = 192
-"""And those of one type; of an object as many as it has places."""
+"""Most abandoned threads of one type; for an object the limit is its number of places."""
 SAY_AFTER: Final = 5.0
-"""Seconds that a step waits for a place before its host says who holds them."""
+"""Seconds that a step waits for a place before its host logs the holders of all places."""
 NAME_MAX: Final = 200
 """Most characters of the names of a step and its object."""
 NAMED_MAX: Final = 8
-"""So many steps are named in one line; the rest is counted."""
+"""Most steps named in one line; the rest is counted."""
 
 
 class Holder(NamedTuple):
-    """Whose call it is."""
+    """The step that a call belongs to, and its object."""
 
     type: str
     object: str
@@ -62,21 +63,21 @@ class Holder(NamedTuple):
 
 ALL: Final = "this host"
 _NOBODY: Final = Holder("", "", "", "")
-"""Whose calls have no share that ends before all places are taken."""
+"""The holder of calls outside of any share: they are limited by the number of places alone."""
 
 
 class _PoolFuture(Future[Any]):
-    """A call that waits, works, or goes on although nobody waits for it."""
+    """A call that waits, works, or is abandoned."""
 
     def __init__(self, pool: "Threads", holder: Holder, work: Callable[[], Any]) -> None:
         super().__init__()
         self.holder, self.work, self.since = holder, work, boot_seconds()
-        """Since it waits, then since it works."""
+        """The time since when it waits, and later since when it works."""
         self.is_given_up = False
         self._pool = pool
 
     def cancel(self) -> bool:
-        """Give it up: asyncio does so when the wait for it has ended."""
+        """Give the call up; asyncio calls this when the wait for it has ended."""
         is_cancelled = super().cancel()
         if not is_cancelled:
             self._pool.give_up(self)
@@ -104,14 +105,14 @@ class Threads(Executor):
         self._lock = threading.Lock()
         self._is_shut = False
         self._started = self._idle = 0
-        """Threads that were started ever, and that wait for a call and have none coming."""
+        """The number of threads ever started, and the number of idle threads that no call is coming for."""
         self._begun: SimpleQueue[_PoolFuture | None] = SimpleQueue()
         self._working: dict[_PoolFuture, None] = {}
         self._abandoned: dict[_PoolFuture, None] = {}
         self._by_object: Counter[str] = Counter()
         self._by_type: Counter[str] = Counter()
         self._waiting: OrderedDict[str, OrderedDict[str, deque[_PoolFuture]]] = OrderedDict()
-        """By type, then by object."""
+        """Waiting calls by type, then by object."""
         self._said: set[str] = set()
 
     def of(self, holder: Holder) -> Executor:
@@ -123,7 +124,7 @@ class Threads(Executor):
         return self.put(_NOBODY, partial(fn, *args, **kwargs))
 
     def put(self, holder: Holder, work: Callable[[], Any]) -> Future[Any]:
-        """Call it in a thread, as soon as there is a place for its holder."""
+        """Call `work` in a thread, as soon as there is a place for its holder."""
         call = _PoolFuture(self, holder, work)
         with self._lock:
             if self._is_shut:
@@ -135,14 +136,14 @@ class Threads(Executor):
         return call
 
     def give_up(self, call: _PoolFuture) -> None:
-        """Let a call go on that nobody waits for, without a place, if it has one and not too many do."""
+        """Abandon a call that has a place, unless too many are abandoned already."""
         with self._lock:
             if call in self._working:
                 call.is_given_up = True
                 self._abandon()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and let idle threads end; those that work are not waited for."""
+        """Take no more calls, and let idle threads end; do not wait for working threads."""
         with self._lock:
             self._is_shut = True
             self._waiting.clear()
@@ -151,12 +152,12 @@ class Threads(Executor):
 
     @property
     def abandoned(self) -> list[str]:
-        """What threads go on with although nobody waits for it, and for how long, oldest first."""
+        """Return the abandoned steps, each with its age, oldest first."""
         with self._lock:
             return [str(call) for call in self._abandoned]
 
     def look(self) -> list[str]:
-        """Return a sentence for each shortage that lasts and was not said before, with the steps that are at fault."""
+        """Return a sentence for each lasting shortage that was not reported before, with the steps that cause it."""
         now, lasting, sentences = boot_seconds(), set[str](), list[str]()
         with self._lock:
             for objects in self._waiting.values():
@@ -176,7 +177,7 @@ class Threads(Executor):
     # With the lock
 
     def _shortage(self, holder: Holder) -> str | None:
-        """Return what there is no place of, None if there is one."""
+        """Return the name of the share that has no free place for this holder, None if there is a place."""
         if len(self._working) >= self._count:
             return ALL
         if holder.type and self._by_type[holder.type] >= self._of_a_type:
@@ -207,7 +208,7 @@ class Threads(Executor):
                 del counter[name]
 
     def _abandon(self) -> None:
-        """Give the places of calls away that were given up, and their threads for lost, as far as that is bounded."""
+        """Free the places of calls that were given up, and abandon their threads, up to the limits."""
         for call in [call for call in self._working if call.is_given_up and self._may_abandon(call.holder)]:
             if self._may_abandon(call.holder):
                 self._end(call)
@@ -224,7 +225,7 @@ class Threads(Executor):
             self._begin(call)
 
     def _next(self) -> _PoolFuture | None:
-        """Take the call out whose turn is next, if there is a place for one."""
+        """Remove and return the call whose turn is next, if there is a place for it."""
         if len(self._working) >= self._count:
             return None
         for type_, objects in self._waiting.items():
@@ -239,7 +240,7 @@ class Threads(Executor):
         return None
 
     def _turn(self, type_: str, object_: str) -> None:
-        """Another type is next, and within this one another object."""
+        """Move on to the next type, and within this type to the next object."""
         objects = self._waiting[type_]
         objects.move_to_end(object_)
         self._waiting.move_to_end(type_)
@@ -258,10 +259,10 @@ class Threads(Executor):
             except BaseException as error:  # noqa: BLE001 - it is the caller's
                 call.set_exception(error)
             goes_on = self._ended(call)
-            del call  # else an idle thread keeps it alive
+            del call  # otherwise an idle thread keeps it alive
 
     def _ended(self, call: _PoolFuture) -> bool:
-        """Give its place to the next, and return whether its thread is one of the pool still."""
+        """Give the call's place to the next call, and return whether its thread still belongs to the pool."""
         with self._lock:
             if call in self._abandoned:
                 del self._abandoned[call]

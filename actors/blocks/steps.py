@@ -1,14 +1,14 @@
-"""Steps: those of one execution that have no outcome, and running an action with its time-out and retries in place.
+"""Steps: the steps of an execution that have no outcome, and their actions, run with time-out and retries in place.
 
-Owns which entry a step is, and the action between its start and its outcome. Does not own: when it may start (its host
-asks the lease first), nor the record of its outcome.
+Owns the entry of a step, and its action from start to outcome. Does not own the permission to start (its host checks
+the lease first), nor the record of the outcome.
 
 Invariants:
-    1. The lease is looked at immediately before each attempt of an action; where it has lapsed the action is not begun.
+    1. The lease is checked immediately before each attempt of an action; if it has lapsed the action does not begin.
     2. Each attempt of an action runs in a copy of its handler's context as it was at `ctx.run`, with the step's id in
-       `place.in_step`: it sees the handler's context variables and nothing of the host's, what it sets there goes with
-       it, and calls from it are refused.
-    3. A failed attempt is recorded before the next one begins.
+       `current.in_step`: it sees the handler's context variables and none of the host's, its changes of them are lost
+       with the copy, and calls from it are refused.
+    3. A failed attempt is recorded before the next begins.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ logger = logging.getLogger("actors")
 
 @dataclass(slots=True)
 class Step:
-    """An action that the handler wants done."""
+    """A step of a handler: an action to run."""
 
     index: int
     name: str
@@ -50,7 +50,7 @@ class Step:
     future: EntryFuture
     acting_since_ms: int = 0  # 0: no action is under way, perhaps a back-off
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    """The handler's, at the moment in which it asked."""
+    """The handler's context at `ctx.run`."""
     is_stopped: bool = False  # its host has cancelled it
 
 
@@ -74,7 +74,7 @@ class Steps:
         timeout_s: float | None,
         /,
     ) -> "asyncio.Future[Any]":
-        """Make the entry of a step; its action starts when the host finds that it may."""
+        """Make the entry of a step; its action starts when the host allows it."""
         index = self._make(f"run {name}")
         future = self._loop.entry_future()
         step = Step(index, name, fn, args, kwargs, retry, timeout_s, future)
@@ -83,12 +83,12 @@ class Steps:
         return future
 
     def holds(self, index: int) -> bool:
-        """Whether the handler still wants the outcome of a step."""
+        """Whether the handler still waits for the outcome of a step."""
         step = self._by_index.get(index)
         return step is not None and not step.future.done()
 
     def take(self, index: int) -> Step | None:
-        """Remove and return a step whose outcome is there, None if nobody holds it."""
+        """Remove and return a step whose outcome has come, None if it was given up."""
         self.unstarted.pop(index, None)
         return self._by_index.pop(index, None)
 
@@ -97,7 +97,7 @@ class Steps:
         if not step.future.done():
             try:
                 step.future.set_result(outcomes.decoded(outcome, scope=self._scope))
-            except Exception as error:  # noqa: BLE001  # the step's own failure, or one of reading its result
+            except Exception as error:  # noqa: BLE001  # the step's own failure, or an error of decoding its result
                 step.future.set_exception(error)
 
     def give_up(self, future: EntryFuture) -> None:
@@ -107,17 +107,17 @@ class Steps:
             self.take(index)
 
     def unended(self) -> list[Step]:
-        """Return the steps whose outcome somebody could still get."""
+        """Return the steps that have no outcome and were not given up."""
         return [step for step in self._by_index.values() if not step.future.done()]
 
     def end(self) -> None:
-        """Give up all: their handler has ended."""
+        """Give up all steps: their handler has ended."""
         for step in self.unended():
             step.future.cancel()
 
 
 class LeaseLapsed(BaseException):
-    """The host may not start this action any more; whoever owns the shard now will."""
+    """The host may not start this action any more; the present owner of the shard will."""
 
 
 class Exhausted(Exception):
@@ -129,9 +129,9 @@ class Exhausted(Exception):
 
 
 class _Raised(Exception):
-    """Carries what an action raised, as an answer: some errors mean something else to what they would pass through.
+    """Carries an action's error as a return value, because some errors cannot be raised through asyncio.
 
-    StopIteration cannot go through a future or a coroutine, GeneratorExit closes those that it is thrown into,
+    StopIteration cannot go through a future or a coroutine, GeneratorExit closes the coroutine that it is thrown into,
     SystemExit and KeyboardInterrupt end the host's loop.
     """
 
@@ -155,18 +155,18 @@ class StepRunner:
         before: Tries | None,
         target: str = "",
     ) -> bytes:
-        """Return the outcome, encoded, going on after the failed attempts that are known.
+        """Return the encoded outcome, going on after the recorded failed attempts, `before`.
 
-        Each failure that another attempt follows, after so many seconds, goes to `failed`, which returns when it is
-        recorded: only then the back-off begins, so that a crash loses the count of the attempt under way alone. Of a
-        back-off that a crash has ended the rest is waited for: an outside that asked for time gets it, however many
-        hosts die meanwhile. Where the handler gave the step up no attempt follows, and the outcome is empty.
+        Each failure that another attempt follows goes to `failed`, with the seconds until then. `failed` returns when
+        the failure is recorded; only then the back-off begins, so that a crash loses at most the count of the present
+        attempt. After a crash the rest of a back-off is waited for: a remote service that asked for time gets it,
+        however many hosts die meanwhile. If the handler gave the step up no attempt follows, and the outcome is empty.
 
-        Call it in a task of its own, in the step's context (`context_of`): a first attempt runs in that task.
+        To be called in a task of its own, in the step's context (`context_of`): a first attempt runs in that task.
 
         Raises:
             LeaseLapsed: the action, or its next attempt, may not be started here.
-            Exhausted: the invocation is to be paused.
+            Exhausted: the attempts are used up, and the invocation has to be paused.
         """
         retry, done, first_ms, is_first = step.retry or self._default, 0, self._now_ms(), True
         task = asyncio.current_task()
@@ -179,7 +179,7 @@ class StepRunner:
             step.acting_since_ms = self._now_ms()
             try:
                 return self._encoded(step, await self._in_time(step, step_id, target, is_first=is_first))
-            except BaseException as raised:  # noqa: BLE001  # whatever a user's step raises is retried, or recorded
+            except BaseException as raised:  # noqa: BLE001  # any error of a user's step is retried, or recorded
                 error = await self._of_step(step, raised, may_start, task)
             if (found := outcomes.terminal_of_step(error)) is not None:
                 return outcomes.encoded_error(found)
@@ -196,16 +196,16 @@ class StepRunner:
     async def _of_step(
         self, step: Step, raised: BaseException, may_start: Callable[[], bool], task: "asyncio.Task[Any] | None"
     ) -> BaseException:
-        """Return what an action has raised, or raise what ends this task: its host has cancelled or closed it."""
+        """Return the error that an action has raised, or raise it if the host has cancelled or closed this task."""
         kind = type(raised)
         if task is None or _this_task() is not task:
-            raise raised  # it is closed, by the collector for one
+            raise raised  # it is closed, for example by the collector
         if kind is _Raised:
             return cast("_Raised", raised).error
         if issubclass(kind, asyncio.CancelledError) and (step.is_stopped or not may_start()):
             raise raised
         if task.cancelling():
-            # The action has cancelled itself. What of that has not come yet comes at once, and here.
+            # The action has cancelled its own task. A pending CancelledError is raised at the next await: here.
             while task.cancelling():
                 task.uncancel()
             try:
@@ -216,7 +216,7 @@ class StepRunner:
         return raised
 
     async def _in_time(self, step: Step, step_id: str, target: str, *, is_first: bool) -> Any:
-        """Make an attempt; each has its own time-out. A thread or a Ray task that takes longer goes on, unheard."""
+        """Make an attempt, with its own time-out. A thread or a Ray task that takes longer goes on, and is ignored."""
         if step.timeout_s is None:
             return await self._attempt(step, step_id, target, is_first=is_first)
         deadline = asyncio.timeout(step.timeout_s)
@@ -266,7 +266,7 @@ def _used_up(error: BaseException, step: Step, attempts: int, retry: Retry) -> T
     """Return the terminal error of a step.
 
     Raises:
-        Exhausted: it is not to have one.
+        Exhausted: its policy wants the invocation paused instead.
     """
     if retry.on_exhausted == "pause":
         raise Exhausted(error, attempts) from error
@@ -277,7 +277,7 @@ def context_of(step: Step, step_id: str) -> contextvars.Context:
     """Return a context for an attempt of an action."""
     context = step.context.copy()
     for variable, value in step.context.items():
-        if variable.name == "decimal_context":  # a value that is changed in place, by `getcontext().prec = 50`
+        if variable.name == "decimal_context":  # its value is changed in place, by `getcontext().prec = 50`
             context.run(variable.set, value.copy())
     context.run(in_step.set, step_id)
     return context
@@ -291,7 +291,7 @@ def _called(call: Callable[[], Any]) -> Any:
 
 
 async def _ended(work: Awaitable[Any], context: contextvars.Context) -> Any:
-    """Return what an awaitable gives, awaited in a task of its own, which nothing that it raises gets out of."""
+    """Return the result of an awaitable, or its error as `_Raised`; it is awaited in a task of its own."""
     task = asyncio.get_running_loop().create_task(_awaited(work), context=context)
     try:
         return await task
@@ -315,7 +315,7 @@ async def _awaited(work: Awaitable[Any]) -> Any:
 
 
 def _this_task() -> "asyncio.Task[Any] | None":
-    """Return the task that runs here; None where a coroutine is closed, by the collector for one."""
+    """Return the present task; None if a coroutine is being closed, for example by the collector."""
     try:
         return asyncio.current_task()
     except RuntimeError:

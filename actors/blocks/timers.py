@@ -1,7 +1,7 @@
-"""Timers: what one execution waits for by time, its own sleeps and those that asyncio asks for.
+"""Timers: the durable timers of an execution: its sleeps, and the timers that asyncio sets.
 
-Owns which entry a timer is, and what its host must still be told. Does not own: when it is due; the store says so, by
-an event.
+Owns the entry of a timer, and the timers to set or clear with the next commit. Does not own the due time: an event of
+the store tells it.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ class Timers:
         self.set: dict[int, float] = {}
         """Timers to make durable: entry and duration in seconds from now."""
         self.cleared: list[int] = []
-        """Timers that were made durable and are not wanted any more."""
+        """Durable timers that the next commit clears."""
 
     def __iter__(self) -> Iterator[int]:
-        """Return the entries of those that have not fired."""
+        """Return the entries of the timers that have not fired."""
         return iter(self._handles)
 
     def add(self, when: float, handle: asyncio.TimerHandle, entry: str) -> None:
-        """Make the entry of a timer; one that is never due has none."""
+        """Make the entry of a timer; a timer that is never due has none."""
         if when == float("inf"):
             return
         index = self._entries.make(entry)
@@ -59,12 +59,12 @@ class Timers:
         return handle
 
     def sleeps(self) -> "list[asyncio.Future[Any]]":
-        """Return what each `asyncio.sleep` waits for, in the order of their entries."""
+        """Return the open futures of `asyncio.sleep`, in the order of their entries."""
         found = (sleeper(handle) for handle in self._handles.values())
         return [future for future in found if future is not None and not future.done()]
 
     def clear(self, handle: asyncio.TimerHandle) -> None:
-        """Forget a timer: unsent, it never leaves; sent, it is cleared."""
+        """Drop a timer: it is not set with the next commit, or cleared if it is durable."""
         index = self._index_of.pop(id(handle), None)
         if index is not None:
             del self._handles[index]
@@ -72,7 +72,7 @@ class Timers:
                 self.cleared.append(index)
 
     def set_again(self, now: float) -> None:
-        """Make all that have not fired durable once more: a replay knows when each is due."""
+        """Set all timers that have not fired once more: a replay knows the due time of each."""
         self.set |= {index: handle.when() - now for index, handle in self._handles.items()}
 
     def due(self, index: int) -> asyncio.TimerHandle | None:
@@ -84,7 +84,7 @@ class Timers:
 
 
 def sleeper(handle: asyncio.TimerHandle) -> "asyncio.Future[Any] | None":
-    """Return the future that `asyncio.sleep` waits for, if the timer is one of its, so that a cancel can fail it."""
+    """Return the future that an `asyncio.sleep` waits for, if this is its timer, so that a cancel can fail it."""
     if handle._callback is _SLEEP_ENDS:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType]  # no public name
         return handle._args[0]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
     return None

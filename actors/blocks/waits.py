@@ -1,4 +1,4 @@
-"""Awaited: an outcome that comes once, and a handler's waits for it.
+"""Waits: a handler's waits for an outcome that comes once.
 
 Invariants:
     1. An outcome is decoded anew for each wait; it can be awaited again, also after a wait for it was given up.
@@ -13,7 +13,7 @@ from actors.values.values import Scope
 
 
 class Awaited:
-    """What one entry waits for."""
+    """The outcome that an entry waits for."""
 
     __slots__ = ("_annotation", "_loop", "_scope", "_waits", "outcome")
 
@@ -23,7 +23,7 @@ class Awaited:
         self._waits: list[EntryFuture] = []
 
     def is_of(self, loop: DeterministicLoop) -> bool:
-        """Whether it is waited for on this loop."""
+        """Whether it belongs to the handler of this loop."""
         return self._loop is loop
 
     def complete(self, outcome: bytes) -> None:
@@ -36,7 +36,7 @@ class Awaited:
 
     @property
     def waits(self) -> int:
-        """How many wait for it."""
+        """The number of waits for it."""
         return sum(not wait.done() for wait in self._waits)
 
     def wait(self) -> Generator[Any, Any, Any]:
