@@ -105,6 +105,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "execution.state_view",
         "execution.leftovers",
         "execution.execution",
+        "activation.open_invocation",
         "activation.activation",
         "activation.idle",
         "activation.failures",

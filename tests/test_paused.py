@@ -26,7 +26,7 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.activation import InFlight
+from actors.activation.open_invocation import InFlight
 from actors.blocks.restarts import GENERATION, at_its_entry, kept, mark_of
 from actors.code.bundles import bundle_of
 from actors.host.host import Host, Identity

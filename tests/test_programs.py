@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.activation import staging
-from actors.activation.activation import InFlight
+from actors.activation.open_invocation import InFlight
 from actors.shard.attempts import Attempts
 from journal.records import EventKind, Record
 from tests.chaos import hostile

@@ -12,7 +12,7 @@ import pytest
 from test_semantics import Simulation, mode, outside, played
 
 from actors import Context, Policy, Retry, VirtualObject, handler, state
-from actors.activation.activation import InFlight
+from actors.activation.open_invocation import InFlight
 from actors.activation.staging import Staging
 from actors.execution.execution import Execution
 from actors.host.ownership import REST

@@ -12,7 +12,7 @@ import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
-from actors.activation.activation import InFlight
+from actors.activation.open_invocation import InFlight
 from actors.code.bundles import digest_of
 from journal.ids import Shard
 from journal.records import Message, Record

@@ -7,7 +7,7 @@ from actors.policy import Retry
 from actors.values import outcomes
 from journal.records import EventKind
 
-from .activation import InFlight
+from .open_invocation import InFlight
 
 
 def named(run: InFlight) -> str:

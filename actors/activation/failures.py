@@ -12,7 +12,7 @@ from typing import Final
 from actors.values.outcomes import name_of
 from journal.records import teller_of_driver
 
-from .activation import InFlight
+from .open_invocation import InFlight
 
 logger = logging.getLogger("actors")
 

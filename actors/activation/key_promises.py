@@ -18,7 +18,8 @@ from journal.records import EventKind
 from journal.store import Bring, Leaving
 from journal.texts import said
 
-from .activation import Activation, InFlight
+from .activation import Activation
+from .open_invocation import InFlight
 from .services import Services
 from .staging import bound_state, changes_of
 

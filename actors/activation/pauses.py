@@ -27,7 +27,7 @@ from typing import Final
 from journal.records import Event, EventKind, Record
 from journal.store import Dormant, Sleep
 
-from .activation import InFlight
+from .open_invocation import InFlight
 from .staging import Staging
 
 COMMANDS: Final = (EventKind.RESUME, EventKind.RESTART)

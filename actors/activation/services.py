@@ -13,10 +13,11 @@ from actors.code.code import CodeBook
 from actors.policy import Policy, ResolvedPolicy, resolve
 from journal.records import Event
 
-from .activation import Activation, InFlight
+from .activation import Activation
 from .black_box import BlackBox
 from .failures import Failures
 from .idle import Idle
+from .open_invocation import InFlight
 from .suspects import Suspects
 
 

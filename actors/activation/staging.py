@@ -27,7 +27,8 @@ from journal.records import Delivered, Event, EventKind, Message, Record, Tries,
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
 from journal.texts import cut, shown, told
 
-from .activation import FORGOTTEN_AFTER_MS, Activation, InFlight, Renewal
+from .activation import Activation
+from .open_invocation import FORGOTTEN_AFTER_MS, InFlight, Renewal
 
 logger = logging.getLogger("actors")
 

@@ -21,7 +21,7 @@ from journal.ids import Shard
 from journal.records import Event, Message
 from journal.texts import told
 
-from .activation import InFlight
+from .open_invocation import InFlight
 
 logger = logging.getLogger("actors")
 

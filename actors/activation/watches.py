@@ -30,7 +30,8 @@ from journal.keys import OWN
 from journal.records import EventKind
 from journal.store import Bring, Leaving
 
-from .activation import Activation, InFlight
+from .activation import Activation
+from .open_invocation import InFlight
 
 WATCH: Final = f"{OWN}watch "
 _CHANGED: Final = outcomes.encoded_value(None)

@@ -16,9 +16,10 @@ from contextvars import Context
 from datetime import timedelta
 from typing import Final
 
-from actors.activation.activation import Activation, InFlight, Renewal
+from actors.activation.activation import Activation
 from actors.activation.endings import is_last, last_word, named, used_up
 from actors.activation.key_promises import KeyPromises, with_waits
+from actors.activation.open_invocation import InFlight, Renewal
 from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
 from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit

@@ -9,7 +9,8 @@ object, which names the holder, and the commit that carries its calls.
 
 from collections.abc import Callable, Iterable
 
-from actors.activation.activation import Activation, InFlight, Renewal
+from actors.activation.activation import Activation
+from actors.activation.open_invocation import InFlight, Renewal
 from actors.blocks.cancel import killed, never_begun, while_paused
 from actors.errors import Cancelled
 from journal.records import Event, EventKind

@@ -12,8 +12,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from actors.activation.activation import Activation, InFlight, Renewal
+from actors.activation.activation import Activation
 from actors.activation.endings import named
+from actors.activation.open_invocation import InFlight, Renewal
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.backoff import Patience

@@ -29,7 +29,8 @@ Invariants:
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from actors.activation.activation import Activation, InFlight
+from actors.activation.activation import Activation
+from actors.activation.open_invocation import InFlight
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.errors import DeadlockError, TerminalError

@@ -28,7 +28,8 @@ Invariants:
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from actors.activation.activation import Activation, InFlight
+from actors.activation.activation import Activation
+from actors.activation.open_invocation import InFlight
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.execution.execution import Execution

@@ -17,7 +17,8 @@ from contextvars import Context
 from functools import partial
 from itertools import islice
 
-from actors.activation.activation import Activation, InFlight
+from actors.activation.activation import Activation
+from actors.activation.open_invocation import InFlight
 from actors.activation.pauses import COMMANDS, answer, command_in
 from actors.activation.services import Services
 from actors.activation.staging import CommitBudget, Staging, Unwritten

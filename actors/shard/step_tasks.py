@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from actors.activation.activation import InFlight
 from actors.activation.endings import named
+from actors.activation.open_invocation import InFlight
 from actors.activation.services import Services
 from actors.activation.staging import BYTES_MAX, Staging
 from actors.blocks.restarts import mark_of

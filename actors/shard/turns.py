@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from actors.activation.activation import Activation, InFlight
+from actors.activation.activation import Activation
+from actors.activation.open_invocation import InFlight
 
 
 class Turns(Protocol):
