@@ -1,7 +1,8 @@
-"""Annotated values: JSON that earlier versions of this codec wrote and that its annotation makes a value again.
+"""Annotated values: JSON written by earlier versions of this codec, decoded by the annotation of the value.
 
-Nothing is written so any more: it was rebuilt by the validators and defaults of the day on which it was read, and by
-nobody who had no annotation. Where those refuse what was stored, it is read once more without them, as data.
+The codec no longer writes this format: reading depended on the validators and defaults of the day of the reading, and
+was impossible without the annotation. Where the validators refuse a stored value, it is read once more without them, as
+data.
 """
 
 import sys
@@ -35,7 +36,7 @@ _LEFT_OUT: Final = frozenset(
 
 
 def rebuilt(text: bytes, annotation: Any) -> Any:
-    """Return the value of such JSON.
+    """Return the value of JSON in this format.
 
     Raises:
         DecodeError: this is no annotation, or the value does not fit it.
@@ -51,7 +52,7 @@ def rebuilt(text: bytes, annotation: Any) -> Any:
     except Exception as exc:  # noqa: BLE001 - validators of users may raise anything
         try:
             return _as_data(adapter, text)
-        except Exception:  # noqa: BLE001 - what follows says why it cannot be read
+        except Exception:  # noqa: BLE001 - the code below says why it cannot be read
             raise DecodeError(
                 f"a stored value does not fit its annotation {shown(annotation)}: {said(exc, 2_000)}. Has the class "
                 "changed since it was written? Give new fields a default, and keep old ones readable."
@@ -87,7 +88,7 @@ def _as_data(adapter: "TypeAdapter[Any]", text: bytes) -> Any:
 
 
 def _bare(schema: Any) -> Any:
-    """Return a schema of pydantic's without what users check or do in it."""
+    """Return a schema of pydantic's without the validators and functions of users."""
     if isinstance(schema, list):
         return [_bare(each) for each in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -102,6 +103,6 @@ def _bare(schema: Any) -> Any:
 
 
 def _is_of_a_library(function: Any) -> bool:
-    """Whether a function makes values of a standard type; one of a class or a module of the user's checks them."""
+    """Whether a function makes values of a standard type; a function of the user's is a validator."""
     module = str(getattr(function, "__module__", "") or "").partition(".")[0]
     return module in ("pydantic", "pydantic_core") or module in sys.stdlib_module_names - {"__main__"}

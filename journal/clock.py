@@ -1,4 +1,4 @@
-"""The clocks of the machine; the only module that reads them.
+"""Clocks: the machine's clocks, read by this module alone, and the store's clock as this process knows it.
 
 Everything else is handed a time or one of these functions, so that tests can own time.
 """
@@ -25,7 +25,7 @@ CLOCK_BOOTTIME (macOS) it is the monotonic clock, which may stand still during s
 
 
 class StoreClock:
-    """The store's time as this process knows it: asked for again and again, and in between by a steady clock.
+    """The store's time as this process knows it: the last answer of the store, carried on by a steady clock.
 
     It is too much by a round trip, never too little, which would end sleeps early. Neither a step of this machine's
     time of day nor one of the store's keeps it wrong for longer than until the next answer.
@@ -46,8 +46,8 @@ class StoreClock:
     def learn(self, asked_ms: int, told_ms: int) -> bool:
         """Take an answer of the store that was asked for at that steady time; return whether its clock has stepped.
 
-        The time was read between question and answer. What fits is kept: a process that is stopped while it waits
-        learns nothing from it, and two times that are close keep their order.
+        The store read its clock between question and answer. An offset within these bounds is kept: a process that is
+        stopped while it waits learns nothing from the answer, and two times that are close keep their order.
         """
         now_ms, known = self.steady_ms(), self._offset_ms
         highest, lowest = told_ms + CUT_MS - asked_ms, told_ms - now_ms - 1
@@ -69,25 +69,26 @@ class StoreClock:
 
 _ASKS = 3
 CUT_MS = 2
-"""What is lost where the steady time is read, and where who is asked reads his."""
+"""Rounding error of the two clocks, in ms."""
 SHORT_MS = 2
-"""A round trip that tells the time as well as any."""
+"""Round trips up to this many ms are all equally exact."""
 SLACK_MS = 5
-"""What is too much by less stays: time does not go back for it."""
+"""An offset that is too great by at most this many ms stays: time does not go back for it."""
 STEP_MS = 50
-"""A difference that is no matter of round trips."""
+"""A difference in ms that a round trip does not explain: a clock has stepped."""
 sleep = time.sleep
 """As it was when this was imported."""
 
 
 def watch_sleep(watch: Callable[[], None]) -> None:
-    """Have `time.sleep` call `watch` first, for everyone in this process; what that raises, the sleeper gets."""
+    """Have `time.sleep` call `watch` first, in the whole process; errors of `watch` reach the caller of `sleep`."""
 
     @functools.wraps(sleep)
     def watched(seconds: float, /) -> None:
         watch()
         sleep(seconds)
 
-    # Pickle names a built-in by its module, and looks whether that has it: who imported the old one can still send it.
+    # Pickle names a built-in by its module, and checks that the module has it: an old reference to it can still be
+    # sent.
     sleep.__module__ = __name__
     time.sleep = watched

@@ -1,4 +1,4 @@
-"""Values to bytes and back, type-exact: what a program put in is what it gets out.
+"""Codec: values to bytes and back, type-exact: a program reads a value equal to the one that it stored.
 
 The first byte says how:
 
@@ -9,16 +9,17 @@ The first byte says how:
 Invariants:
 
 1. The value decides, never an annotation: a `1` returned as `float` stays an int.
-2. Reading follows the first byte. J and P need no annotation, so that a result is read by whoever has its id.
-3. What is stored is read as data: no validator and no default of the day stands between. That is why dataclasses and
-   models are pickled, and how they are is the pickler's (`actors.values.records`).
+2. Reading follows the first byte. J and P need no annotation, so that the id of an invocation suffices to read its
+   result.
+3. Stored bytes are read as data: no validator and no default of the day takes part. That is why dataclasses and models
+   are pickled, and how they are is the pickler's (`actors.values.records`).
 
 Not kept is identity inside a value written as JSON: `[a, a]` comes back as two equal lists.
 
 Why a walk over types and not a trial reading: orjson with the options below refuses wide ints, lone surrogates,
-subclasses, dataclasses, datetimes, keys that are not str, cycles and depths over 254; what it would change silently
-(tuple, Enum, UUID, Fragment, NaN, infinities) is found by type, whole lists at once. Both are right on all values
-tried, and the walk is faster.
+subclasses, dataclasses, datetimes, keys that are not str, cycles and depths over 254; the values that it would change
+silently (tuple, Enum, UUID, Fragment, NaN, infinities) are found by type, whole lists at once. Both are right on all
+values tried, and the walk is faster.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ MISSING: Final = _Missing.MISSING
 """Stands for the annotation of a value that has none (or one that does not resolve)."""
 
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-_PICKLE_PROTOCOL: Final = 5  # of all Pythons we run on; what is written must outlive an upgrade
+_PICKLE_PROTOCOL: Final = 5  # of all Pythons we run on; stored bytes must outlive an upgrade
 _TOLD_MAX: Final = 2_000
 """Most characters of a user's error in one of ours."""
 
@@ -70,7 +71,8 @@ def unpickled(data: bytes) -> Any:
 def encode(value: Any, *, dumps: Callable[[Any], bytes] = pickled) -> bytes:
     """Return the bytes from which `decode` makes an equal value of the same types.
 
-    `dumps` writes what JSON cannot hold; who keeps a register of classes gives one that pickles them by name.
+    `dumps` writes the values that JSON cannot hold; a caller with a register of classes passes a function that pickles
+    them by name.
 
     Raises:
         UsageError: the value, or something in it, cannot be stored (a socket, a lock, a generator).
@@ -88,7 +90,7 @@ def encode(value: Any, *, dumps: Callable[[Any], bytes] = pickled) -> bytes:
 def encode_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any], *, dumps: Callable[[Any], bytes] = pickled
 ) -> bytes:
-    """Return what `encode` returns for the list of both; what is plain alone is seen at a glance.
+    """Return what `encode` returns for the list of both, without the walk where all arguments are plain.
 
     Raises:
         UsageError: one of them cannot be stored.
@@ -151,7 +153,7 @@ def _is_no_hint(annotation: Any) -> bool:
 
 
 def _let_through(error: BaseException) -> None:
-    """Raise what is no fault of a value: Ctrl-C, which comes to the main thread alone."""
+    """Raise an error that is no fault of a value: Ctrl-C, which comes to the main thread alone."""
     if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
         raise error
 

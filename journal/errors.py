@@ -1,4 +1,4 @@
-"""The errors of the durable layer.
+"""Errors: the errors of the durable layer.
 
 DurableError
 ├── UsageError             also a ValueError: the caller's mistake, says what to do

@@ -1,9 +1,9 @@
-"""Names: what identifies things, as types, and the fixed hash that places an object on a shard.
+"""Ids: the types of identifiers, and the fixed hash that places an object on a shard.
 
 Invariants:
-    1. An invocation's id ends in its shard, so that whoever holds the id finds its streams without a directory.
+    1. An invocation's id ends in its shard, so that its streams are found by the id, without a directory.
     2. `shard_of` never changes for a namespace: state lies where it says.
-    3. Nobody guesses an id from others: who holds one may cancel, signal and complete.
+    3. An id cannot be guessed from others: its holder may cancel, signal and complete.
 """
 
 import os
@@ -43,7 +43,7 @@ class ObjectId:
 
     @classmethod
     def parse(cls, text: str) -> "ObjectId":
-        """Return the address that `str` wrote: a type's name has no slash, so the first one begins the key."""
+        """Return the address that `str` wrote: a type's name has no slash, so that the first slash ends it."""
         name, slash, key = text.partition("/")
         return cls(name, key if slash else None)
 
@@ -76,7 +76,7 @@ def new_id() -> str:
 
 
 def unique_ids() -> Iterator[str]:
-    """Yield unique parts of ids of invocations, which nobody guesses and nobody has twice; callers hold a lock.
+    """Yield unique parts of ids of invocations: unguessable, and never given twice. Callers hold a lock.
 
     Each has 96 bits, as `derived_id` has: that two of a million million are alike has a chance below one to 100,000.
     The system is asked for many at once.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .ids import Shard
 
 OWN = "@"
-"""What the names of fields begin with that are not the user's: he can neither read nor write them."""
+"""First character of the names of fields that are not the user's: user code can neither read nor write them."""
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("<ns>:meta", "hash", "format and number of shards; written once by the first program, read on connect; no expiry"),
@@ -49,12 +49,12 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("<ns>:<shard>:head", "string", "epoch, incarnation, number and answer of the owner's last commit"),
     ("<ns>:<shard>:lease", "string", "incarnation and a counter that its owner changes with each renewal"),
 )
-"""Key, type, and what it holds, who writes and reads it, when it goes."""
+"""Key, type, and contents with writer, reader and expiry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of one namespace; those that only the scripts use are in `TABLE` alone."""
+    """The names of one namespace; names that only the scripts use are in `TABLE` alone."""
 
     namespace: str
 

@@ -1,4 +1,4 @@
-"""Limits: what a namespace bounds, by the store itself."""
+"""Limits: the bounds of a namespace, which the store itself keeps."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a namespace bounds, and where."""
+    """The bounds of one namespace."""
 
     inbox_max: int = 100_000
     """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that. The same

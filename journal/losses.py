@@ -1,4 +1,4 @@
-"""Losses: what is said of a store that has lost something, and by what its clients notice.
+"""Losses: the outcome, the number and the counter by which clients learn that the store has lost data.
 
 A store goes back where a failover lost its tail or its file was cut; keys go where somebody deletes them.
 """
@@ -16,11 +16,11 @@ WENT_BACK = -2
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store knows of a writer."""
+    """A writer as the store knows it."""
 
     number: int
-    """Of its last write."""
+    """The number of its last write."""
     last: str
     """The last id of its reply stream, where connections are new since this was last asked; else empty."""
     losses: str
-    """Changes when the store is found to have lost something."""
+    """A counter that changes when the store is found to have lost data."""

@@ -1,10 +1,10 @@
-"""Entries: what messages, events, journal records and outcomes look like as bytes.
+"""Records: the bytes of messages, events, journal records and outcomes.
 
 Owns the layout of everything that crosses the store, and nothing of its meaning. Each is one line of JSON that a person
 can read in `redis-cli`, followed by the values in their encoded form: values may be pickles, which JSON cannot hold.
 
 Invariants:
-    1. What `pack` wrote, `unpack` returns, whatever bytes the values hold.
+    1. `unpack` returns what `pack` wrote, whatever bytes the values hold.
     2. A record's lists stand in the order of delivery: events that came before, then the outcomes of steps.
 """
 
@@ -48,7 +48,7 @@ class Message:
     arguments: bytes
     """Positional and keyword arguments, encoded."""
     caller: str = ""
-    """Whom to tell (see `teller_*`); empty for a send."""
+    """The receiver of the outcome (see `teller_*`); empty for a send."""
     code: str = ""
     """Hash of the code that the sender has of the target's class; empty if it has none, `-` if it has not sent it."""
     due_ms: int = 0
@@ -78,7 +78,7 @@ def target_of(message: bytes | None) -> str:
     """Return the target of a message as it is stored; empty where there is none, or none that can be read."""
     try:
         return "" if message is None else Message.parse(message).target
-    except Exception:  # noqa: BLE001 - whoever asks where an invocation stands is answered, whatever its message is
+    except Exception:  # noqa: BLE001 - a question where an invocation stands is answered, whatever its message is
         return ""
 
 
@@ -93,7 +93,7 @@ def teller_of_entry(invocation: str, index: int) -> str:
 
 
 def timer_of(counter: str, invocation: str, what: str) -> str:
-    """Return a timer of an invocation; `what` is due: the mark of an entry, `a` an attempt, `d` a delayed message."""
+    """Return a timer of an invocation; `what` is due: an entry's mark, `a` (an attempt), or `d` (a delayed message)."""
     return f"{counter}:{invocation}:{what}"
 
 
@@ -108,7 +108,7 @@ def timer_of_field(target: str, field: str) -> str:
 
 
 class EventKind(StrEnum):
-    """What comes to an open invocation, or to an object."""
+    """The kinds of events of an open invocation, or of an object."""
 
     REPLY = "r"
     """The outcome of a call; the index is the call's entry."""
@@ -123,29 +123,29 @@ class EventKind(StrEnum):
     SIGNAL = "s"
     """A signal; carries its name and its value."""
     CANCEL = "c"
-    """Ends its open waits, each with `Cancelled`."""
+    """Ends the open waits of the invocation, each with `Cancelled`."""
     KILL = "k"
-    """Ends it, without asking its handler."""
+    """Ends the invocation, without asking its handler."""
     RESUME = "u"
-    """A paused one goes on."""
+    """A paused invocation goes on."""
     RESTART = "z"
-    """A paused one begins again; the index is the first entry that is made anew."""
+    """A paused invocation begins again; the index is the first entry that is made anew."""
     STATE = "y"
-    """One that was let in: begins, has written fields, or has ended; the index says which (`actors.shard.reentry`)."""
+    """A reentrant call begins, has written fields, or has ended; the index says which (`actors.shard.reentry`)."""
     PROBE = "q"
-    """Asks along who waits for whom; carries its path, or with the index 1 why a queued call is refused."""
+    """A search for a deadlock, from caller to callee; carries its path, or with index 1 a queued call's refusal."""
     NOTICE = "n"
-    """A call that it waits for failed an attempt; carries the text for those who wait for this one."""
+    """A call that the invocation waits for failed an attempt; carries the text for the invocation's own callers."""
     RETIME = "v"
     """The store has lost its timers: its owner sets them again."""
     UNREADABLE = "?"
-    """Of a newer version, or damaged: it stays where it lies."""
+    """An event of a newer version, or a damaged one: it stays where it lies."""
     EXPIRE = "e"
-    """State is over: it names an object instead of an invocation, and carries the field, nothing for all of them."""
+    """State has expired: names an object instead of an invocation, and carries the field, nothing for all of them."""
 
 
 AT_AN_ENTRY: Final = (EventKind.REPLY, EventKind.TIMER, EventKind.AWAKEABLE, EventKind.PROMISE)
-"""What comes to one entry: the index says which, as the entry's mark (`actors.blocks.restarts`)."""
+"""Kinds of events of one entry: the index is the entry's mark (`actors.blocks.restarts`)."""
 
 
 @dataclass(slots=True)
@@ -191,33 +191,33 @@ class Tries(NamedTuple):
 
     entry: int
     attempts: int
-    """How many have failed."""
+    """How many attempts have failed."""
     first_ms: int
     """When the first one began, by the store's clock."""
     next_ms: int
-    """When the next one may begin."""
+    """When the next attempt may begin."""
 
 
 @dataclass(slots=True)
 class Record:
-    """What one commit adds to the journal of one invocation."""
+    """The part of an invocation's journal that one commit adds."""
 
     events: list[Delivered] = field(default_factory=list[Delivered])
     """Delivered since the last commit, in order, and before the outcomes in `steps`."""
     first: int = 0
     """Index of the first of `entries`."""
     entries: list[str] = field(default_factory=list[str])
-    """What the handler asked for, `kind name`, in program order."""
+    """The commands of the handler, `kind name`, in program order."""
     olds: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
     """Values that fields had before this invocation first overwrote them; None where there was none."""
     reads: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
     """Values that a shared handler has read."""
     seen: list[tuple[int, dict[str, bytes | None]]] = field(default_factory=list[tuple[int, dict[str, bytes | None]]])
-    """What a shared handler has read after so many deliveries: events, and outcomes of steps."""
+    """Values that a shared handler has read, after so many deliveries of events and of outcomes of steps."""
     steps: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     """Outcomes of steps; delivered when this record is durable, at its own time."""
     answers: list[tuple[int, bytes | None]] = field(default_factory=list[tuple[int, bytes | None]])
-    """What entries of this record were answered at once, where a replay might be answered otherwise."""
+    """Immediate answers to entries of this record, which a replay might get otherwise."""
     attempt: int = 0
     """The attempt that follows, where this record ends one; else 0."""
     error: str = ""
@@ -234,12 +234,12 @@ class Record:
     newer: str = ""
     """Where an attempt begins on newer code, as its journal held no entry: the hash of that code."""
     timers: dict[str, str] = field(default_factory=dict[str, str])
-    """Timers set in the same commit: what is due, as in `timer_of`, and the counter in the timer's name."""
+    """Timers set in the same commit: the thing that is due, as in `timer_of`, and the counter in the timer's name."""
     restart: tuple[int, int] = (0, 0)
     """The entry that it begins again from, and the generation of the entries that it makes; (0, 0): it does not."""
 
     def encoded(self) -> bytes:
-        """Return the bytes of the record; what is empty is left out."""
+        """Return the bytes of the record; empty fields are left out."""
         header: dict[str, Any] = {}
         values: list[bytes] = []
         if self.events:

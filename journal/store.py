@@ -1,14 +1,14 @@
-"""The store: the durable transitions that the runtime stands on, as a protocol and as values.
+"""Store: the durable transitions that the runtime stands on, as a protocol and as values.
 
 Owns the contract between `actors` and whatever keeps the bytes. `RedisStore` and `MemoryStore` both keep it, under one
-contract suite. A transition is atomic: it happens as a whole or not at all, whoever dies meanwhile.
+contract suite. A transition is atomic: it happens as a whole or not at all, whichever process dies meanwhile.
 
 Invariants:
     1. Writes of a writer are numbered: the store applies last + 1, answers the last one again, and refuses the rest. A
        write whose answer was lost is therefore sent again, unchanged.
     2. A commit carries the epoch and the incarnation of its shard's owner; another one's is refused, as a whole part.
-    3. What one `Progress` brings appears together: records, state, timers, messages, replies.
-    4. Expected outcomes are values (`Fenced`, `Refused`); exceptions are faults (`UnavailableError`).
+    3. The writes of one `Progress` appear together: records, state, timers, messages, replies.
+    4. Expected outcomes are values (`Fenced`, `Settled`); exceptions are faults (`UnavailableError`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ SHARDS = 16
 """How many shards a new namespace gets."""
 
 READ_BYTES = 4_000_000
-"""What one read brings, about: it ends with the entry, or object, that exceeds it."""
+"""Bytes that one read brings, about: it ends with the entry, or object, that exceeds them."""
 
 INBOX_FULL = failure(
     Failure(503, "the inbox of the called object's shard is full: its hosts do not keep up", {}, "OverloadedError")
@@ -52,26 +52,26 @@ class Outgoing:
     """With it, the invocation must be new, or be of the same request: if it is known and is not, it is left alone, and
     the write's answer says so (`known`); a handler that calls is told this outcome instead."""
     digest: str = ""
-    """What tells requests of one invocation apart, kept with its outcome; empty: no two are the same."""
+    """Digest of the request, kept with the outcome, to tell requests apart; empty: no two requests are the same."""
     is_trusted: bool = False
-    """One that is known, and of which no digest was kept, counts as the same request."""
+    """A known invocation without a stored digest counts as the same request."""
 
 
 @dataclass(slots=True)
 class Attach:
-    """A wish to be told the outcome of an invocation."""
+    """An attachment: a request for the outcome of an invocation."""
 
     shard: Shard
     invocation: str
     caller: str = ""
-    """The entry that is told, where a commit brings the wish; a submit's is that of its driver."""
+    """The entry that gets the outcome, for an attachment of a commit; for one of a submit it is the driver."""
     data: bytes = b""
-    """What such an entry is told of an unknown invocation."""
+    """The outcome that this entry gets if the invocation is unknown."""
 
 
 @dataclass(slots=True)
 class Bring:
-    """An event for an open invocation; for one that has finished it is nothing."""
+    """An event for an open invocation; a finished invocation ignores it."""
 
     shard: Shard
     invocation: str
@@ -88,11 +88,11 @@ def makes_room(operation: Outgoing | Attach | Bring) -> bool:
 
 
 Leaving = Outgoing | Bring | Attach
-"""What leaves an invocation with a commit."""
+"""Messages, events and attachments that leave an invocation with a commit."""
 
 
 class Settled(Enum):
-    """What became of a driver's numbered write."""
+    """The result of a driver's numbered write."""
 
     APPLIED = "applied"
     REFUSED = "refused"
@@ -150,18 +150,18 @@ class Expire:
     """
 
     field: str
-    """Empty for all of them."""
+    """The field; empty for all of them."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What one commit does for one invocation, or of none for one object."""
+    """The share of one invocation in a commit; without an invocation, of one object."""
 
     invocation: str
     target: str
     inbox_id: str
     asleep: bool = False
-    """It has left memory once: its message lies in its hash."""
+    """The invocation has left memory once: its message lies in its hash."""
     record: bytes = b""
     events: list[str] = field(default_factory=list[str])
     """Ids in `events` that the record (or the end) makes superfluous."""
@@ -200,7 +200,7 @@ class Committed:
     known: tuple[str, ...] = ()
     """Invocations that a send wanted to start anew, and that were known."""
     is_torn: bool = False
-    """Something that the part is about was gone: the store has lost it. The rest was applied."""
+    """The store has lost some of the data that the part names. The rest was applied."""
 
     @classmethod
     def parse(cls, answer: str) -> "Committed":
@@ -236,7 +236,7 @@ class Granted:
     is_whole: bool = True
     """Whether nothing of the shard is known to be gone; else it is to be mended before it is recovered."""
     is_untimed: bool = False
-    """Whether its timers are gone: mending sets those of delayed messages, and tells what has begun (`RETIME`)."""
+    """Whether its timers are gone: mending sets those of delayed messages, and sends `RETIME` to begun invocations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ NOTHING_READ: Mapping[Shard, Cursor] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Arrivals:
-    """What a host's blocking read brought."""
+    """The messages and events of a host's blocking read."""
 
     messages: list[tuple[Shard, str, bytes]] = field(default_factory=list[tuple[Shard, str, bytes]])
     """Shard, inbox id, message."""
@@ -310,7 +310,7 @@ class Trimmed:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Who is there: hosts by incarnation (with what they say of themselves), leases by shard; and when that was."""
+    """Hosts by incarnation (with their descriptions of themselves) and leases by shard, at one time."""
 
     hosts: dict[str, bytes]
     leases: list[str]

@@ -1,4 +1,4 @@
-"""Texts: what may be said of any object, whatever it does when it is asked.
+"""Texts: bounded texts about any object, whatever its methods do.
 
 Host code says things of users' errors, values and classes: in outcomes, records, notices, logs. Each of these runs code
 of the user, which may raise anything, return anything, and be of any size. So host code asks here, and nowhere by

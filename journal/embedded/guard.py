@@ -1,35 +1,35 @@
 """The guard: the process that starts the embedded server of a directory, and stops it after its last user.
 
-Run by path with `-I -S` and the standard library alone, so that it is up in milliseconds and owes nothing to the
-user's environment. `server.py` starts it and shares the small things below with it.
+It is run by path with `-I -S` and uses the standard library alone, so that it is up in milliseconds and owes nothing to
+the user's environment. `server.py` starts it and shares the small things below with it.
 
 The files of a directory (locks are `flock`s: they end with the last process that holds the descriptor, however it
 ends):
 
     users     every program that uses the server holds it shared; the guard takes it exclusive before it stops anything
-    guard     held by the guard from before its birth (inherited from who started it); holds its pid
+    guard     held by the guard from before its birth (inherited from the program that started it); holds its pid
     lock      held by the server, inherited from the guard: two servers on one directory lose what they acknowledge
     socket    where the server listens
-    address   URL of that, written before it starts; who reads it asks the server whether it is the right one
+    address   URL of that, written before the server starts; a reader asks the server whether it is the right one
     keep      if there, the server stays when its last user has gone
 
-Who may speak to whom. The store holds pickles, which run code where they are read: so no other user of the machine may
-write to it, and nothing may be read from a server that another user put in its place. A password in a file would do
-the first; but a client sends it to whoever listens, and a port that is free for a moment is anybody's. So the server
-has no port and no password: it listens on a socket (mode 0600) in a directory of mode 0700 that is ours, and the kernel
-vouches for both ends: who cannot enter the directory cannot connect, and who connects asks the kernel, before it sends
-or reads a byte, whether the process that listens is of its own user (`is_ours`). There is no secret to leak, and no
-port that is taken while the server is away. Hosts of a Ray on this machine reach it; those of others need a Redis or
-Valkey of their own, as ever. `redis-cli -s .perdure/socket` looks inside.
+Access. The store holds pickles, which run code where they are read: so no other user of the machine may write to it,
+and nothing may be read from a server that another user put in its place. A password in a file would prevent the first;
+but a client sends it to any process that listens, and a port that is free for a moment may be taken by any user. So the
+server has no port and no password: it listens on a socket (mode 0600) in a directory of mode 0700 that is ours, and the
+kernel vouches for both ends: a user who cannot enter the directory cannot connect, and a client asks the kernel, before
+it sends or reads a byte, whether the listening process belongs to its own user (`is_ours`). There is no secret to leak,
+and no port that is taken while the server is away. Hosts of a Ray on this machine reach it; those of others need a
+Redis or Valkey of their own, as ever. `redis-cli -s .perdure/socket` looks inside.
 
 A socket's path has at most about 100 bytes. Where the directory's is longer, or lies where no socket can be made, the
 socket lies in a directory of its own, of mode 0700, under the machine's one for temporary files; `address` says where.
 
 Invariants:
 
-1. While `lock` is held, `address` is the address of its holder: only who has just taken `lock` writes it.
-2. Who holds `users` shared never has the server stopped under it: the guard holds `users` exclusive from before the
-   shutdown until it ends. So a program takes `users` first and reads `address` then.
+1. While `lock` is held, `address` is the address of its holder: only a process that has just taken `lock` writes it.
+2. The server is never stopped under a program that holds `users` shared: the guard holds `users` exclusive from before
+   the shutdown until it ends. So a program takes `users` first and reads `address` then.
 3. While a program holds `users`, a server that dies is started again, at its old address, so that clients find it by
    reconnecting. After `FAILURES_MAX` starts in a row that never answered the guard gives up and ends; the programs
    start another one (a disk that was full has room again).
@@ -56,7 +56,7 @@ POLL_SECONDS = 0.05
 FAILURES_MAX = 3
 STOP_POLLS = 200
 REST_POLLS_MAX = 40
-"""Polls between two starts of a server that dies again and again; one that has lived longer is started at once."""
+"""Polls between two starts of a server that dies again and again; a server that has lived longer is started at once."""
 LOG_BYTES_MAX = 4_000_000
 PING_SECONDS = 2.0
 PATH_BYTES_MAX = 100
@@ -75,7 +75,7 @@ SETTINGS = (
 
 
 class Health(Enum):
-    """What a server says when it is asked."""
+    """How a server is, by its answer to PING."""
 
     GONE = "nothing of ours answers"
     LOADING = "it reads its data"
@@ -147,7 +147,7 @@ def url_of(path: str) -> str:
 
 
 def path_of(directory: str) -> str:
-    """Return where the server of a directory listens, or listened last; who connects there asks whose it is."""
+    """Return where the server of a directory listens, or listened last; a client checks whose process listens there."""
     inside = os.path.join(directory, SOCKET)
     if len(os.fsencode(inside)) <= PATH_BYTES_MAX and os.path.lexists(inside):
         return inside
@@ -272,7 +272,7 @@ def start_server(binary: str, lock: int) -> int:
         path = chosen_path()
         try:
             write_address(path)
-        except OSError:  # a full disk; who looks for the socket in its directory needs no address
+        except OSError:  # a full disk; clients that find the socket in the directory need no address
             if not os.path.samefile(os.path.dirname(path), "."):
                 raise
         write_log_anew()
@@ -311,7 +311,7 @@ def watch(binary: str, users: int, lock: int) -> str:
                 return f"the server did not start in {FAILURES_MAX} attempts"
             if age > REST_POLLS_MAX or age > 2**deaths:
                 if not pid and os.path.lexists("keep"):
-                    os.unlink("keep")  # it was said of a server that is no more
+                    os.unlink("keep")  # it was meant for a server that has ended
                 deaths = 0 if age > REST_POLLS_MAX else deaths + 1
                 pid, failures, age = start_server(binary, lock), failures + 1, 0
                 lock = opened("lock")
@@ -336,12 +336,12 @@ def stop_server(pid: int, lock: int) -> str:
             return "the last user has gone"
         pause()
     if is_child(pid):
-        os.kill(pid, signal.SIGKILL)  # loses nothing: what was acknowledged is on the disk
+        os.kill(pid, signal.SIGKILL)  # loses nothing: acknowledged writes are on the disk
     return "the server did not shut down in time"
 
 
 def ask_to_end(pid: int) -> None:
-    """Ask the server to end, whatever it is doing; one that we adopted gets a command, since its pid may be stale."""
+    """Ask the server to end, whatever it is doing; an adopted server gets a command, since its pid may be stale."""
     if is_child(pid):
         os.kill(pid, signal.SIGTERM)
     elif ask(".").health is not Health.GONE:
@@ -358,15 +358,15 @@ def is_child(pid: int) -> bool:
 
 
 def reap() -> None:
-    """Bury a child that has ended."""
+    """Reap a child that has ended."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
 
 def main(directory: int, guard: int, binary: str) -> None:
-    """Leave the family of the program that started us, watch over the server, end."""
+    """Detach from the program that started us, keep the server running while it has users, end."""
     if os.fork():
-        os._exit(0)  # who started us waits for this one; the guard itself is nobody's child
+        os._exit(0)  # the program that started us waits for this process; the guard itself is nobody's child
     os.umask(0o077)
     os.fchdir(directory)
     os.close(directory)
@@ -380,7 +380,7 @@ def main(directory: int, guard: int, binary: str) -> None:
         reason = f"{type(exc).__name__}: {exc}"
     with contextlib.suppress(OSError):
         os.write(2, f"{os.getpid()}:guard {reason}\n".encode(errors="replace"))  # which is the log
-    # Before `users` is free, so that who gets `users` finds no guard that is about to end.
+    # Before `users` is free, so that a program that gets `users` finds no guard that is about to end.
     os.close(guard)
 
 

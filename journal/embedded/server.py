@@ -1,22 +1,22 @@
 """The embedded server: one Valkey for all programs that use one directory.
 
 It syncs every write before it answers (`appendonly yes`, `appendfsync always`), speaks to no other user of the machine,
-starts with the first program and ends with the last one, also when that one is killed. What is in the directory
+starts with the first program and ends with the last one, also when that one is killed. The data in the directory
 survives.
 
 Owns the program's side: taking part, waiting, errors, and starting the guard again. Starting and stopping the server
-are the guard's (`guard.py`, where the files and their locks are explained, and who may speak to whom). Guard and
-server live in a session of their own, so that Ctrl-C in a terminal does not end the store before the program has
-cleaned up.
+are the guard's (`guard.py`, which explains the files, their locks, and access). Guard and server live in a session of
+their own, so that Ctrl-C in a terminal does not end the store before the program has cleaned up.
 
 A program takes part by a shared lock on `users`. Programs that it executes do not inherit it. A process that it forks
 without executing (multiprocessing's "fork") does, and counts as a user until it ends.
 
 Invariants:
-    1. The directory is ours, and nobody else may enter it: one that others may write, or that is another's, is refused.
-       It is looked at through a descriptor, by which every file is opened then, so that it cannot be exchanged between.
+    1. The directory is ours, and nobody else may enter it: a directory that others may write, or that is another
+       user's, is refused. It is checked through a descriptor, by which every file is opened afterwards, so that it
+       cannot be exchanged in between.
     2. While a program takes part, guard and server come back, whatever ends them, both at once too: each program looks
-       whether the guard's lock is free, and who gets it starts a guard.
+       whether the guard's lock is free, and starts a guard if it gets the lock.
 """
 
 import logging
@@ -45,12 +45,12 @@ from .guard import Health
 logger = logging.getLogger("actors")
 
 _START_SECONDS: Final = 30.0
-"""How long a program waits for a server that says nothing; one that reads its data has all the time it needs."""
+"""How long a program waits for a server that does not answer; a server may load its data as long as it needs."""
 
 _WATCH_EVERY: Final = 0.25
 """Seconds between two looks at whether the guard lives; a look costs 20 µs."""
 _WATCH_RARELY: Final = 4.0
-"""Seconds between two guards, in the end, where none comes to a server that answers."""
+"""Seconds between two guards, in the end, where no guard gets a server to answer."""
 
 _LOG_LINES: Final = 15
 _NO: Final = frozenset({"", "0", "false", "no", "off"})
@@ -119,7 +119,7 @@ class EmbeddedServer:
 
 
 class _ServerDirectory:
-    """The directory of a server, by its descriptor: whatever its name comes to mean, the files are of this one."""
+    """The directory of a server, by its descriptor: its files stay the same ones if another directory gets its name."""
 
     def __init__(self, path: Path, binary: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""World: what a server would hold, in this process, and what the scripts do to it.
+"""World: a server's data in this process, and the scripts' transitions of it.
 
 Owns the data behind every `MemoryStore` of one namespace, and a faithful copy of the scripts in plain Python: the same
 places, the same order of effects, the same answers. Whatever differs is a bug in one of the two; the contract suite and
@@ -110,7 +110,7 @@ class IdEntry:
 
 
 class ShardData:
-    """What lies in the store for one shard."""
+    """The data of one shard."""
 
     def __init__(self) -> None:
         self.inbox: Stream[bytes] = Stream()
@@ -171,13 +171,13 @@ class World:
         self.losses = 0
         self.changed = asyncio.Event()
         self.is_full = False
-        """Whether there is no memory left, as tests say it."""
+        """Whether there is no memory left: set by tests."""
         self.told = 0
-        """Bytes of what drivers were told since a write began."""
+        """Bytes sent to drivers since a write began."""
         self._is_torn = False
-        """Whether something that the part that is being applied is about is gone."""
+        """Whether the part that is being applied names data that is gone."""
         self._known: list[str] = []
-        """What sends of the part that is being applied wanted new, and is not."""
+        """Invocations that sends of the part that is being applied wanted to start, and that were known."""
 
     def wake(self) -> None:
         """Let every blocking read look again."""
@@ -190,7 +190,7 @@ class World:
         return self.now
 
     def shard(self, number: int) -> ShardData:
-        """Return a shard; one that does not exist is empty, as it is on a server."""
+        """Return a shard; a shard without data is empty, as it is on a server."""
         return self.shards[number] if number < len(self.shards) else ShardData()
 
     def writer(self, writer: str) -> WriterData | None:
@@ -200,7 +200,7 @@ class World:
             known = self.writers.pop(writer) and None
         return known
 
-    # What `tell.lua` does
+    # As `tell.lua`
 
     def tell(self, teller: str, invocation: str, payload: bytes, kind: EventKind) -> None:
         """Tell a driver, or an open invocation, about an invocation that it waits for."""
@@ -259,7 +259,7 @@ class World:
         return is_message and operation.invocation in self.shard(operation.shard).ids
 
     def accept(self, message: Outgoing) -> None:
-        """Put a message into its inbox, or attach to what is known."""
+        """Put a message into its inbox, or attach to the invocation if it is known."""
         shard = self.shard(message.shard)
         if not self.attach(shard, message.invocation, message.caller):
             id_ = shard.inbox.add(self.now, message.data)
@@ -267,7 +267,7 @@ class World:
             if message.digest:
                 shard.digests[message.invocation] = message.digest
 
-    # What `commit.lua` does
+    # As `commit.lua`
 
     def commit(self, part: Part) -> Answer:
         """Apply a part if its owner and number are right."""
@@ -403,10 +403,10 @@ class World:
             shard.timers.pop(timer_of_object(target), None)
         return True
 
-    # What `forget.lua` does, and `trim.lua`
+    # As `forget.lua` and `trim.lua`
 
     def trim(self, shard: ShardData, count: int) -> int:
-        """Forget what count and time let go, at most so much of each; return how much."""
+        """Forget finished invocations beyond count and time, at most `count` of each kind; return how many."""
         return self._forget(shard, count, self.limits.retention_ms(is_full=self.is_full))
 
     def _forget(self, shard: ShardData, most: int, retention_ms: int) -> int:
@@ -426,10 +426,10 @@ class World:
             shard.digests.pop(invocation, None)
         return forgotten + len(due[:most])
 
-    # What `mend.lua` does
+    # As `mend.lua`
 
     def mend(self, shard: ShardData) -> list[str]:
-        """Make `ids` anew, of what is there; end what it names and is not, and return that."""
+        """Make `ids` anew from the data that is there; end the invocations in it that are gone, and return them."""
         if shard.is_untimed:
             self._set_again(shard)
         there = [(data, "i", id_) for id_, data in shard.inbox.entries.items()]
@@ -469,7 +469,7 @@ class World:
         for invocation in begun:
             self.bring(Bring(shard_in(invocation), invocation, EventKind.RETIME, 0, b""))
 
-    # What `move_due.lua` does
+    # As `move_due.lua`
 
     def move_due(self, shard: ShardData, count: int) -> tuple[int, int]:
         """Move due timers; return how many, and when the next one is due."""

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class ReadBudget:
-    """What one read still brings."""
+    """Bytes that one read may still bring."""
 
     def __init__(self) -> None:
         self._bytes = READ_BYTES

@@ -1,4 +1,4 @@
-"""Wire: transitions as arguments of the scripts, and what the server answers as values.
+"""Arguments: transitions as arguments of the scripts, and the server's answers as values.
 
 Owns the Python side of what the heads of `scripts/*.lua` say; pure, so that it needs no server.
 """
@@ -30,7 +30,7 @@ from journal.store import (
 
 
 def submit_arguments(teller: str, operations: Sequence[Outgoing | Attach | Bring]) -> list[Any]:
-    """Return what `submit.lua` reads for each operation of the driver that is told as `teller`."""
+    """Return the arguments of `submit.lua` for each operation of the driver whose replies go to `teller`."""
     out: list[Any] = []
     for operation in operations:
         if isinstance(operation, Attach):
@@ -57,7 +57,7 @@ def _told_refusal(message: Outgoing, refusal: bytes) -> bytes:
 
 
 def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
-    """Return what became of a driver's write."""
+    """Return the result of a driver's write."""
     if not missed:
         return Settled.REFUSED if missed is None else Settled.APPLIED
     return Partly(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"), _places(missed, b"l"))
@@ -68,7 +68,7 @@ def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
 
 
 def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
-    """Return what `commit.lua` reads."""
+    """Return the arguments of `commit.lua`."""
     out: list[Any] = [limits.inbox_max * 10, limits.done_max, limits.retention_ms(), INBOX_FULL, len(parts)]
     for part in parts:
         out += (part.shard, f"{part.epoch} {part.incarnation}", part.number, 0)
@@ -145,7 +145,7 @@ def _flatten(progress: Progress, out: list[Any]) -> None:
 
 
 def parse_answer(data: bytes) -> Answer:
-    """Return what became of a part."""
+    """Return the result of a part."""
     text = data.decode("utf-8", "replace")
     match text[0]:
         case "c":
@@ -166,7 +166,7 @@ def parse_replies(found: Any) -> list[Reply]:
 
 
 def parse_event(entry: Any) -> Event:
-    """Return an entry of `events`; one that cannot be read is of the kind that says so."""
+    """Return an entry of `events`; an entry that cannot be read gets the kind UNREADABLE."""
     id_, fields = entry
     try:
         _, invocation, _, kind, _, index, _, payload = fields
@@ -190,14 +190,14 @@ def pairs_in(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def is_nearly_full(info: bytes, share: float) -> bool:
-    """Return whether, by what INFO says of it, so much of the memory that the server may have is used."""
+    """Return whether so much of the server's memory is used, by its answer to INFO."""
     said = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     most = int(said.get(b"maxmemory", 0))
     return most > 0 and int(said.get(b"used_memory", 0)) >= share * most
 
 
 def ms_of(time: Sequence[bytes]) -> int:
-    """Return what TIME says, in ms."""
+    """Return the answer to TIME in ms."""
     seconds, micros = time
     return int(seconds) * 1000 + int(micros) // 1000
 

@@ -1,12 +1,12 @@
-"""Connection: a connection to the server, on which one command at a time is asked and answered.
+"""Connections to the server: each sends one command at a time, or several together, and reads the answers.
 
 Owns the connections, their errors as ours, and the time after which an answer counts as lost. The only importer of
-`redis`, of which it takes what is hard (addresses, TLS, passwords, the greeting) and leaves what costs on every
-command: once a connection has opened, its transport speaks to a protocol of ours. With the client's streams and parser
-in between, a tenth of what a driver and a host take for a call went there.
+`redis`, of which it uses the difficult parts (addresses, TLS, passwords, the greeting) and avoids those with a cost on
+every command: once a connection has opened, its transport speaks to a protocol of ours. With the client's streams and
+parser in between, a tenth of what a driver and a host take for a call went there.
 
 Invariants:
-    1. Nothing is repeated: what was not answered is an error, and its connection is closed.
+    1. Nothing is repeated: a command without an answer is an error, and its connection is closed.
     2. A connection whose answer was not read to its end, or that says what nobody asked for, is closed, so that no
        answer is taken for that of another command.
 """
@@ -32,7 +32,7 @@ ANSWER_MAX: Final = 10.0
 """Seconds without a byte, in either direction, after which a command that is not answered counts as lost."""
 
 SECONDS_FOR_A_BYTE: Final = 1e-6
-"""What a command gets besides for each byte: between here and the server some may lie where nobody sees them go."""
+"""Seconds that a command gets in addition for each byte, since bytes may wait, unseen, on the way to the server."""
 
 _TAKES_NO_WRITES: Final = (*("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "TRYAGAIN"),)
 """First words of errors of a server that takes no writes now; it finds them before a script that says its flags
@@ -48,19 +48,19 @@ _FOR_GOOD: Final = re.compile(
     r"The ID specified in |invalid expire time)",
     re.IGNORECASE,
 )
-"""What says that a command will never be carried out, because of what it is or of what lies there. Everything else
-that a server says may change: whoever asked waits, and asks again."""
+"""Errors after which a command will never be carried out, because of its own text or of the data at its keys. All other
+errors may pass: the caller waits, and asks again."""
 
 _pack = cast("Callable[[tuple[Any, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 Command = Sequence[Any]
 
 Greet = Callable[[Callable[..., Awaitable[list[Any]]]], Awaitable[None]]
-"""What is asked on each connection, with the commands and before all else; what it raises is told to who opened it."""
+"""Commands sent on each connection before all others; an error of it reaches the caller that opened the connection."""
 
 
 class RefusedCommand(DamagedError):
-    """The server's answer to a command that it never carries out; all else that it says is `UnavailableError`."""
+    """The server's answer to a command that it never carries out; all its other errors are `UnavailableError`."""
 
 
 class UnknownScript(RefusedCommand):
@@ -72,7 +72,7 @@ class Forbidden(UnavailableError):
 
 
 def _refused(text: str) -> DurableError:
-    """Return what an error of the server means to us."""
+    """Return an error of the server as one of ours."""
     word = text.partition(" ")[0]
     if word == "NOSCRIPT":
         return UnknownScript(text)
@@ -100,7 +100,7 @@ def _closed() -> exceptions.ConnectionError:
 
 
 class _Wire(asyncio.Protocol):
-    """What comes over one open connection, and who waits for it."""
+    """The answers on one open connection, and the command that waits for them."""
 
     def __init__(self, transport: asyncio.WriteTransport, former: asyncio.BaseProtocol) -> None:
         self._transport, self._former = transport, former
@@ -160,7 +160,7 @@ class _Wire(asyncio.Protocol):
         self.is_open = False
         self._transport.abort()
 
-    # What the transport says (`asyncio.Protocol`)
+    # Calls of the transport (`asyncio.Protocol`)
 
     def data_received(self, data: bytes) -> None:
         """Take answers."""
@@ -182,7 +182,7 @@ class _Wire(asyncio.Protocol):
             self._waiting.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits for an answer, and who waits for the end."""
+        """Fail the command that waits for an answer, and tell the client library."""
         self.is_open = False
         self._fail(exc or _closed())
         self._former.connection_lost(exc)
@@ -290,7 +290,7 @@ class Connection:
 
 
 def _unreachable(error: Exception) -> DurableError:
-    """Return what an error means that came instead of an answer, or while a connection opened."""
+    """Return an error that came instead of an answer, or while a connection opened, as one of ours."""
     if isinstance(error, exceptions.AuthenticationError):
         return _refused(f"NOAUTH {error}")
     if isinstance(error, exceptions.ResponseError | exceptions.BusyLoadingError):
@@ -306,7 +306,7 @@ def _packed(connection: AbstractConnection, command: Command) -> bytes:
 
 
 def _pool_of(url: str) -> ConnectionPool | None:
-    """Return what makes connections, None if an option is wrong; its error may hold the URL, and stays here."""
+    """Return a factory of connections, None if an option is wrong: the error may hold the URL, and stays here."""
     try:
         pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # **kwargs are untyped
             url,
@@ -324,7 +324,7 @@ def _pool_of(url: str) -> ConnectionPool | None:
 
 
 class Connections:
-    """The lines of one program to one server: as many as it has commands under way at once."""
+    """The connections of one program to one server: as many as it has commands under way at once."""
 
     def __init__(self, url: str, greet: Greet | None = None, *, is_ours: bool = False) -> None:
         self._greet = greet
@@ -341,7 +341,7 @@ class Connections:
         self._free: list[Connection] = []
 
     def open(self) -> Connection:
-        """Return a line of one's own, on which nothing waits behind others."""
+        """Return a connection for the caller alone, on which nothing waits behind others."""
         line = Connection(self._pool.make_connection(), self._greeted)
         self._lines.append(line)
         return line
@@ -352,11 +352,11 @@ class Connections:
         self.opened += 1
 
     async def ask(self, *command: Any) -> Any:
-        """Ask on a free line and return the answer; raises as `Connection.ask`."""
+        """Ask on a free connection and return the answer; raises as `Connection.ask`."""
         return (await self.ask_all(command))[0]
 
     async def ask_all(self, *commands: Command) -> list[Any]:
-        """Ask several commands in one round trip on a free line; raises as `Connection.ask`."""
+        """Ask several commands in one round trip on a free connection; raises as `Connection.ask`."""
         if not commands:
             return []
         line = self._free.pop() if self._free else self.open()
@@ -366,7 +366,7 @@ class Connections:
             self._free.append(line)
 
     async def answers(self, *commands: Command) -> list[Any]:
-        """Ask several commands on a free line and return their answers; raises as `Connection.answers`."""
+        """Ask several commands on a free connection and return their answers; raises as `Connection.answers`."""
         line = self._free.pop() if self._free else self.open()
         try:
             return await line.answers(*commands)
@@ -374,6 +374,6 @@ class Connections:
             self._free.append(line)
 
     async def aclose(self) -> None:
-        """Close all lines."""
+        """Close all connections."""
         for line in self._lines:
             await line.aclose()

@@ -1,13 +1,13 @@
-"""Mending: what is open in a shard whose `ids` are torn, found where it lies.
+"""Mending: rebuilds the index `ids` of a shard that has lost entries, from the data that is still there.
 
-`ids` only says where things are. Somebody may have deleted it, or a store may have lost what it names; everything else
-would then stand, though it is there. So its entries are made again, from the inbox, from the hashes of what is asleep,
-from `done` and `outcomes`; what it names and is nowhere is ended. Of those who wait only the first is known then, who
-stands in the message: all drivers attach anew.
+`ids` only says where invocations are. Somebody may have deleted it, or a store may have lost invocations that it names;
+without it everything else would stand still, though it is there. So its entries are made again, from the inbox, from
+the hashes of sleeping invocations, from `done` and `outcomes`; an invocation that is named and is nowhere is ended. Of
+the waiting callers only the first is known then, which stands in the message: all drivers attach anew.
 
-Where `timers` is gone, a delayed message says when it is due. When an entry's timer is due only its handler knows,
-which a replay asks: whatever has begun gets an event that lets its owner set its timers again, and stays until that is
-durable. Nothing says when state was to expire: it stays until it is written again.
+Where `timers` is gone, a delayed message says when it is due. When an entry's timer is due is known to its handler
+alone, by a replay: every invocation that has begun gets an event that lets its owner set its timers again, and stays
+until that is durable. The time at which state was to expire is lost: the state stays until it is written again.
 """
 
 import re
@@ -24,7 +24,7 @@ from .connection import Connections
 PAGE: Final = 100
 """Most entries in one read, and in one call of the script."""
 NOT_BEGUN: Final = 2
-"""So many fields has the hash of a delayed message: the message, and its id."""
+"""Fields in the hash of a delayed message: the message, and its id."""
 FIRST: Final = "0" * 20
 """The counter of a timer that is set anew."""
 
@@ -69,7 +69,7 @@ def _entries(found: Any) -> list[Any]:
     for data, place, count in found:
         try:
             message = Message.parse(data)
-        except Exception:  # noqa: BLE001  # whose it is nobody knows; who serves the shard says so
+        except Exception:  # noqa: BLE001 # its invocation is unknown; the shard's host logs it
             continue
         timers = "w" if count else ""
         if count == NOT_BEGUN and message.due_ms:

@@ -1,6 +1,6 @@
-"""Settings: which server may hold what must not be lost (promise 10).
+"""Settings: the server settings under which no acknowledged write is lost (promise 10).
 
-Owns the judgement, on what a server says of itself; asking it is `trust`'s.
+Owns the rules, applied to a server's answers. Does not own the asking (`trust`).
 """
 
 from collections.abc import Mapping

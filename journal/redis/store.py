@@ -1,9 +1,10 @@
 """RedisStore: the store on one Redis or Valkey primary.
 
-Owns the translation of transitions into script calls; the scripts own the transitions, and `line` the connections.
+Owns the translation of transitions into script calls; the scripts own the transitions, and `connection` the
+connections.
 
 Invariants:
-    1. No write is repeated here: only who numbers a write may send it again.
+    1. No write is repeated here: only the caller that numbers a write may send it again.
     2. Blocking reads have a connection of their own, so nothing waits behind them.
     3. Each connection asks whether the store's settings could lose what it has acknowledged (promise 10), and is of no
        use where they could; nothing is submitted or committed from when `check` has found them so until it finds them
@@ -79,16 +80,16 @@ Page = tuple[bytes, Any]
 """A stream, and entries of it."""
 
 _PRELUDES: Final = {"submit": ("tell",), "commit": ("tell", "forget"), "trim": ("forget",), "mend": ("tell",)}
-"""What stands before a script: functions that others have too."""
+"""Files placed before a script: functions that several scripts use."""
 
 PATROL: Final = 500
-"""About so many entries of `ids` are looked at, at once, for what is asleep and not there."""
+"""About so many entries of `ids` are searched at once for sleeping invocations that are gone."""
 _FULL_FROM: Final = 0.9
 """The share of the server's `maxmemory` from which hosts forget outcomes before their time."""
 
 
 def _script(name: str, *, refused_when_full: bool = False) -> str:
-    """Return a script; a store without memory carries it out all the same, but for one that asks for what is new."""
+    """Return a script; a full store carries it out all the same, unless it is to be refused then."""
     folder = files("journal.redis") / "scripts"
     texts = [(folder / f"{each}.lua").read_text("utf-8") for each in (*_PRELUDES.get(name, ()), name)]
     flags = "" if refused_when_full else " flags=no-writes,allow-oom" if name == "read" else " flags=allow-oom"
@@ -98,7 +99,7 @@ def _script(name: str, *, refused_when_full: bool = False) -> str:
 class RedisStore:
     """One namespace on one primary; see `Store` for what each method promises.
 
-    With `is_ours` it is the embedded server, and one of another user at its address is not believed.
+    With `is_ours` it is the embedded server, and a server of another user at its address is not believed.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class RedisStore:
     async def _check_version(self) -> None:
         try:
             info = await self._do("INFO", "server")
-        except (Forbidden, RefusedCommand):  # who may not ask finds out when the scripts are loaded
+        except (Forbidden, RefusedCommand):  # a user without the right to ask finds out when the scripts are loaded
             return
         check_version(info.partition(b"redis_version:")[2].split(b"\r\n")[0].decode())
 
@@ -295,7 +296,7 @@ class RedisStore:
         following, found = await self._do("HSCAN", self._keys.ids(shard), cursor, "COUNT", PATROL)
         ids = [text_of(name) for name, place in pairs_in(found) if place[:1] == b"a"]
         gone = await self._not_there(shard, ids)
-        asleep = await self.where(gone) if gone else []  # what has ended meanwhile is not asleep any more
+        asleep = await self.where(gone) if gone else []  # an invocation that has ended meanwhile is not asleep any more
         gone = [id_ for id_, where in zip(gone, asleep, strict=True) if where is Where.ASLEEP]
         return int(following), bool(gone and await self._not_there(shard, gone))
 
@@ -422,7 +423,7 @@ class RedisStore:
         commands: list[Command] = []
         for shard, target in objects:
             commands += ("HGET", self._keys.held(shard), target), ("HGETALL", self._keys.state(shard, target))
-        # One is asked for as it is: nothing of it could be left for the next time.
+        # A single object is read without the bound: nothing of it could be left for the next time.
         found = await (self._lines.ask_all(*commands) if len(objects) == 1 else self._bounded(*commands))
         found = found[: len(found) // 2 * 2]
         return [
@@ -454,7 +455,7 @@ class RedisStore:
     async def trim(self, incarnation: str, owned: Mapping[Shard, Epoch], count: int) -> Trimmed:
         try:
             is_full = is_nearly_full(await self._do("INFO", "memory"), _FULL_FROM)
-        except (Forbidden, RefusedCommand):  # who may not ask forgets by time and count alone
+        except (Forbidden, RefusedCommand):  # a user without the right to ask forgets by time and count alone
             is_full = False
         owners = [part for shard, epoch in owned.items() for part in (shard, f"{epoch} {incarnation}")]
         limits = self._limits.done_max, self._limits.retention_ms(is_full=is_full)

@@ -1,4 +1,4 @@
-"""Trust: whether the server still keeps what it acknowledges, by what it last said of itself.
+"""Trust: the verdict whether the server keeps what it acknowledges, by its last answers about its settings.
 
 Owns the asking and the verdict. Settings change while programs are connected, and a server that comes back may have
 others: each connection asks before all else, and every host and driver asks again each second.
@@ -17,7 +17,7 @@ _REWRITTEN: Final = ("INFO", "persistence")
 
 
 class Trust:
-    """Whether one server may hold what must not be lost, by what it last said of itself."""
+    """The verdict on one server, by its last answers about its settings."""
 
     def __init__(self) -> None:
         self.verdict: SettingsError | None = None
@@ -60,7 +60,7 @@ def _judge(answers: Sequence[Any]) -> None:
     settings, role, *rewritten = answers
     found = {name.decode(): value.decode() for name, value in zip(settings[::2], settings[1::2], strict=True)}
     check_settings(found, role[0].decode(), len(role[2]) if role[0] == b"master" else 0)
-    for state in rewritten:  # it was weak: what it wrote meanwhile is in its file when that has been written anew
+    for state in rewritten:  # it was weak: its writes of that time are in its file when that has been written anew
         said = dict(line.partition(b":")[::2] for line in state.split(b"\r\n"))
         under_way = said.get(b"aof_rewrite_in_progress") != b"0" or said.get(b"aof_rewrite_scheduled") != b"0"
         if under_way or said.get(b"aof_last_bgrewrite_status") != b"ok":

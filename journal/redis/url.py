@@ -1,8 +1,8 @@
-"""URL: where a store is, as a program says it, and as it is shown to people: without what lets one in.
+"""URL: the address of a store, checked as a program gives it, and shown to people without its secrets.
 
-Every text that names a store (an error, a log line, a `repr`, `status()`) has it from `shown`. It shows what it knows
-to be harmless and hides all else, because a URL that is written wrongly has its password anywhere: `redis://:a/b@host`
-has one that begins in the place of a port.
+Every text that names a store (an error, a log line, a `repr`, `status()`) has it from `shown`. It shows the parts that
+are known to be harmless and hides all others, because a URL that is written wrongly may have its password anywhere: the
+one in `redis://:a/b@host` begins in the place of a port.
 """
 
 import re
@@ -33,7 +33,7 @@ def shown(url: str) -> str:
     if not mark or scheme not in _SCHEMES:
         return HIDDEN
     before, _, after = rest.rpartition("@")
-    if "?" in before:  # a password in an option, or one with a question mark: what follows may be the rest of it
+    if "?" in before:  # a password in an option, or with a question mark: it may go on after the question mark
         return f"{scheme}://{HIDDEN}"
     where, mark, query = after.partition("?")
     if not (_PATH if scheme == "unix" else _PLACE).fullmatch(where):

@@ -15,7 +15,7 @@ local grown = string.format('%.0f', math.max(tonumber(epoch) + 1, now))
 -- `ids` and `timers` are never empty from here on: where one of them is not there, somebody has deleted it.
 local mark, timed = redis.call('HGET', prefix .. ':ids', ''), redis.call('ZSCORE', prefix .. ':timers', '')
 local whole = mark == '-' and timed
-if not (mark or timed) then -- nobody has owned it yet, or who knows of no marks
+if not (mark or timed) then -- nobody has owned it yet, or only a version without marks
   local others = {':inbox', ':journal', ':done', ':outcomes', ':held'}
   for k, name in ipairs(others) do others[k] = prefix .. name end
   whole = redis.call('EXISTS', prefix .. ':ids') == 1 or redis.call('EXISTS', unpack(others)) == 0

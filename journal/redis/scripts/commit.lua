@@ -8,15 +8,16 @@
 --         16 count, due, member, …
 --         32 count, members
 --         16384 field, or nothing for all of the target: it has expired; messages leave only if it is cleared
---         64 count of messages, then shard, invocation, teller, message; an event is one
---         whose teller is `e:<kind>:<index>`, a wish to be told an outcome one whose teller is `a:<teller>`, what must
---         be new one whose teller is `n<teller>`, a line feed and a refusal
+--         64 count of messages, then shard, invocation, teller, message; the teller of an
+--         event is `e:<kind>:<index>`, that of an attachment `a:<teller>`, that of a message whose invocation must be
+--         new `n<teller>`, a line feed and a refusal
 --         128 outcome, summary, and with 8192 keep in ms | 512 notice
 --         256 holds (0/1, 2: goes on after a pause), reason of a pause
 --         1024 count, ids in `journal` written before this part (before 128 or 256 are done) | 2048 asleep (no section)
--- Returns: for each part: `c<first journal id>` (and after spaces what sends wanted new, and is known), `f<head>` (refused)
---          or `d<reason>` (damaged). After the `c` comes `!` if something that the part is about was not there: the store
---          has lost it. The rest of the part was applied, and the shard is marked as torn: its owner is to mend it.
+-- Returns: for each part: `c<first journal id>` (then, after spaces, known invocations of sends that wanted them new),
+--          `f<head>` (refused) or `d<reason>` (damaged). After the `c` comes `!` if data that the part names was not
+--          there: the store has lost it. The rest of the part was applied, and the shard is marked as torn: its owner is
+--          to mend it.
 -- Promises 3 and 6: a part appears as a whole, once, and only for the shard's owner.
 local inbox_limit, done_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention, refusal = tonumber(ARGV[4]), ARGV[5]
@@ -24,8 +25,8 @@ local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local band = bit.band
 local forgets, are_kept = {}, nil
-local lost = false -- whether the part that is being applied is about something that is gone
-local known = '' -- what sends of the part wanted new and is not, each after a space
+local lost = false -- whether the part that is being applied names data that is gone
+local known = '' -- known invocations of sends of the part that wanted them new, each after a space
 
 -- Ids of one commit follow each other, also where the clock goes on while a script runs (Redis before 7.2).
 local function record(key, last, invocation, data)
@@ -37,7 +38,8 @@ local function record(key, last, invocation, data)
   return call('XADD', key, id, 'i', invocation, 'd', data)
 end
 
--- Puts a message into its inbox, or attaches to what is known; false if there is no room. No limit: nobody to be told.
+-- Puts a message into its inbox, or attaches to a known invocation; false if there is no room. No limit for sends:
+-- nobody could be told.
 local function accept(prefix, invocation, teller, data, limit)
   if attach(prefix, invocation, teller) then return true end
   if limit and call('XLEN', prefix .. ':inbox') >= limit then return false end
@@ -52,7 +54,7 @@ local function send(prefix, invocation, teller, data)
     local what, index = string.match(teller, '^e:(%a):(%d+)$')
     bring(prefix, invocation, what, index, data)
     return
-  elseif kind == 97 then -- a:<whom to tell>, and what, if it is not known
+  elseif kind == 97 then -- a:<whom to tell>, and the outcome if the invocation is not known
     local whom = string.sub(teller, 3)
     if not attach(prefix, invocation, whom) then tell(whom, invocation, data, 'r') end
     return
@@ -76,7 +78,7 @@ local function send(prefix, invocation, teller, data)
   end
 end
 
--- Notes that something is gone, and returns an entry that says nothing.
+-- Notes that data is gone, and returns an empty entry.
 local function gone()
   lost = true
   return ''
@@ -112,7 +114,7 @@ local function lay_to_sleep(names, invocation, target, inbox_id, asleep, how, pa
   end
 end
 
--- Clears what has expired, unless it was written since its timer came due: then the timer is there again, and false.
+-- Clears expired state, unless it was written since its timer came due: then the timer is there again, and false.
 local function expire(names, target, field)
   local state, timers = names.state .. ':' .. target, names.timers
   local object, stem = 'ttl:' .. target .. ':e', 'ttl:' .. target .. '\0'
@@ -159,7 +161,7 @@ local function finish(names, invocation, target, inbox_id, asleep, outcome, summ
   end
 end
 
--- What `finish_all` has to end: lists, used again and again, of which the first `n` hold.
+-- Invocations that `finish_all` has to end: lists, used again and again, of which the first `n` entries hold.
 local ends = {n = 0, invocations = {}, outcomes = {}, summaries = {}, inbox_ids = {}, journal = nil}
 
 -- Ends all others that stand one after the other in a part, with one command where `finish` takes one for each.
@@ -169,7 +171,7 @@ local function finish_all(names)
   for k, entry in ipairs(call('HMGET', names.ids, unpack(invocations, 1, n))) do
     local invocation, outcome = invocations[k], outcomes[k]
     entry = entry or gone()
-    if first < k and string.find(entry, ' i:', 1, true) then -- who has ended before it is not told
+    if first < k and string.find(entry, ' i:', 1, true) then -- a waiting invocation that has ended before is not told
       call('HSET', names.ids, unpack(ended, 2 * first - 1))
       first = k
     end
@@ -183,7 +185,7 @@ local function finish_all(names)
   ends.n, ends.journal = 0, nil
 end
 
--- Whether some shard of this commit had outcomes in `forget` when first asked: what comes later is not due yet.
+-- Whether some shard of this commit had outcomes in `forget` when first asked: later ones are not due yet.
 local function some_kept()
   for first = 1, are_kept == nil and #forgets or 0, 1000 do
     are_kept = call('EXISTS', unpack(forgets, first, math.min(first + 999, #forgets))) > 0 or are_kept or false
@@ -204,7 +206,7 @@ local function apply(prefix, at, stop)
     local invocation, target, inbox_id, flags = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     local asleep, journal = band(flags, 2048) ~= 0, nil
     at = at + 4
-    if ends.n == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- what looks into `ids`, or changes it
+    if ends.n == 500 or band(flags, 64 + 256 + 512) ~= 0 then -- these sections read `ids`, or change it
       finish_all(names)
     end
     if band(flags, 1) ~= 0 then
@@ -337,6 +339,6 @@ for k, key in ipairs(keys) do
 end
 for first = 1, #changed, 1000 do call('MSET', unpack(changed, first, math.min(first + 999, #changed))) end
 -- At once for all parts. It fails where a driver's key is foreign; that driver hears nothing, and attaches in the end:
--- what it waits for has happened all the same.
+-- the commits that it waits for have happened all the same.
 send_replies(redis.pcall)
 return answers

@@ -2,7 +2,7 @@
 -- KEYS: none (names are built from the namespace; one namespace lives in one primary)
 -- ARGV: none of its own
 -- Returns: nothing of its own
--- Promise 9: what is remembered is bounded by count and time, and goes with its `ids`.
+-- Promise 9: memory of finished invocations is bounded by count and time, and goes with their `ids`.
 local call = redis.call
 
 -- The names of a shard's keys, each built when it is first used.
@@ -19,7 +19,7 @@ local function sliced(command, key, at, count, values)
   end
 end
 
--- Forgets the oldest `excess` of `done`, and what is as old as `too_old` in ms, at most so many; returns how many.
+-- Forgets the oldest `excess` of `done`, and entries as old as `too_old` in ms, at most so many; returns how many.
 local function forget_done(names, most, excess, too_old)
   local ids = names.ids
   -- Up to an id without a sequence is up to the end of its millisecond: most often nothing.

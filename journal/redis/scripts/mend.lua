@@ -1,10 +1,10 @@
--- Makes `ids` of a torn shard anew, of what is there, and ends what it names and is not there.
+-- Makes `ids` of a torn shard anew, from the data that is there, and ends the invocations in it that are gone.
 -- KEYS: none
--- ARGV: namespace, shard, owner (`epoch incarnation`), outcome of what is gone, whether this is the last call (0/1), then
---       for each open invocation that is there: its id, its entry (or nothing, if it has one), and what of its timers
---       is to be set again where they are gone: nothing, `w` (its owner does it), or due time and member
+-- ARGV: namespace, shard, owner (`epoch incarnation`), outcome of those that are gone, whether this is the last call
+--       (0/1), then for each open invocation that is there: its id, its entry (or nothing, if it has one), and the timer
+--       to set again where timers are gone: nothing, `w` (its owner does it), or due time and member
 -- Returns: the ids of those that are gone (with the last call; before it, none), or false if the shard is another host's
--- Promise 8: what somebody has deleted holds nobody. Fenced, not numbered: once more finds nothing more to mend.
+-- Promise 8: deleted data holds up no caller. Fenced, not numbered: once more finds nothing more to mend.
 local prefix = ns .. ':' .. ARGV[2]
 local head = call('GET', prefix .. ':head') or ''
 if string.sub(head, 1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then return false end

@@ -1,6 +1,6 @@
 -- Keeps code under its hash; new code becomes current for its types.
 -- KEYS: none
--- ARGV: namespace, hash, code, what it takes the place of (or nothing), then the names of types
+-- ARGV: namespace, hash, code, the code that it replaces (or nothing), then the names of types
 -- Returns: 1 if the code is new, else 0
 -- Promise 3: kept and current at once; an old program that starts again finds its hash known and changes nothing.
 local ns, digest = ARGV[1], ARGV[2]

@@ -1,4 +1,4 @@
--- Reads in order, until what was read takes so many bytes; what follows is left for the next time.
+-- Reads in order, until the answers take so many bytes; the rest is left for the next time.
 -- KEYS: none
 -- ARGV: namespace, bytes, then for each: count of words that follow, a reading command. XRANGE is cut between entries.
 -- Returns: whether all room was taken (0/1), then the answers, of as many commands as there was room for, at least one

@@ -1,4 +1,4 @@
--- Renews the leases of a host, says that it is there, and compares what it has read with what is there.
+-- Renews the leases of a host, says that it is there, and compares the ids that it has read with the ends of the streams.
 -- KEYS: none
 -- ARGV: namespace, incarnation, about the host, beat, whether to look into streams (0/1), then for each: shard, epoch,
 --       the last ids that were read of `inbox` and of `events`
@@ -13,7 +13,7 @@ local function order_of(id)
   return tonumber(ms), tonumber(sequence)
 end
 
--- Whether a stream is gone, or ends before what was read of it.
+-- Whether a stream is gone, or ends before the last id that was read of it.
 local function is_gone(key, read)
   if read == '0-0' then return false end
   if redis.call('EXISTS', key) == 0 then return true end

@@ -7,7 +7,7 @@
 -- Returns: false if refused (unknown writer, or not the next number); else it was applied, now or before, but for those
 --          listed, by their place from 0: `o3` found the stream full, the invocation of `u4` is not known, that of `k5`
 --          is, and had to be new, `l6` asks for an outcome after too many bytes of others: to be asked again
--- Promise 1: what is applied is in its inbox. Promise 2: in the order sent, each once.
+-- Promise 1: an applied message is in its inbox. Promise 2: in the order sent, each once.
 local writer, number, session = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local key, replies_key = ns .. ':writer:' .. writer, ns .. ':replies:' .. writer
 local entry = call('GET', key)
@@ -23,7 +23,7 @@ if number == last then
   return missed
 end
 
--- What is known of each shard is asked before anything is written, at once: should a key be foreign, nothing is done.
+-- Everything is read before anything is written, at once for all shards: should a key be foreign, nothing is done.
 local limit, me, shards, order, room = tonumber(ARGV[6]), 'w:' .. writer, {}, {}, {}
 local lengths, i, n = {m = 5, n = 6, c = 4, a = 3, e = 5}, 7, #ARGV
 while i <= n do
@@ -110,7 +110,7 @@ end
 for _, shard in ipairs(order) do note(shard) end
 send_replies(call)
 if ARGV[5] ~= '' then call('XTRIM', replies_key, 'MINID', ARGV[5]) end
--- The number comes last: should anything above fail, the write is repeated, and finds what it has done known.
+-- The number comes last: should anything above fail, the write is repeated, and finds its messages known.
 local answer = #missed > 0 and ' ' .. table.concat(missed, ' ') or ''
 call('SET', key, ARGV[3] .. answer, 'PX', session)
 return missed

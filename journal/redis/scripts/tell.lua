@@ -1,4 +1,4 @@
--- Shared functions, placed before `submit` and `commit`: who waits for an invocation, how it is told, what comes to it.
+-- Shared functions, placed before `submit` and `commit`: outcomes to the tellers of an invocation, and events to it.
 -- KEYS: none (names are built from the namespace; one namespace lives in one primary)
 -- ARGV: none of its own
 -- Returns: nothing of its own
@@ -13,8 +13,8 @@ for _, command in ipairs({'DEL', 'HDEL', 'HSET', 'MSET', 'PEXPIRE', 'SET', 'XADD
     return redis.error_reply('NOPERM this user may not run ' .. command .. ' on the keys of ' .. ns)
   end
 end
-local replies, part = {}, 0 -- what each driver is told, by teller; the part of a commit that is being applied
-local told = 0 -- bytes of what drivers are told
+local replies, part = {}, 0 -- replies to each driver, by teller; the part of a commit that is being applied
+local told = 0 -- bytes of the replies to drivers
 
 -- where|whom: `i<inbox id>`, `a<inbox id>` (asleep), `d<done id>`, `o` (outcomes), then a space before each teller
 local function place_of(entry)
@@ -81,7 +81,7 @@ local function attach(prefix, invocation, teller)
   return true
 end
 
--- Takes back what the current part has told drivers.
+-- Takes back the replies of the current part.
 local function untell()
   for _, list in pairs(replies) do
     for k = #list, list.part == part and list.kept + 1 or #list + 1, -1 do list[k] = nil end
