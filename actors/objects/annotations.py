@@ -1,9 +1,9 @@
-"""Annotations: whether a value is of the type that one says; the value passes through as it is.
+"""Annotations: checks that a value is of its annotated type; the value itself is not changed.
 
 The rules: an instance of a subclass is fine, as is an int for a float; nothing is converted, so a str is no int and a
-dict no model. What is in lists, tuples, sets and dicts is looked at too, in all else the class alone. Limits that
-`Annotated` says (`Field(gt=0)`) are asked of pydantic. Where an annotation cannot be resolved or says nothing that can
-be looked at, everything fits: a handler is never unusable for its annotations.
+dict no model. The items of lists, tuples, sets and dicts are checked too, of all other values the class alone. Limits
+in `Annotated` (`Field(gt=0)`) are checked by pydantic. If an annotation cannot be resolved, or cannot be checked, every
+value fits: an annotation never makes a handler unusable.
 """
 
 import collections.abc
@@ -23,18 +23,18 @@ Fits = Callable[[Any], bool]
 _DEPTH_MAX: Final = 12
 """Annotations that nest deeper are recursive: from there on everything fits."""
 _ITEMS: Final = (list, tuple, set, frozenset)
-"""What is looked into: nothing of users' runs when these are."""
+"""Types whose items are checked: iterating over them runs no code of users."""
 _LIMITING: Final = ("annotated_types", "pydantic")
 _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (float, int), complex: (complex, float, int)}
 
 
 @pinned("WrongTypeError")
 class WrongTypeError(UsageError, TypeError):
-    """A value is not of the type that its annotation says."""
+    """A value is not of its annotated type."""
 
 
 def exact(annotation: Any) -> frozenset[type] | None:
-    """Return the types whose own instances all fit, which is to be asked first; None if everything does."""
+    """Return the types whose own instances all fit, for a first quick check; None if every value fits."""
     if fits(annotation) is None:
         return None
     if isinstance(annotation, type) and typing.get_origin(annotation) is None and not typing.is_typeddict(annotation):
@@ -47,12 +47,12 @@ def exact(annotation: Any) -> frozenset[type] | None:
 
 
 def fits(annotation: Any, depth: int = 0) -> Fits | None:
-    """Return what tells whether a value fits, None if everything does."""
+    """Return a predicate whether a value fits, None if every value does."""
     if depth > _DEPTH_MAX:
         return None
     try:
         return _fits(annotation, depth + 1)
-    except Exception:  # noqa: BLE001 - to look into an annotation may run code of users, which may raise anything
+    except Exception:  # noqa: BLE001 - reading an annotation may run code of users, which may raise anything
         return None
 
 
@@ -60,13 +60,13 @@ def check(name: str, value: Any, annotation: Any, accepts: Fits | None) -> None:
     """Refuse a value that does not fit.
 
     Raises:
-        WrongTypeError: it says what is wanted; never the value, which may be a secret.
+        WrongTypeError: the value does not fit; the message names the type, never the value, which may be a secret.
     """
     if accepts is None or value is ABSENT or not current.validates():
         return
     try:
         is_fine = accepts(value)
-    except Exception:  # noqa: BLE001 - users' metaclasses and validators may raise anything, and refuse nothing by it
+    except Exception:  # noqa: BLE001 - users' metaclasses and validators may raise anything, which is no refusal
         return
     if not is_fine and _is_data(value):
         kind = cast("type[object]", type(value))
@@ -79,7 +79,7 @@ def check(name: str, value: Any, annotation: Any, accepts: Fits | None) -> None:
 
 
 def _is_data(value: Any) -> bool:
-    """Whether a value can be stored; what cannot is refused where it is encoded, which says more."""
+    """Whether a value can be stored; if not, the encoder refuses it later with a better message."""
     try:
         encode(value)
     except UsageError:
@@ -127,7 +127,7 @@ def _any_of(those: list[Fits | None]) -> Fits | None:
 def _of_class(cls: type[Any], depth: int) -> Fits | None:
     if typing.is_typeddict(cls):
         return _of_typed_dict(cls, depth)
-    if hasattr(cls, "_runs_once"):  # an object, whose address has no class where that is not known
+    if hasattr(cls, "_runs_once"):  # an object: its address has no class in a program that does not know it
         return None
     if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
         return None
@@ -139,7 +139,7 @@ def _of_class(cls: type[Any], depth: int) -> Fits | None:
 def _is_a(value: Any, cls: type[Any]) -> bool:
     if isinstance(value, cls):
         return True
-    # A class that was defined again, in a notebook for one, is another object with the same name.
+    # A class that was defined again, for example in a notebook, is another object with the same name.
     return any(
         base.__qualname__ == cls.__qualname__ and base.__module__ == cls.__module__ for base in type(value).__mro__
     )
@@ -222,13 +222,13 @@ def _limited(annotation: Any, inner: Fits | None) -> Fits | None:
 
 
 ABSENT: Final = object()
-"""Stands for an argument that was not given, or is not known yet."""
+"""A placeholder for an argument that was not given, or is not known yet."""
 
 
 def checking(names: Mapping[str, tuple[Any, Any]], of: str) -> tuple[list[str], dict[str, Any]]:
-    """Return the lines that check arguments, by their names, and the names that those lines use.
+    """Return lines of code that check arguments by name, and the names that the lines use.
 
-    `names`: each with its annotation and its default. What fits at a glance costs one look at its type.
+    `names`: each with its annotation and its default. A value of an exact type costs one look at its type.
     """
     lines: list[str] = []
     scope: dict[str, Any] = {"_absent": ABSENT}

@@ -1,4 +1,4 @@
-"""Commands: what the context asks of the execution behind it, and what handlers get for it. Shapes only."""
+"""Commands: the interface from the context to its execution, and the types of its results. Protocols only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ D = TypeVar("D")
 
 @public
 class Awakeable(Protocol[T_co]):
-    """What is completed from outside: hand its `id` to whoever is to complete it, and `await` it.
+    """A durable promise that is completed from outside, by its `id`; `await` it.
 
     `actors.resolve(id, value)` and `actors.reject(id, message)` complete it, once: the first counts. It may be awaited
-    any number of times; ending a wait leaves it as it is.
+    any number of times; giving a wait up does not change it.
     """
 
     @property
@@ -32,14 +32,14 @@ class Awakeable(Protocol[T_co]):
 
 
 class Compensations(Protocol):
-    """What is to be undone if the handler ends for good in an error."""
+    """The compensations that run if the handler ends for good in an error."""
 
     def defer(self, name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> None:
-        """Add a compensation: the step that it becomes, if it comes to that."""
+        """Add a compensation: a step that runs only in that case."""
         ...
 
     def defer_undo(self, name: str, undo: Any, step: asyncio.Future[Any], /) -> None:
-        """Add one with the result of a step, when it has one."""
+        """Add a compensation with the result of a step, as soon as the step has succeeded."""
         ...
 
 
@@ -67,8 +67,8 @@ class FieldCommands(Protocol):
 class Promise(Protocol[V]):
     """A durable promise of a workflow: a named value, written once, that all handlers of the key share.
 
-    Whoever awaits it waits until one of them has completed it, and may await it again; ending a wait leaves it as it
-    is. It can be read until the workflow's retention is over.
+    An `await` waits until one of them has completed it, and may be repeated; giving a wait up does not change the
+    promise. It can be read until the workflow's retention is over.
     """
 
     def __await__(self) -> Generator[Any, Any, V]: ...
@@ -78,20 +78,20 @@ class Promise(Protocol[V]):
     @overload
     def peek(self, default: D) -> V | D: ...
     def peek(self, default: Any = None) -> Any:
-        """Return the value if there is one, else `default`; raise `TerminalError` if it was rejected."""
+        """Return the value if there is one, otherwise `default`; raise `TerminalError` if it was rejected."""
         ...
 
     def resolve(self, value: V) -> None:
-        """Give it its value, durable from here on, whatever becomes of this attempt.
+        """Complete the promise with a value, durable from here on, whatever happens to this attempt.
 
         Raises:
-            TerminalError: it was completed already (409); who was first counts.
+            TerminalError: it was completed already (409); the first completion counts.
             UsageError: the value cannot be stored.
         """
         ...
 
     def reject(self, message: str) -> None:
-        """Let whoever awaits it get a `TerminalError` with this message. Otherwise as `resolve`."""
+        """Complete the promise with a `TerminalError` of this message, raised by each await. Otherwise as `resolve`."""
         ...
 
 
@@ -113,7 +113,7 @@ class StepCommands(Protocol):
 
 
 class Commands(Protocol):
-    """What the context asks of the execution; called on its own loop, but for the properties."""
+    """The execution, as the context uses it; methods are called on its own loop, properties also elsewhere."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -132,17 +132,17 @@ class Commands(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
+        """The number of this attempt, from 1."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the caller sent along."""
+        """The headers that the caller sent."""
         ...
 
     @property
     def is_replaying(self) -> bool:
-        """Durable events remain to be delivered. Read from any thread."""
+        """Whether durable events remain to be delivered. Any thread may read it."""
         ...
 
     @property
@@ -152,7 +152,7 @@ class Commands(Protocol):
 
     @property
     def sagas(self) -> Compensations:
-        """What the handler defers."""
+        """The handler's compensations."""
         ...
 
     def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
@@ -164,7 +164,7 @@ class Commands(Protocol):
         ...
 
     def changed(self, names: tuple[str, ...], /) -> Awakeable[None]:
-        """Make the entry of a wait for a change of fields; raise `UsageError` where none can come."""
+        """Make the entry of a wait for a change of fields; raise `UsageError` if none can come."""
         ...
 
     def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
@@ -172,7 +172,7 @@ class Commands(Protocol):
         ...
 
     def promise(self, name: str, annotation: Any, /) -> Promise[Any]:
-        """Return a durable promise; raise `UsageError` where this is no workflow."""
+        """Return a durable promise; raise `UsageError` if this is no workflow."""
         ...
 
     def now_ms(self) -> int:

@@ -1,10 +1,10 @@
-"""The context: what a handler is given besides its arguments.
+"""Context: the `ctx` argument of every handler, with its commands.
 
-Owns: how commands are spelled, typed and refused. Does not own: what they do; that is the execution's, behind
+Owns the names, types and refusals of commands. Does not own their effects, which are the execution's, behind
 `Commands`.
 
-A command is accepted on the execution's own loop only. From a step it would be lost or doubled when the step repeats;
-from another thread, another handler or a callback its place in the journal would be a matter of chance.
+A command is accepted on the execution's own loop only. From a step it would be lost, or repeated with the step; from
+another thread, another handler or a callback its place in the journal would be random.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _logger = logging.getLogger("actors.handler")
 
 
 class RayFunction(Protocol[P, T_co]):
-    """What `ray.remote` makes of a function. Structural, so that this imports no Ray; our own calls have no `bind`."""
+    """The result of `ray.remote(function)`. Structural, so that this imports no Ray; our own calls have no `bind`."""
 
     @property
     def bind(self) -> Callable[..., Any]: ...
@@ -53,7 +53,7 @@ class RayFunction(Protocol[P, T_co]):
 
 
 class RayPositional(Protocol[*Ts, T_co]):
-    """The same, for steps that carry options: no ParamSpec may stand beside keywords of ours (PEP 612)."""
+    """The same, for steps with options: a ParamSpec cannot stand beside keywords of ours (PEP 612)."""
 
     @property
     def bind(self) -> Callable[..., Any]: ...
@@ -61,7 +61,7 @@ class RayPositional(Protocol[*Ts, T_co]):
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
-    """The handler's logger; silent while what it says has been said before."""
+    """The handler's logger; silent while a replay repeats lines that were logged before."""
 
     def __init__(self, commands: Commands) -> None:
         super().__init__(_logger, {"invocation": commands.id, "key": commands.key, "attempt": commands.attempt})
@@ -78,7 +78,7 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
 
 @public
 class Context:
-    """Commands that are journaled, and what is known of this invocation.
+    """Journaled commands, and facts about this invocation.
 
     Everything but `key`, `id`, `attempt`, `headers`, `step_id` and `log` is for the handler itself and the tasks it
     made; in a step, a thread or another handler it raises `UsageError`.
@@ -102,19 +102,19 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1: for logs, not for decisions, since a replay has another."""
+        """The number of this attempt, from 1: for logs, not for decisions, since a replay has another number."""
         return self._commands.attempt
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the caller gave as `.options(headers=...)`."""
+        """The headers that the caller gave by `.options(headers=...)`."""
         return self._commands.headers
 
     @property
     def step_id(self) -> str:
         """Inside a step: the invocation's id and the entry's index, the same whenever the step repeats.
 
-        Hand it to the outside as idempotency key.
+        Give it to external services as idempotency key.
 
         Raises:
             UsageError: this is not a step.
@@ -133,7 +133,7 @@ class Context:
 
     @property
     def random(self) -> random.Random:
-        """A generator that gives a replay the same numbers."""
+        """A random generator; a replay gets the same numbers."""
         return self._here().random()
 
     def uuid4(self) -> uuid.UUID:
@@ -189,14 +189,14 @@ class Context:
         """Start a step: call `fn` now and record its outcome; a replay gets the outcome without the call.
 
         `fn` is sync (run in a thread), async (run on the host's loop) or a Ray remote function (run on the cluster).
-        A crash between its effect and the record repeats it: hand `ctx.step_id` to the outside. A failure is retried
-        in place by `retry`, then raised as `TerminalError`. With `undo`, `ctx.defer("undo <name>", undo, result)`
-        follows when the step has succeeded; a step that is given up before has no result: what must be undone in any
-        case is deferred before it. `retry`, `timeout` and `undo` are taken here, and refused where `fn` takes one of
-        that name itself: bind it by `functools.partial`.
+        A crash between its effect and the record repeats it: give `ctx.step_id` to the external service. A failure is
+        retried in place by `retry`, then raised as `TerminalError`. With `undo`, `ctx.defer("undo <name>", undo,
+        result)` follows when the step has succeeded. A step that is given up before has no result: defer a compensation
+        that must run in any case before the step. `retry`, `timeout` and `undo` are options of `run`, and refused if
+        `fn` has a parameter of that name: bind it by `functools.partial`.
 
         Raises:
-            UsageError: this is not the handler's own loop, or `fn` is nothing that can be called as a step.
+            UsageError: this is not the handler's own loop, or `fn` cannot be called as a step.
         """
         commands = self._here()
         if kwargs:
@@ -218,18 +218,18 @@ class Context:
     @overload
     def defer(self, name: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
     def defer(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Keep a compensation: a step that runs if the handler ends for good in an error, a cancel included.
+        """Defer a compensation: a step that runs if the handler ends for good in an error, a cancel included.
 
         The `.remote` of an address is a call instead, journaled, awaited: `ctx.defer("refund", Account[a].add.remote,
-        10)`; its `.send` is sent. A function may call, too, and use the context: it then runs as the handler does, and
-        what goes outside in it belongs in `ctx.run`.
+        10)`; its `.send` is a send. A function may call, too, and use the context: it then runs as code of the handler,
+        so its external effects belong in `ctx.run`.
 
-        They run newest first, one after the other, with the default retry; then the error goes on as the outcome. One
-        that fails for good is logged and named in the outcome's metadata (`compensation_failed`); the others still
-        run. None runs when the handler returns, or while another attempt follows.
+        Compensations run in sequence, newest first, with the default retry; then the error becomes the outcome. A
+        compensation that fails for good is logged and named in the outcome's metadata (`compensation_failed`); the
+        others still run. None runs when the handler returns, or while another attempt follows.
 
         Raises:
-            UsageError: this is not the handler's own loop, or `fn` cannot be called so.
+            UsageError: this is not the handler's own loop, or `fn` cannot be called with these arguments.
         """
         commands = self._here()
         _check_step(name, fn, verb="defer")
@@ -237,7 +237,7 @@ class Context:
         commands.sagas.defer(name, fn, args, kwargs)
 
     def sleep(self, duration: Duration, *, name: str = "") -> asyncio.Future[None]:
-        """Return a wait that ends after `duration`, by a durable timer, wherever the invocation then is."""
+        """Return a wait that ends after `duration`, by a durable timer, on whatever host the invocation then is."""
         return self._here().sleep(seconds(duration), name)
 
     @overload
@@ -245,9 +245,9 @@ class Context:
     @overload
     def awakeable(self, type: object = ..., /) -> Awakeable[Any]: ...
     def awakeable(self, type: object = MISSING, /) -> Awakeable[Any]:
-        """Return something to await that the outside completes, by its `id`; `type` is that of the value.
+        """Return an awakeable, which a program outside completes by its `id`; `type` is the type of the value.
 
-        The `id` is the same in every attempt. Give it away in a step, a call, a send, or the state.
+        The `id` is the same in every attempt. Pass it on in a step, a call, a send, or the state.
         """
         return self._here().awakeable(type)
 
@@ -258,8 +258,8 @@ class Context:
     def signal(self, name: str, type: object = MISSING, /) -> asyncio.Future[Any]:
         """Return a wait for the next signal of this name, as `ref.signal(name, value)` sends it.
 
-        Signals that come early are kept; each is handed out once, in order, to whoever asked first. A wait that is
-        given up (`wait_for`) takes none.
+        Signals that come early are kept; each is handed out once, in order, to the wait that began first. A wait that
+        is given up (`wait_for`) takes none.
         """
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
             raise UsageError(f"a signal has a name: ctx.signal('paid', int), not ctx.signal({name!r})")
@@ -280,15 +280,15 @@ class Context:
         return self._here().promise(name, type)
 
     def changed(self, *fields: str) -> Awaitable[None]:
-        """Return a wait, in a shared handler, that ends when one of these fields is no more what was seen of it.
+        """Return a wait, in a shared handler, that ends when one of these fields differs from the value last read.
 
-        It compares with what this handler has read last, so that no change falls between reading and waiting:
-        `while len(self.log) <= n: await ctx.changed("log")`. After a wait, of any kind, a shared handler sees what is
-        committed then; changes that come fast may be seen as one. What is seen of the fields is recorded: watch small
-        ones, as a number that counts. A wait that is given up (`wait_for`) leaves nothing behind.
+        The comparison is with this handler's last reads, so that no change between reading and waiting is missed:
+        `while len(self.log) <= n: await ctx.changed("log")`. After a wait, of any kind, a shared handler sees the state
+        that is committed then; fast changes may be seen as a single change. The values read are recorded, so watch
+        small fields, such as a counter. A wait that is given up (`wait_for`) has no effect.
 
         Raises:
-            UsageError: no field is named, or the handler is exclusive or a service's: nothing would change.
+            UsageError: no field is named, or the handler is exclusive or a service's, so that no change can come.
         """
         for name in fields:
             if not isinstance(name, str) or not name or "\0" in name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
@@ -298,7 +298,7 @@ class Context:
         return self._here().changed(tuple(sorted({_users(name) for name in fields})))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the field's value, or `default` where it is not set and no declared default stands in."""
+        """Return the field's value, or `default` if it is not set and has no declared default."""
         value = self._here().state.read(_users(name))
         return default if value is MISSING else value
 
@@ -311,7 +311,7 @@ class Context:
         self._here().state.write(_users(name), value)
 
     def clear(self, name: str) -> None:
-        """Make the field absent; a declared one then has its default again."""
+        """Make the field absent; a declared field then has its default again."""
         self._here().state.clear(_users(name))
 
     def clear_all(self) -> None:
@@ -357,7 +357,7 @@ def _check_step(name: object, fn: object, retry: object = None, verb: str = "run
 
 
 def _check_options(name: object, fn: Any, given: int, kwargs: dict[str, Any]) -> None:
-    """Refuse an option that a step's function takes itself, neither by position nor bound: it would never get it."""
+    """Refuse an option that is also an unbound keyword of a step's function, which would never get it."""
     for option in ("retry", "timeout", "undo"):
         if kwargs.get(option) is not None and option in _named(fn, given):
             raise UsageError(
@@ -367,8 +367,8 @@ def _check_options(name: object, fn: Any, given: int, kwargs: dict[str, Any]) ->
 
 
 def _named(fn: Any, given: int) -> Collection[str]:
-    """Return the names of parameters that a function takes beyond so many."""
-    if inspect.isfunction(fn) and not hasattr(fn, "__wrapped__"):  # signatures take a while
+    """Return the names of a function's parameters after the first `given`."""
+    if inspect.isfunction(fn) and not hasattr(fn, "__wrapped__"):  # computing a signature is slow
         code = fn.__code__
         return code.co_varnames[max(given, code.co_posonlyargcount) : code.co_argcount + code.co_kwonlyargcount]
     try:
@@ -380,7 +380,7 @@ def _named(fn: Any, given: int) -> Collection[str]:
 
 
 def _check_call(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
-    # Of a compensation at once: else it comes out on the day it is needed.
+    # Checked at once: a wrong compensation would otherwise fail only when it is needed.
     if current.address_in(fn) is not None:
         try:
             current.check_start(fn, args, kwargs)
@@ -389,7 +389,7 @@ def _check_call(name: str, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         return
     try:
         signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # some builtins, and what Ray makes of a function, have none
+    except (TypeError, ValueError):  # some builtins, and Ray's remote functions, have none
         return
     try:
         signature.bind(*args, **kwargs)

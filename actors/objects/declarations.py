@@ -1,6 +1,6 @@
-"""Members: the handlers and fields that a class declares, its bases included, and what may be wrong with them.
+"""Members: reads and checks the handlers and fields that a class declares, its bases included.
 
-Pure: it looks into the classes, as they are when it is asked, and keeps nothing.
+Pure: each call reads the classes as they are then, and stores nothing.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from .methods import FIRST, WRAPS, encloses, hides
 from .state import State, Unkeyed
 
 TAKEN: Final = frozenset({"handle", "_fields", "_key", "_options", "_table", "_validates"})
-"""Names that the bases use themselves."""
+"""Names that the base classes use themselves."""
 
 
 def members(cls: type) -> tuple[dict[str, Handler[Any, Any]], dict[str, State[Any]]]:
     """Return the handlers and the fields of a class.
 
     Raises:
-        UsageError: they contradict each other, or their names are taken.
+        UsageError: members contradict each other, or their names are taken.
     """
     handlers: dict[str, Handler[Any, Any]] = {}
     fields: dict[str, State[Any]] = {}

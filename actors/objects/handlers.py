@@ -1,7 +1,7 @@
 """Handlers and calls: a method that others may invoke, typed at its address and in place.
 
-Owns: the decorators, the descriptor, and the check of a call in its caller. Does not own: where a call goes
-(`place.caller`).
+Owns the decorators, the descriptor, and the check of a call in its caller. Does not own the way of a call
+(`current.caller`).
 
 A pickle of a handler carries its name and its resolved annotations, and no cache.
 
@@ -51,9 +51,9 @@ from .state import Addressed, Unkeyed, resolved
 P = ParamSpec("P")
 R = TypeVar("R")
 Remote = TypeVar("Remote", covariant=True)
-"""How a handler is called from afar: `(item: str) -> Invocation[int]`."""
+"""The signature of a handler at its address: `(item: str) -> Invocation[int]`."""
 Plain = TypeVar("Plain", covariant=True)
-"""How it is called in place: `(ctx, item: str) -> Coroutine[Any, Any, int]`."""
+"""The signature of a handler called in place: `(ctx, item: str) -> Coroutine[Any, Any, int]`."""
 
 
 @pinned("Call")
@@ -90,7 +90,7 @@ class Call(Generic[Remote]):
 
     @property
     def send(self) -> Remote:
-        """Start an invocation whose result nobody waits for; else as `remote`."""
+        """Start an invocation without waiting for its result; otherwise as `remote`."""
         send: Any = self._send
         return send
 
@@ -102,12 +102,12 @@ class Call(Generic[Remote]):
         headers: Mapping[str, str] | None = None,
         timeout: Duration | None = None,
     ) -> Call[Remote]:
-        """Return a copy with these options; what is not given stays.
+        """Return a copy with these options; omitted options stay.
 
-        `delay`: it counts as sent when this has passed. `idempotency_key`: the same key is the same invocation, as long
-        as its outcome is kept. `headers`: what the handler finds in `ctx.headers`. `timeout`, for `.remote` only: after
-        so long every wait for the call raises `CallTimeout`, and what it has called is cancelled; in a handler by a
-        durable timer, in a driver by this program, so that it ends with it.
+        `delay`: the request counts as sent after this time. `idempotency_key`: the same key is the same invocation, as
+        long as its outcome is kept. `headers`: the contents of the handler's `ctx.headers`. `timeout`, for `.remote`
+        only: after this time every wait for the call raises `CallTimeout`, and the called invocation is cancelled; in a
+        handler by a durable timer, in a driver by this program, so that the time-out ends with the program.
         """
         changed = self._options.changed(delay, idempotency_key, headers, timeout)
         return type(self)(self._handler, self._owner, self._target, changed)
@@ -126,23 +126,23 @@ class Call(Generic[Remote]):
     ) -> Schedule:
         """Declare a durable schedule that sends this request at each tick, and return it.
 
-        Declaring it again changes nothing, so programs may whenever they start. With other arguments it goes on with
-        those; with another timing it begins anew. A tick is fired once, through failures too; the handler finds its
+        Declaring it again changes nothing, so a program may do so at every start. With other arguments it goes on with
+        these; with another timing it begins anew. A tick is fired once, through failures too; the handler finds its
         time in the header `perdure-scheduled-at`.
 
         Args:
-            cron: five fields, as in "0 9 * * mon-fri"; a sixth one counts seconds.
-            every: instead of cron, the distance of the ticks, from now on; at least one second.
-            timezone: in which cron is read, as "Europe/Berlin"; "UTC" where it is not said.
-            missed: what becomes of ticks that come a minute late or more, because all was down, or that were due while
-                the schedule was paused: "skip" fires none of them, "last" one, if none is in time, "all" each (at most
-                1,000, the latest); "last" where it is not said.
-            name: of the schedule, where target and handler are not to be it; one name is one schedule.
-            arguments: of the handler, by name, where it takes some that are named as one of these options.
+            cron: five fields, as in "0 9 * * mon-fri"; a sixth field counts seconds.
+            every: instead of cron, the interval of the ticks, from now on; at least one second.
+            timezone: the time zone of cron, as "Europe/Berlin"; "UTC" by default.
+            missed: the treatment of ticks that come at least a minute late, because everything was down, or that were
+                due while the schedule was paused: "skip" fires none of them, "last" (the default) a single one if no
+                tick is in time, "all" each (at most 1,000, the latest).
+            name: the name of the schedule, by default target and handler; the same name is the same schedule.
+            arguments: arguments of the handler, by name, for parameters that are named as one of these options.
 
         Raises:
             TypeError: the arguments are not the handler's.
-            UsageError: the timing is none, a name may be an option or an argument, or as with every call.
+            UsageError: the timing is invalid, a name may be an option or an argument, or as with every call.
         """
         handler, owner, target = self._handler, self._owner, self._target
         options = SaidOptions(cron, every, timezone, missed, name)
@@ -172,7 +172,7 @@ class Call(Generic[Remote]):
             Request(owner._options.name, key, handler.name, args, kwargs, one_way, self._options, handler, owner)
         )
 
-    if not TYPE_CHECKING:  # a checker says it of itself
+    if not TYPE_CHECKING:  # type checkers find this themselves
 
         def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
             raise _not_in_place(self)
@@ -183,12 +183,12 @@ class Call(Generic[Remote]):
 
 
 def called(call: Call[Any]) -> tuple[type[Addressed], str | None, Handler[Any, Any]]:
-    """Return what a call is to: class, key and handler."""
+    """Return the target of a call: class, key and handler."""
     return call._owner, None if call._target is None else call._target._key, call._handler
 
 
 def run_of(call: Call[Any], shards: int) -> tuple[str, Handler[Any, Any]]:
-    """Return the id of the one invocation of a workflow's `run`, and its handler.
+    """Return the id of the only invocation of a workflow's `run`, and its handler.
 
     Raises:
         UsageError: this is another handler.
@@ -248,12 +248,12 @@ class Handler(Generic[Remote, Plain]):
         self.fn = fn
         self._is_native = inspect.iscoroutinefunction(fn)
         self.is_async = is_async(fn)
-        """A call of it is awaited."""
+        """Whether a call of it is awaited."""
         self.name = fn.__name__
         self.exclusive = exclusive
         self.policy = policy
         self.reentrant = reentrant
-        """A call of it that comes back to a key whose holder waits for it is let in."""
+        """Whether a call of it is let in that returns to a key whose holder waits for it."""
         self._is_named = False
         self._bare: Callable[..., None] | None = None
         self._binder: Callable[..., None] | None = None
@@ -275,7 +275,7 @@ class Handler(Generic[Remote, Plain]):
         # Not issubclass(): through ABCMeta it costs as much as the rest.
         return Call(self, owner, None) if Unkeyed in owner.__mro__ else self
 
-    if not TYPE_CHECKING:  # a checker says it of itself
+    if not TYPE_CHECKING:  # type checkers find this themselves
 
         def __getattr__(self, name: str) -> Any:
             if name in ("remote", "send", "options"):
@@ -285,7 +285,7 @@ class Handler(Generic[Remote, Plain]):
 
     @property
     def hints(self) -> Mapping[str, Any]:
-        """The resolved annotations of its parameters and of `return`; what cannot be resolved is missing."""
+        """The resolved annotations of its parameters and of `return`, without those that cannot be resolved."""
         if self._hints is None:
             fn = inspect.unwrap(self.fn)
             annotations = fn.__annotations__
@@ -304,17 +304,17 @@ class Handler(Generic[Remote, Plain]):
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any], owner: type[Addressed] = Addressed, /) -> None:
         """Raise the `TypeError` of a call with these arguments, naming this handler.
 
-        It is Python's own, or a `UsageError` too where an argument is not what its annotation says.
+        It is Python's own error, or also a `UsageError` if an argument is not of its annotated type.
         """
         self.binder_of(owner)(*args, **kwargs)
 
     def called(
         self, me: Addressed, ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], /, *, are_checked: bool = True
     ) -> Coroutine[Any, Any, Any]:
-        """Return the coroutine of a call: the method's own, as one that awaited it would hide that it resists its end.
+        """Return the coroutine of a call: the method's own, since a wrapper would hide that it resists its end.
 
         Raises:
-            UsageError: the method does not take these arguments, or, if nobody has looked yet, none of these types.
+            UsageError: the method does not take these arguments or, unless `are_checked`, arguments of these types.
         """
         try:
             (self._bare or self._compiled_bare() if are_checked else self.binder_of(type(me)))(*args, **kwargs)
@@ -327,7 +327,7 @@ class Handler(Generic[Remote, Plain]):
         return awaited(self.fn, me, ctx, args, kwargs, is_async=self.is_async)
 
     def binder_of(self, owner: type[Addressed], /) -> Callable[..., None]:
-        """Return what checks the arguments of a call: their types too, unless handler or class say no."""
+        """Return a function that checks the arguments of a call; their types too, unless handler or class refuse it."""
         said = None if self.policy is None else self.policy.validate
         if owner._validates if said is None else said:
             return self._binder or self._compiled()
@@ -369,7 +369,7 @@ def _restored_handler(
 
 
 def _binder(fn: Callable[..., Any], hints: Mapping[str, Any]) -> Callable[..., None]:
-    """Return a function that takes what `fn` takes after self and ctx: Python checks the call, it the types.
+    """Return a function with the parameters of `fn` after self and ctx: Python checks the call, its body the types.
 
     Compiled once (70 µs); then 0.2 µs for a call, where `inspect.Signature.bind` takes 4.3.
     """
@@ -397,7 +397,7 @@ def _binder(fn: Callable[..., Any], hints: Mapping[str, Any]) -> Callable[..., N
 
 
 class Decorator(Protocol):
-    """What `handler(policy=...)` returns."""
+    """The decorator that `handler(policy=...)` returns."""
 
     @overload
     def __call__(
@@ -411,7 +411,7 @@ class Decorator(Protocol):
 
 @pinned("_Maker")
 class _Maker:
-    """`handler` and `shared`: used bare and with options, so the signatures stand once."""
+    """The type of `handler` and `shared`, which are used bare and with options; it states the signatures once."""
 
     def __init__(self, *, exclusive: bool) -> None:
         self._exclusive = exclusive
@@ -459,7 +459,7 @@ def _check_context(fn: Callable[..., Any]) -> None:
 
 
 handler: Final = _Maker(exclusive=True)
-"""Make a method an exclusive handler: one at a time per key, it may write state."""
+"""Make a method an exclusive handler: it holds its key alone, and may write state."""
 
 shared: Final = _Maker(exclusive=False)
 """Make a method a shared handler: it runs beside others and reads the last committed state."""

@@ -1,16 +1,17 @@
-"""TTL: how long an object's state, or one field, outlives its last change; and the timers that say so.
+"""Lifetimes: the time to live (ttl) of an object's state, or of a field, after its last change; and its timers.
 
-Where it lies. A commit that changes a field with a `ttl`, or any field of an object with one, sets a timer in the
+Where it lies. A commit that changes a field with a `ttl`, or any field of an object with a `ttl`, sets a timer in the
 shard's `timers`, under a name that is always the same: a later change moves it, and nothing accumulates. When it is
-due, one script takes the timer away and puts an event into `events`, which stays there until the commit that clears.
-What happens then is told in `expiries`.
+due, a script removes the timer and puts an event into `events`, which stays there until the commit that clears the
+state. The module `expiries` tells the rest.
 
-What a death between two store calls does. The timer is part of the commit that changes the state: both are there, or
-neither. A host that dies before or after a timer became an event leaves one of the two to the next owner.
+A death between two store calls. The timer is part of the commit that changes the state: both are there, or neither. A
+host that dies before or after a timer became an event leaves the timer or the event to the next owner.
 
 Invariants:
-    1. State that nobody changed for its ttl goes, once no exclusive invocation is under way; nothing else goes.
-    2. Where no class has a ttl, nothing is written, and a commit asks one attribute more.
+    1. State that was not changed for its ttl is cleared as soon as no exclusive invocation is under way; no other state
+       is.
+    2. If no class has a ttl, nothing is written, and a commit reads only one attribute more.
 """
 
 from collections.abc import Mapping
@@ -22,10 +23,10 @@ from journal.records import timer_of_field, timer_of_object
 
 
 def ttl_ms(ttl: Duration | None, where: str) -> int:
-    """Return a ttl in milliseconds, 0 where none is given.
+    """Return a ttl in milliseconds, 0 if none is given.
 
     Raises:
-        UsageError: it is no duration, or none that anything could outlive.
+        UsageError: it is no duration, or is not positive.
     """
     if ttl is None:
         return 0
@@ -39,12 +40,12 @@ def ttl_ms(ttl: Duration | None, where: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """What a class says of the life of its state, in milliseconds."""
+    """The ttl of a class and of its fields, in milliseconds."""
 
     object_ms: int
-    """0: it lives for ever."""
+    """The ttl of all state; 0 means for ever."""
     fields_ms: Mapping[str, int]
-    """Of the fields that have one of their own."""
+    """The ttl of each field that has its own."""
 
     def timers(
         self, target: str, changes: Mapping[str, bytes | None], stored: Mapping[str, bytes], now_ms: int

@@ -1,7 +1,8 @@
-"""Methods: the functions that become handlers, decorated or not, and what may be wrong with them.
+"""Methods: checks of the functions that become handlers, decorated or not.
 
-Pure. A decorator that says so (`functools.wraps`) hides nothing: name, arguments and annotations are those of what it
-wraps, and it is async if any of them is. One that does not would run, and take all of them away in silence.
+Pure. A decorator that uses `functools.wraps` hides nothing: name, parameters and annotations are those of the wrapped
+function, and the method is async if any function in the chain is. A decorator without it would work, and silently hide
+all of them.
 """
 
 import functools
@@ -22,21 +23,21 @@ def short(fn: Callable[..., Any]) -> str:
 
 
 def is_async(fn: Callable[..., Any], /) -> bool:
-    """Whether a call of the method is to be awaited."""
+    """Whether a call of the method has to be awaited."""
     return inspect.iscoroutinefunction(inspect.unwrap(fn, stop=inspect.iscoroutinefunction))
 
 
 async def awaited(fn: Callable[..., Any], me: object, ctx: object, args: Any, kwargs: Any, *, is_async: bool) -> Any:
-    """Call a method that is no coroutine function itself, where its code is to run."""
+    """Call a method that is no coroutine function itself, inside the handler's task."""
     value = fn(me, ctx, *args, **kwargs)
     return await value if is_async and inspect.isawaitable(value) else value
 
 
 def check_method(fn: Any, *, is_handler: bool) -> None:
-    """Refuse what cannot be a handler.
+    """Refuse an object that cannot be a handler.
 
     Raises:
-        UsageError: it says what it is, and what to write.
+        UsageError: `fn` cannot be a handler; the message names its kind, and the correct form.
     """
     if is_handler:
         raise UsageError(f"{fn!r} is one already: one of @handler and @shared is enough")
@@ -78,12 +79,12 @@ def _takes_all(parameters: Collection[inspect.Parameter]) -> bool:
 
 
 def hides(fn: Callable[..., Any], name: str) -> bool:
-    """Whether the method of this name is what a decorator without `wraps` has put in its place."""
+    """Whether the method of this name is the wrapper of a decorator without `functools.wraps`."""
     return fn.__name__ != name and any(getattr(one, "__name__", "") == name for one in _enclosed(fn))
 
 
 def encloses(value: object, of: type) -> bool:
-    """Whether something of a class body is what a decorator has made of a handler."""
+    """Whether a member of a class body is a wrapper that a decorator has put around a handler."""
     for part in ("__wrapped__", "__func__", "fget", "func"):
         if isinstance(getattr(value, part, None), of):
             return True
@@ -95,6 +96,6 @@ def _enclosed(fn: Callable[..., Any]) -> list[object]:
     for cell in getattr(fn, "__closure__", None) or ():
         try:
             found.append(cell.cell_contents)
-        except ValueError:  # nothing is in it yet
+        except ValueError:  # an empty cell
             continue
     return found

@@ -1,12 +1,12 @@
 """Objects as users write them: a class becomes a checked table of handlers and fields, and a typed address.
 
-Owns: the base classes, addresses, and what may be wrong with a class. Does not own: fields (`state`), handlers and
-calls (`handlers`).
+Owns the base classes, addresses, and the checks of a class. Does not own fields (`state`), handlers and calls
+(`handlers`).
 
 Invariants:
     1. When a class is made, nothing is computed that an unpickled class would lack. cloudpickle makes an empty class
        first (`__init_subclass__` runs without keywords), then sets its attributes without `__set_name__`. So tables are
-       read when first asked for, and what the keywords said lies in the class's own `__dict__`.
+       made at first use, and the class's keywords lie in its own `__dict__`.
     2. An address pickles as type name and key, without its class.
     3. A wrong call raises in the caller, before anything is sent.
 """
@@ -45,12 +45,12 @@ T = TypeVar("T")
 
 TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 HTTP_WORDS = frozenset({"awakeables", "console", "health", "invocations", "metrics"})
-"""First parts of URLs that are not types."""
+"""First segments of URLs that cannot be type names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """All that a class declares, its bases included."""
+    """Everything that a class declares, its bases included."""
 
     name: str
     cls: type[Durable]
@@ -58,17 +58,17 @@ class Declaration:
     fields: Mapping[str, State[Any]]
     options: Options
     is_service: bool
-    """It has no key and no state."""
+    """Whether it has no key and no state."""
     lifetimes: Lifetimes | None
-    """When its state goes; None if none of it ever does."""
+    """The ttl of its state; None if it has none."""
     is_workflow: bool
-    """Its `run` happens once for each key, and it has promises."""
+    """Whether its `run` happens once for each key, and it has promises."""
 
     def handler(self, name: str) -> Handler[Any, Any]:
         """Return the handler of this name.
 
         Raises:
-            UsageError: there is none; it lists those that there are.
+            UsageError: there is none; the message lists the handlers of the class.
         """
         found = self.handlers.get(name)
         if found is None:
@@ -76,16 +76,16 @@ class Declaration:
         return found
 
     def without(self, name: str) -> str:
-        """Return the sentence that there is no handler of this name, but others, and which is the nearest."""
+        """Return the error text for a missing handler: the handlers of the class, and the name that is nearest."""
         near = difflib.get_close_matches(name, self.handlers, 1)
         hint = f": did you mean {near[0]!r}?" if near else "."
         return f"{self.name} has no handler {name!r}{hint} It has: {', '.join(sorted(self.handlers)) or 'none'}"
 
 
 def without(cls: type[Durable], name: str) -> str:
-    """Return the sentence that a class has no handler or field of this name, and which is the nearest."""
+    """Return the error text for a missing handler or field of a class, with the name that is nearest."""
     said = f"{cls.__name__!r} object has no attribute {name!r}"
-    if name.startswith("_"):  # nobody's typo: something asks what an object can do
+    if name.startswith("_"):  # no typing error: a library looks for a protocol of Python
         return said
     handlers, fields = members(cls)
     near = difflib.get_close_matches(name, (*handlers, *fields), 1)
@@ -98,7 +98,7 @@ _numbers = itertools.count()
 
 @pinned("_Table")
 class _Table:
-    """A class's declaration, once it was read. It pickles empty, so that a class set anew in place is read anew."""
+    """A class's declaration, made at first use. It pickles empty, so that a class changed in place is read anew."""
 
     __slots__ = ("declaration", "number")
     changed: ClassVar[int] = 0
@@ -106,14 +106,14 @@ class _Table:
     def __init__(self) -> None:
         self.declaration: Declaration | None = None
         self.number = _Table.changed = next(_numbers)
-        """Later classes have greater ones."""
+        """Grows with each new class."""
 
     def __reduce__(self) -> tuple[type[_Table], tuple[()]]:
         return _Table, ()
 
 
 def classes_changed() -> int:
-    """Return a number that is another one after each change of the classes in this process."""
+    """Return a number that differs after each change of the classes in this process."""
     return _Table.changed
 
 
@@ -123,10 +123,10 @@ def type_name(cls: type[Durable]) -> str:
 
 
 def declaration(cls: type[Durable]) -> Declaration:
-    """Return what the class declares; read once.
+    """Return the declaration of a class, which is read once.
 
     Raises:
-        UsageError: what it declares contradicts itself.
+        UsageError: the declaration contradicts itself.
     """
     table = cls._table
     if table.declaration is None:
@@ -161,8 +161,8 @@ def _lifetimes(cls: type[Durable], fields: Mapping[str, State[Any]]) -> Lifetime
 def find_type(name: str) -> type[Durable] | None:
     """Return the class of this type in this process, the latest definition of it, or None.
 
-    What was loaded as code of another process counts only where no class of this one has the name. A walk over the
-    subclasses: it finds a class that was never used, and keeps none alive.
+    A class that was loaded as code of another process counts only if no class of this process has the name. A walk over
+    the subclasses finds a class that was never used, and keeps none alive.
 
     Raises:
         UsageError: two modules define it.
@@ -178,7 +178,7 @@ def find_type(name: str) -> type[Durable] | None:
 def _types(name: str) -> list[type[Durable]]:
     """Return the classes of this name that have handlers, older before newer."""
     named = (cls for cls in _subclasses(Durable) if cls._options.name == name)
-    # A workflow without `run` is told so when it is used: another one of its name is not to suffer from it.
+    # A workflow without `run` is refused when it is used: another class of its name must not suffer from it.
     whole = (cls for cls in named if not issubclass(cls, Workflow) or RUN in members(cls)[0])
     return sorted((cls for cls in whole if declaration(cls).handlers), key=lambda cls: cls._table.number)
 
@@ -197,7 +197,7 @@ def _check_class(cls: type[Durable], name: str, *, is_said: bool, is_checked: bo
             raise UsageError(f"{base.__name__}.__init__ would never run: declare fields, `n: int = state(0)`")
         if taken := TAKEN & vars(base).keys():
             raise UsageError(f"{base.__name__}.{min(taken)}: the name is taken")
-    # A class that is being unpickled has no handlers of its own yet, and its name may not be the one that counts.
+    # A class that is being unpickled has no handlers of its own yet, and its name may not be the type's.
     is_whole = any(isinstance(value, Handler) for value in vars(cls).values())
     _members(cls, is_whole=is_whole)
     for value in vars(cls).values() if is_checked else ():
@@ -225,7 +225,7 @@ def _check_type_name(name: object, *, is_ours: bool = False) -> None:
 def _check_place(one: type | None, other: type) -> None:
     """Refuse two classes of one name, unless the second replaces the first.
 
-    What a function defines lasts as long as the collector lets it: there the latest counts, wherever the first was.
+    Classes defined in functions live until the collector takes them, so the latest of them counts, in whatever module.
     """
     if one is None or "<locals>" in one.__qualname__ + other.__qualname__:
         return
@@ -238,14 +238,14 @@ def _check_place(one: type | None, other: type) -> None:
 class ByName:
     """An address whose handlers are called by their names: `handle.remote("reserve", "alice")`.
 
-    Where the class is known in this process, calls are checked as on the class.
+    If the class is known in this process, calls are checked as on the class.
     """
 
     __slots__ = ("_key", "_options", "_owner", "_type_name")
 
     @property
     def handle(self) -> ByName:
-        """The same address, as typed ones have it."""
+        """The same address; typed addresses have this attribute too."""
         return self
 
     def __init__(
@@ -263,7 +263,7 @@ class ByName:
         return self._start(handler, args, kwargs, one_way=False)
 
     def send(self, handler: str, /, *args: Any, **kwargs: Any) -> Invocation[Any]:
-        """Start an invocation whose result nobody waits for; else as `remote`."""
+        """Start an invocation without waiting for its result; otherwise as `remote`."""
         return self._start(handler, args, kwargs, one_way=True)
 
     def options(
@@ -274,7 +274,7 @@ class ByName:
         headers: Mapping[str, str] | None = None,
         timeout: Duration | None = None,
     ) -> ByName:
-        """Return a copy with these options, as a handler's `options`; what is not given stays."""
+        """Return a copy with these options, as a handler's `options`; omitted options stay."""
         changed = self._options.changed(delay, idempotency_key, headers, timeout)
         return ByName(self._type_name, self._key, self._owner, changed)
 
@@ -291,9 +291,9 @@ class ByName:
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Schedule:
-        """Declare a durable schedule that sends a request to the handler of this name; else as `handler.schedule`.
+        """Declare a durable schedule that sends a request to the handler of this name; otherwise as `handler.schedule`.
 
-        Where the class is not known here, an argument of the handler that is named as an option goes in `arguments`.
+        If the class is not known here, an argument of the handler that is named as an option goes in `arguments`.
         """
         options = SaidOptions(cron, every, timezone, missed, name)
         owner = self._owner or find_type(self._type_name)
@@ -308,7 +308,7 @@ class ByName:
         self._options.check(one_way=one_way)
 
     def _start(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Any:
-        request = self._request(handler, args, kwargs, one_way=one_way)  # a wrong call is told first
+        request = self._request(handler, args, kwargs, one_way=one_way)  # first: it refuses a wrong call
         return caller().start(request)
 
     def _request(self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> Request:
@@ -340,10 +340,10 @@ def object_handle(type_name: str, /) -> ByName: ...
 def object_handle(type_name: str, key: str, /) -> ByName: ...
 @pinned("object_handle")
 def object_handle(type_name: str, key: Any = MISSING, /) -> ByName:
-    """Return the address of an object, or without a key of a service, whose class need not be known here.
+    """Return the address of an object, or of a service if there is no key; its class need not be known here.
 
     Raises:
-        UsageError: no type has this name, or no object this key.
+        UsageError: this is no name of a type, or no key of an object.
     """
     _check_type_name(type_name)
     if key is MISSING:
@@ -370,13 +370,13 @@ class _Handle:
 
 @pinned("Keyed")
 class Keyed(ABCMeta):
-    """What makes `Ticket["A1"]` an address. ABCMeta, so that users may mix in abstract classes."""
+    """The metaclass that makes `Ticket["A1"]` an address. An ABCMeta, so that users may mix in abstract classes."""
 
     def __getitem__(cls: type[T], key: str, /) -> T:
         if type(key) is not str:
             if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
                 return cast("T", _specialised(cls, key))
-            key = str.__str__(key)  # a StrEnum's member, for one
+            key = str.__str__(key)  # for example a StrEnum's member
         if not key:
             raise UsageError(f"the key of a {cls.__name__} is not empty")
         return _made(cls, key, None)
@@ -384,8 +384,8 @@ class Keyed(ABCMeta):
     def at(cls: type[T], key: str, /) -> T:
         """Return the address of a key, as `Ticket[key]` does: `ticket = Ticket.at("A1")`.
 
-        For addresses that get a name of their own: mypy takes `ticket = Ticket["A1"]` for the alias of a type. It is no
-        name that a class loses: a handler `at` is called on an address.
+        For addresses that get a name of their own: mypy takes `ticket = Ticket["A1"]` for the alias of a type. A class
+        may still have a handler `at`, since a handler is called on an address.
         """
         return Keyed.__getitem__(cls, key)
 
@@ -399,7 +399,7 @@ def _specialised(cls: type, parameters: object) -> object:
 
 @pinned("Durable")
 class Durable(Addressed):
-    """What objects and services share."""
+    """The base of objects, workflows and services."""
 
     __slots__ = ()
 
@@ -418,11 +418,11 @@ class Durable(Addressed):
         options = Options(name=cls.__name__ if name is None else name, policy=policy, ttl_ms=ttl_ms(ttl, cls.__name__))
         validates = policy is None or policy.validate is not False
         _check_class(cls, options.name, is_said=name is not None, is_checked=validates)
-        # Last: a class that was refused lives on in its traceback, and must not be found.
+        # Last: a refused class lives on in its traceback, and must not be found.
         cls._options, cls._table, cls._validates = options, _Table(), validates
-        _Table.changed = next(_numbers)  # once more: only from here on it is found
+        _Table.changed = next(_numbers)  # a second time: only from here on the class is found
 
-    if not TYPE_CHECKING:  # a checker knows the fields already, and takes these for leave to do anything
+    if not TYPE_CHECKING:  # type checkers know the fields already, and would allow every name because of these
 
         def __new__(cls, *args: object, **kwargs: object) -> Self:
             how = f"{cls.__name__}.<handler>" if issubclass(cls, Service) else f"{cls.__name__}[key]"
@@ -432,7 +432,7 @@ class Durable(Addressed):
             field = declaration(type(self)).fields.get(name)
             if field is not None:
                 field.__set__(self, value)
-            elif hasattr(getattr(type(self), name, None), "__set__"):  # a property of the user's
+            elif hasattr(getattr(type(self), name, None), "__set__"):  # the user's own property
                 object.__setattr__(self, name, value)
             else:
                 raise UsageError(f"{type(self).__name__}.{name} is not declared: declare it, `{name}: T = state(...)`")
@@ -458,9 +458,9 @@ class VirtualObject(Durable, metaclass=Keyed):
     """The base of classes whose every key is an object: it always exists, keeps its state, runs one handler at a time.
 
     Keywords of the class, none of which is inherited: `name` (the type's stable name, the class's own by default),
-    `policy`, and `ttl`: so long after the last commit that changed any of its state, all of it is gone. While an
-    exclusive handler is under way nothing goes. A ttl that is changed counts from the next change on; one that is taken
-    away leaves the timers that are set.
+    `policy`, and `ttl`: all state is cleared this long after the last commit that changed any of it, but never while an
+    exclusive handler is under way. A changed ttl counts from the next change of state on; a removed ttl leaves the
+    timers that are set.
     """
 
     __slots__ = ()
@@ -470,8 +470,8 @@ class VirtualObject(Durable, metaclass=Keyed):
 class Workflow(Durable, metaclass=Keyed):
     """The base of classes whose `run` happens once for each key; all other handlers are shared.
 
-    They meet `run`, and each other, in its durable promises: `ctx.promise(name, type)`. State, promises and outcome are
-    kept until the policy's `retention` after its end. Keywords of the class: as of `VirtualObject`.
+    Its handlers share durable promises: `ctx.promise(name, type)`. State, promises and outcome are kept until the
+    policy's `retention` after the end of `run`. Keywords of the class: as of `VirtualObject`.
     """
 
     __slots__ = ()
@@ -488,12 +488,12 @@ class Workflow(Durable, metaclass=Keyed):
 
 
 if TYPE_CHECKING:
-    Unindexed = ABCMeta  # of another metaclass's classes pyright does not check the keywords
+    Unindexed = ABCMeta  # pyright does not check the class keywords of another metaclass
 else:
 
     @pinned("Unindexed")
     class Unindexed(ABCMeta):
-        """What makes a service its own address, and says so of what it has not."""
+        """The metaclass of services: a service is its own address, and has clear errors for missing names."""
 
         def __getattr__(cls, name: str) -> Any:
             raise AttributeError(without(cls, name), name=name, obj=cls)
@@ -522,7 +522,7 @@ def _made(cls: type[T], key: str | None, fields: Fields | None) -> T:
 
 
 def instance(cls: type[Durable], key: str | None, fields: Fields) -> Durable:
-    """Return the `self` of one execution."""
+    """Return the `self` of an execution's handler."""
     return _made(cls, key, fields)
 
 

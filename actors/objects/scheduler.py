@@ -1,20 +1,20 @@
-"""Scheduling: the internal objects behind schedules, made of nothing but what users have.
+"""Scheduler: the internal objects behind schedules, built from public features only.
 
-`perdure.Schedule` is one schedule, by its name. But for `status` its handlers never wait, so that each is one commit:
-what is fired, the state that says so, and the delayed message of the next tick leave together, once, or not at all.
-`perdure.Schedules` is the one object that knows the names.
+`perdure.Schedule` is a schedule, by its name. Except for `status` its handlers never wait, so that each is one commit:
+the fired requests, the state that notes them, and the delayed message of the next tick leave together, once, or not at
+all. `perdure.Schedules` is the single object that holds the names of all schedules.
 
-What a death between two store calls does. Of a driver that declares: the schedule is there, or its name alone, until
-it is declared again. Of the host: before the commit of a tick nothing was fired, and the next owner does all of it;
-afterwards the next tick lies in the store. While everything is down ticks are due and not fired: the first one that
-comes finds how late it is, and `missed` says what becomes of the others.
+A death between two store calls. Of a driver that declares: the schedule is there, or its name alone, until it is
+declared again. Of the host: before the commit of a tick nothing was fired, and the next owner does all of it;
+afterwards the next tick lies in the store. While everything is down ticks are due and not fired: the first tick that
+comes computes how late it is, and `missed` decides about the others.
 
 Invariants:
-    1. A tick counts if it carries the schedule's present turn; being declared anew, paused, resumed or deleted begins
-       another one. Its message is then killed, so that nothing is left behind.
-    2. The time of a tick is computed from the timing alone, never from the time at which the one before was fired.
-    3. The registry hears of the end of a schedule from the schedule alone, so that it hears all in order; what a
-       program tells it of a beginning only comes before.
+    1. A tick counts if it carries the schedule's present turn; a new declaration, a pause, a resume or a deletion
+       begins another turn. The message of the old tick is then killed, so that nothing is left behind.
+    2. The time of a tick is computed from the timing alone, never from the time at which the last tick was fired.
+    3. Only the schedule itself tells the registry of its end, so that the registry gets all news in order; a program
+       only announces the name before.
 """
 
 import asyncio
@@ -40,35 +40,35 @@ LATE_MS: Final = 60_000
 MISSED_MAX: Final = 1_000
 """Most missed ticks that are fired; the oldest are skipped."""
 FIRED_KEPT: Final = 5
-"""Fired ticks whose outcomes a status tells."""
+"""Fired ticks whose outcomes a status shows."""
 OUTCOME_MAX: Final = 300
 """Characters of an outcome."""
 OPEN_AFTER: Final = 0.1
-"""Seconds without an answer after which an invocation is open: what has ended answers at once."""
+"""Seconds without an answer after which an invocation counts as open: an ended invocation answers at once."""
 _FIELD: Final = "name "
-"""How the registry's fields begin: a name may begin as no field can."""
+"""The prefix of the registry's fields: a schedule's name may begin with a character that no field may begin with."""
 
 
 class Clockwork(VirtualObject, name=ONE):
-    """One schedule."""
+    """A schedule."""
 
     spec: Spec | None = state(None)
     timing: Timing | None = state(None)
     turn: str = state("")
-    """What a tick must carry: the id of the invocation that began it."""
+    """The id of the invocation that began the present turn; a tick must carry it."""
     tick_id: str = state("")
     """The invocation of the next tick."""
     anchor_ms: int = state(0)
     next_ms: int = state(0)
-    """The next tick, 0 after the last one; while it is paused, the first that was not fired."""
+    """The time of the next tick, 0 after the last; in a pause, of the first tick that was not fired."""
     last_ms: int = state(0)
     is_paused: bool = state(False)
     fired: list[tuple[int, str]] = state(default_factory=list)
-    """The last ticks that were fired, and their invocations."""
+    """The times of the last fired ticks, and their invocations."""
 
     @handler
     def declare(self, ctx: Context, spec: Spec, timing: Timing) -> None:
-        """Take a declaration; one that changes nothing in time leaves the ticks as they are."""
+        """Take a declaration; with the same timing the ticks stay as they are."""
         Directory[REGISTRY].note.send(ctx.key, True)
         self.spec = spec
         if timing == self.timing:
@@ -79,7 +79,7 @@ class Clockwork(VirtualObject, name=ONE):
 
     @handler
     def tick(self, ctx: Context, turn: str) -> None:
-        """Fire what is due, and send the next tick."""
+        """Fire due ticks, and send the next tick."""
         if turn == self.turn:
             self._catch_up(ctx, LATE_MS)
 
@@ -92,7 +92,7 @@ class Clockwork(VirtualObject, name=ONE):
 
     @handler
     def resume(self, ctx: Context) -> None:
-        """Make up for what was missed, and go on."""
+        """Fire missed ticks, and go on."""
         self._declared(ctx)
         if self.is_paused:
             self.is_paused, self.turn = False, ctx.id
@@ -111,9 +111,9 @@ class Clockwork(VirtualObject, name=ONE):
         self._stop()
         ctx.clear_all()
 
-    @handler  # not shared: it comes after what was declared before it
+    @handler  # not shared: it must run after the declarations that were sent before it
     async def status(self, ctx: Context) -> Any:
-        """Tell a `ScheduleStatus`, as a pickle: no annotation makes times of it that are quite the same."""
+        """Return a `ScheduleStatus`, as a pickle: through an annotation its times would not come out the same."""
         spec, timing = self._declared(ctx)
         place_of = spec.type if spec.key is None else f"{spec.type}/{spec.key}"
         zone, is_due = timing.timezone, self.next_ms and not self.is_paused
@@ -136,7 +136,7 @@ class Clockwork(VirtualObject, name=ONE):
         return self.spec, self.timing
 
     def _catch_up(self, ctx: Context, late_ms: int) -> None:
-        """Fire what is due by now; what is due for longer than so long was missed."""
+        """Fire ticks that are due by now; ticks that have been due for longer than `late_ms` were missed."""
         spec, timing = self._declared(ctx)
         now_ms = instant_of(ctx.now())
         if self.next_ms and self.next_ms <= now_ms:
@@ -194,7 +194,7 @@ async def _outcome(id_: str) -> str:
             "unknown" if error.code == 404 and said(error).startswith(id_) else f"failed: {said(error)}"[:OUTCOME_MAX]
         )
     except DecodeError:
-        pass  # of a class that is not known here
+        pass  # its class is not known here
     return "succeeded"
 
 
@@ -220,7 +220,7 @@ class Directory(VirtualObject, name=ALL):
 
     @handler
     def note(self, ctx: Context, name: str, is_there: bool) -> None:
-        """Hear from a schedule that it is there, or is not any more."""
+        """Take the news of a schedule that it exists, or was deleted."""
         if is_there:
             ctx.set(f"{_FIELD}{name}", True)
         else:

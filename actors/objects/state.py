@@ -1,9 +1,9 @@
-"""State as users declare it: `items: dict[str, int] = state(default_factory=dict)`.
+"""State: durable fields as users declare them, `items: dict[str, int] = state(default_factory=dict)`.
 
-Owns: the descriptor of a field, and what fields and handlers know of the classes that declare them. Does not own: what
-a field holds; that is an execution's, behind `Fields`.
+Owns the descriptor of a field, and the facts about a class that its fields and handlers need. Does not own the values
+of fields; these are an execution's, behind `Fields`.
 
-A pickle of a field carries its name and its resolved annotation: names that occur in annotations only do not travel
+A pickle of a field carries its name and its resolved annotation: names that occur only in annotations are not uploaded
 with a class.
 """
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Fields(Protocol):
-    """What an execution holds of its object's state."""
+    """The state of an object, as an execution holds it."""
 
     def get(self, field: State[Any], /) -> Any: ...
     def set(self, field: State[Any], value: Any, /) -> None: ...
@@ -47,12 +47,12 @@ class State(Generic[T]):
     def __init__(self, default: Any, factory: Callable[[], T] | None, ttl_ms: int = 0) -> None:
         self.name = ""
         self.default = default
-        """MISSING where a factory makes it."""
+        """MISSING if a factory makes the default."""
         self.factory = factory
         self.ttl_ms = ttl_ms
-        """How long it outlives its last change; 0 is for ever."""
+        """How long the field outlives its last change; 0 is for ever."""
         self.known: frozenset[type] | None = frozenset()
-        """Types of values that fit at a glance; None if all do. Empty until it was asked."""
+        """Types whose own instances all fit; None if every value fits. Empty until first used."""
         self._owner: type | None = None
         self._annotation: Any = None
 
@@ -72,7 +72,7 @@ class State(Generic[T]):
         """Refuse a value that is not of the field's type.
 
         Raises:
-            WrongTypeError: it says what is wanted.
+            WrongTypeError: the value does not fit; the message names the type.
         """
         annotation = self.annotation
         self.known = exact(annotation)
@@ -82,7 +82,7 @@ class State(Generic[T]):
         """Refuse a default that is not of the type, as far as the annotation resolves when the class is made.
 
         Raises:
-            WrongTypeError: it says what is wanted.
+            WrongTypeError: the value does not fit; the message names the type.
         """
         value = self.factory() if self.factory in (list, dict, set) else self.default
         if value is not MISSING:
@@ -91,7 +91,7 @@ class State(Generic[T]):
             check(where, value, found, fits(found))
 
     def made(self) -> T:
-        """Return the value of a field that was never set; a factory's is made anew."""
+        """Return the value of a field that was never set; a factory makes a new value each time."""
         return self.default if self.factory is None else self.factory()
 
     @overload
@@ -146,9 +146,9 @@ def state(
 ) -> Any:
     """Declare a durable field: `items: dict[str, int] = state(default_factory=dict)`.
 
-    What a handler assigned or changed in place is durable with the invocation's next commit. With a `ttl`, so long
-    after the last commit that changed the field it is gone, and reads as its default; while an exclusive handler is
-    under way nothing goes. A handler that writes what was there already changes nothing.
+    A value that a handler assigns, or changes in place, is durable with the invocation's next commit. With a `ttl`, the
+    field is cleared this long after the last commit that changed it, and has its default again, but never while an
+    exclusive handler is under way. Writing an equal value changes nothing.
 
     Raises:
         UsageError: the default could be changed in place, there is not exactly one of the two, or `ttl` is no time.
@@ -171,14 +171,14 @@ def resolved(annotation: Any, names: Mapping[str, Any], local_names: Mapping[str
     holder = cast("Any", SimpleNamespace(__annotations__={"it": annotation}))
     try:
         return typing.get_type_hints(holder, dict(names), dict(local_names), include_extras=True)["it"]
-    except Exception:  # noqa: BLE001  # it evaluates the user's text, which may raise anything
+    except Exception:  # noqa: BLE001  # evaluating the user's annotation may raise anything
         return MISSING
 
 
 @pinned("Options")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the keywords of a class said."""
+    """The keywords of a class."""
 
     name: str
     policy: Policy | None = None
@@ -188,15 +188,15 @@ class Options:
 
 @pinned("Addressed")
 class Addressed:
-    """What fields and handlers know of the classes that declare them."""
+    """The base of all classes with handlers and fields: the facts that their handlers and fields need."""
 
     __slots__ = ("_fields", "_key")
 
     _options: ClassVar[Options]
     _validates: ClassVar[bool] = True
-    """Arguments and fields are checked against their annotations, unless a handler says otherwise."""
+    """Whether arguments and fields are checked against their annotations, unless a handler's policy refuses it."""
     _runs_once: ClassVar[bool] = False
-    """A workflow's exclusive handler happens once for each key."""
+    """Whether the class is a workflow, whose exclusive handler happens once for each key."""
     _key: str | None
     _fields: Fields | None
     """None at an address."""
