@@ -26,7 +26,7 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.blocks.restarts import GENERATION, at_its_entry, kept, mark_of
 from actors.code.bundles import bundle_of
 from actors.host.host import Host, Identity
@@ -536,7 +536,7 @@ def test_a_restart_drops_from_what_stood_before_it() -> None:
         ("5-0", Record(first=3, entries=["e"], steps=[(3, b"new")])),
     ]
 
-    run = InFlight(Message("i-0", "T/k", "h", b""), Shard(0), "1-0", asleep=True)
+    run = OpenInvocation(Message("i-0", "T/k", "h", b""), Shard(0), "1-0", asleep=True)
     run.adopt(records)
 
     assert run.recorded == ["a", "b", "c", "e"]
@@ -558,7 +558,7 @@ def test_a_resumed_one_counts_anew_and_has_the_code_that_its_journal_names() -> 
         ("1000-0", Record(attempt=2, error="x", began_ms=900, tries=[Tries(0, 1, 950, 960)])),
         ("2000-0", Record(code="mended")),
     ]
-    run = InFlight(Message("i-0", "T/k", "h", b"", code="broken"), Shard(0), "1-0", asleep=True)
+    run = OpenInvocation(Message("i-0", "T/k", "h", b"", code="broken"), Shard(0), "1-0", asleep=True)
 
     run.adopt([(id_, Record.parse(record.encoded())) for id_, record in records])
 

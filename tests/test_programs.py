@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.activation import staging
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.shard.attempts import Attempts
 from journal.records import EventKind, Record
 from tests.chaos import hostile
@@ -78,15 +78,15 @@ KINDS = {
 def former_values_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A replay begins with the state as it is, not as its invocation found it."""
 
-    def found(_run: InFlight, stored: dict[str, bytes]) -> dict[str, bytes]:
+    def found(_run: OpenInvocation, stored: dict[str, bytes]) -> dict[str, bytes]:
         return stored
 
-    patch.setattr(InFlight, "found", found)
+    patch.setattr(OpenInvocation, "found", found)
 
 
 def events_do_not_wait_for_outcomes(patch: pytest.MonkeyPatch) -> None:
     """An event is delivered while the commit of a step's outcome is under way."""
-    patch.setattr(InFlight, "settling", property(lambda _run: False, lambda _run, _value: None))  # pyright: ignore[reportUnknownLambdaType]
+    patch.setattr(OpenInvocation, "settling", property(lambda _run: False, lambda _run, _value: None))  # pyright: ignore[reportUnknownLambdaType]
 
 
 def signals_are_not_recorded(patch: pytest.MonkeyPatch) -> None:

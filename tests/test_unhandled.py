@@ -12,7 +12,7 @@ import pytest
 from test_semantics import Simulation, mode, outside, played
 
 from actors import Context, Policy, Retry, VirtualObject, handler, state
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.activation.staging import Staging
 from actors.execution.execution import Execution
 from actors.host.ownership import REST
@@ -180,7 +180,7 @@ def test_a_task_that_fails_ends_the_service_of_its_shard_and_the_step_is_made_el
     tried = Staging.tried
     failures = list[str]()
 
-    def failing(self: Staging, run: InFlight, *args: Any) -> int:
+    def failing(self: Staging, run: OpenInvocation, *args: Any) -> int:
         if not failures:
             failures.append(run.id)
             raise RuntimeError("a bug")

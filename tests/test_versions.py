@@ -12,7 +12,7 @@ import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.code.bundles import digest_of
 from journal.ids import Shard
 from journal.records import Message, Record
@@ -253,7 +253,7 @@ def test_one_that_failed_keeps_the_code_that_its_next_owner_has_as_well(
 def test_a_death_after_newer_code_was_recorded_changes_neither_code_nor_count() -> None:
     """Before that record is durable, the next owner finds the back-off and what ends it, and decides anew."""
     failed_twice, newer = Record(attempt=3, error="late", began_ms=5), Record(newer="new")
-    run = InFlight(Message("1-0", "Versioned/a", "at_once", b"", "", "old"), Shard(0), "7-0")
+    run = OpenInvocation(Message("1-0", "Versioned/a", "at_once", b"", "", "old"), Shard(0), "7-0")
     run.adopt([("8-0", failed_twice)])
     assert (run.message.code, run.attempt, run.backing_off) == ("old", 3, True)
     run.adopt([("9-0", Record.parse(newer.encoded()))])

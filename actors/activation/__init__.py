@@ -3,5 +3,5 @@
 Owns the progress that is staged and not yet durable. Does not own the choice of the next invocation: that is the
 shard's.
 
-Reading begins at `activation`; others use `Activation`, `InFlight` and `Staging`.
+Reading begins at `activation`; others use `Activation`, `OpenInvocation` and `Staging`.
 """

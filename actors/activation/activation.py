@@ -1,7 +1,7 @@
 """Activation: an object in memory, and the invocations of it that are open.
 
-Owns the turn and the cached state of one object. An `InFlight` owns the durable part of one invocation, its attempt,
-and the content of its next commit. Neither does I/O: the host calls them.
+Owns the turn and the cached state of one object. An `OpenInvocation` owns the durable part of one invocation, its
+attempt, and the content of its next commit. Neither does I/O: the host calls them.
 
 Invariants:
     1. At most one exclusive invocation has the turn, from its start to its outcome, sleep included (promise 2); an
@@ -14,7 +14,7 @@ from collections import deque
 
 from journal.ids import ObjectId, Shard
 
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 
 
 class Activation:
@@ -50,13 +50,13 @@ class Activation:
         self.held_by = ""
         """The invocation asleep that has the turn."""
         # An empty deque takes 760 bytes, so it exists only while it has elements.
-        self.arrivals: deque[InFlight] | None = None
+        self.arrivals: deque[OpenInvocation] | None = None
         """Invocations that arrived and are not sorted yet: their class may have to be fetched."""
-        self.mailbox: deque[InFlight] | None = None
+        self.mailbox: deque[OpenInvocation] | None = None
         """Exclusive invocations that wait for their turn."""
-        self.current: InFlight | None = None
+        self.current: OpenInvocation | None = None
         """The exclusive invocation in memory that has the turn."""
-        self.sharing: set[InFlight] = set()
+        self.sharing: set[OpenInvocation] = set()
         """Invocations that need no turn: of shared handlers and of services."""
         self.staged = 0
         """Number, in the shard, of the last commit handed to the writer for this object."""
@@ -71,7 +71,7 @@ class Activation:
         """Whether the next exclusive invocation may start."""
         return self.current is None and not self.held_by
 
-    def enqueue(self, run: InFlight, most: int) -> None:
+    def enqueue(self, run: OpenInvocation, most: int) -> None:
         """Add an invocation to the mailbox; if `most` are there already, drop its arguments (they are read again).
 
         A call that may be let in, or that was asleep, keeps them.
@@ -82,11 +82,11 @@ class Activation:
             run.message.arguments = b""
         self.mailbox.append(run)
 
-    def first_awake(self) -> InFlight | None:
+    def first_awake(self) -> OpenInvocation | None:
         """Return the invocation that has the next turn; invocations that were asleep wait to be let in instead."""
         return next((run for run in self.mailbox or () if not run.asleep), None)
 
-    def dequeue(self, run: InFlight) -> None:
+    def dequeue(self, run: OpenInvocation) -> None:
         """Remove an invocation from the mailbox."""
         assert self.mailbox is not None
         if self.mailbox[0] is run:
@@ -95,7 +95,7 @@ class Activation:
             self.mailbox.remove(run)
         self.mailbox = self.mailbox or None
 
-    def precedes(self, run: InFlight) -> bool:
+    def precedes(self, run: OpenInvocation) -> bool:
         """Whether another invocation has the turn, now or next: then this invocation has nothing durable yet."""
         is_first = not self.mailbox or self.mailbox[0] is run
         return not run.records and not (is_first and self.is_free)

@@ -7,25 +7,27 @@ from actors.policy import Retry
 from actors.values import outcomes
 from journal.records import EventKind
 
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 
 
-def named(run: InFlight) -> str:
+def named(run: OpenInvocation) -> str:
     """Return the name of an invocation for logs and errors."""
     return f"{run.message.target}.{run.message.handler} ({run.id})"
 
 
-def is_last(run: InFlight, retry: Retry, now_ms: int) -> bool:
+def is_last(run: OpenInvocation, retry: Retry, now_ms: int) -> bool:
     """Whether the attempts of an invocation are used up."""
     return retry.is_exhausted(run.attempt, (now_ms - run.began_ms) / 1000 if run.began_ms else 0.0)
 
 
-def used_up(run: InFlight, error: BaseException) -> TerminalError:
+def used_up(run: OpenInvocation, error: BaseException) -> TerminalError:
     """Return the outcome of an invocation whose last attempt failed with this error."""
     return outcomes.used_up(error, f"{run.message.target}.{run.message.handler}", run.attempt)
 
 
-def last_word(run: InFlight, error: BaseException, recorded: str, now_ms: int) -> tuple[str, TerminalError] | None:
+def last_word(
+    run: OpenInvocation, error: BaseException, recorded: str, now_ms: int
+) -> tuple[str, TerminalError] | None:
     """Return the entry and the error of an attempt that no other attempt follows; None if another follows.
 
     `recorded` is the entry that the journal holds at this place: a replay must end in the same way.

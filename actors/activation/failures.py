@@ -12,7 +12,7 @@ from typing import Final
 from actors.values.outcomes import name_of
 from journal.records import teller_of_driver
 
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 
 logger = logging.getLogger("actors")
 
@@ -34,7 +34,7 @@ class Failures:
         self._said: dict[tuple[str, ...], tuple[float, int]] = {}
         """When each kind was logged last, and how many failures were not logged since."""
 
-    def note(self, run: InFlight, error: BaseException, failed: int, text: str, what: str = "") -> None:
+    def note(self, run: OpenInvocation, error: BaseException, failed: int, text: str, what: str = "") -> None:
         """Log a failed attempt, the `failed`-th in a row, unless a caller waits or the kind was logged a moment ago."""
         if run.message.caller.startswith(_DRIVER) and failed < UNHEARD_AFTER:
             return

@@ -19,7 +19,7 @@ from journal.store import Bring, Leaving
 from journal.texts import said
 
 from .activation import Activation
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 from .services import Services
 from .staging import bound_state, changes_of
 
@@ -32,10 +32,10 @@ class KeyPromises:
 
     def __init__(
         self,
-        run: InFlight,
+        run: OpenInvocation,
         activation: Activation,
         field_max: int,
-        commit: Callable[[InFlight, Activation, Changes], None],
+        commit: Callable[[OpenInvocation, Activation, Changes], None],
     ) -> None:
         self._run, self._activation, self._field_max, self._commit = run, activation, field_max, commit
         self.answers = Answers(run.answers)
@@ -103,7 +103,7 @@ class KeyPromises:
         return Bring(self._run.shard, invocation, EventKind.PROMISE, mark, outcome)
 
 
-def with_waits(run: InFlight, activation: Activation, changes: Changes, services: Services) -> Changes:
+def with_waits(run: OpenInvocation, activation: Activation, changes: Changes, services: Services) -> Changes:
     """Return the changes with the end of an invocation's waits; mark the outcome of a workflow's run to be kept."""
     if run.declared is None and run.message.handler == RUN:
         # It ends without its class, which is not here, or not yet. Only a workflow's run has such an id.

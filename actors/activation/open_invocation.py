@@ -28,7 +28,7 @@ class Renewal(Enum):
     MISSING = "its class, or its handler, is nowhere: it waits for a program that has it"
 
 
-class InFlight:
+class OpenInvocation:
     """An open invocation on its host."""
 
     # Not a dataclass: every message makes an instance, and default factories take three times as long as all else.
@@ -114,7 +114,7 @@ class InFlight:
         """A commit with outcomes of steps is under way: nothing else is delivered."""
         self.backing_off = False
         """Its last attempt failed, and the next has not begun."""
-        self.holder: InFlight | None = None
+        self.holder: OpenInvocation | None = None
         """The invocation that has let it in, if any (`reentry`)."""
         self.began_again = False
         """The next attempt has begun, and no record says so yet."""

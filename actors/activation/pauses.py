@@ -27,7 +27,7 @@ from typing import Final
 from journal.records import Event, EventKind, Record
 from journal.store import Dormant, Sleep
 
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 from .staging import Staging
 
 COMMANDS: Final = (EventKind.RESUME, EventKind.RESTART)
@@ -39,7 +39,7 @@ def command_in(events: Iterable[Event]) -> Event | None:
     return next((event for event in events if event.kind in COMMANDS), None)
 
 
-def answer(run: InFlight, events: list[Event], dormant: Dormant, code: str, staging: Staging) -> list[Event]:
+def answer(run: OpenInvocation, events: list[Event], dormant: Dormant, code: str, staging: Staging) -> list[Event]:
     """Stage the answer to the first command; return the events that wait until the answer is durable.
 
     `run` has adopted its journal; `code` is the hash of the current code of its type.
@@ -52,7 +52,7 @@ def answer(run: InFlight, events: list[Event], dormant: Dormant, code: str, stag
     return [event for event in events if event.id not in spent]
 
 
-def _answer_to(command: Event, dormant: Dormant, run: InFlight, code: str) -> tuple[Record, Sleep]:
+def _answer_to(command: Event, dormant: Dormant, run: OpenInvocation, code: str) -> tuple[Record, Sleep]:
     """Return the answer to a command: the next record of the invocation, and its standing in the store."""
     if command.kind is EventKind.RESUME:
         return Record(code=code), Sleep(holds=False, resumed=True)

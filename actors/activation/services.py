@@ -17,7 +17,7 @@ from .activation import Activation
 from .black_box import BlackBox
 from .failures import Failures
 from .idle import Idle
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 from .suspects import Suspects
 
 
@@ -67,7 +67,7 @@ class Services:
     code: CodeBook
     steps: StepRunner
     fetcher: Fetcher
-    idle: Idle[InFlight]
+    idle: Idle[OpenInvocation]
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
     """Seconds of a clock that never goes back."""

@@ -28,7 +28,7 @@ from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progr
 from journal.texts import cut, shown, told
 
 from .activation import Activation
-from .open_invocation import FORGOTTEN_AFTER_MS, InFlight, Renewal
+from .open_invocation import FORGOTTEN_AFTER_MS, OpenInvocation, Renewal
 
 logger = logging.getLogger("actors")
 
@@ -69,7 +69,7 @@ class Staged:
     """A progress on its way to the store."""
 
     progress: Progress
-    run: InFlight | None
+    run: OpenInvocation | None
     record: Record | None
     id: str = ""
     """The record's stream id, once it is durable."""
@@ -108,7 +108,7 @@ class Staging:
 
     def commit(
         self,
-        run: InFlight,
+        run: OpenInvocation,
         changes: dict[str, bytes | None],
         stored: dict[str, bytes],
         results: list[tuple[int, bytes]],
@@ -136,7 +136,7 @@ class Staging:
 
     def finish(
         self,
-        run: InFlight,
+        run: OpenInvocation,
         outcome: bytes,
         changes: dict[str, bytes | None],
         stored: dict[str, bytes] | None,
@@ -165,7 +165,7 @@ class Staging:
         progress.end = Finish(outcome, summary, run.message.keep_ms)
         return self._add(progress, run)
 
-    def failed(self, run: InFlight, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
+    def failed(self, run: OpenInvocation, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
         """Stage the end of an attempt and the timer of the next; the rest of its uncommitted progress is dropped."""
         record = Record(events=run.delivered, attempt=run.attempt, error=shown(error, ERROR_MAX), began_ms=run.began_ms)
         progress = _progress_of(run, {})
@@ -180,7 +180,7 @@ class Staging:
         run.timers[BACK_OFF] = member  # cleared with the others if something else ends the back-off
         return number
 
-    def backs_off_again(self, run: InFlight) -> None:
+    def backs_off_again(self, run: OpenInvocation) -> None:
         """Stage the timer of the next attempt once more, if the store has lost it."""
         found = [event for event in run.pending if event.kind is EventKind.RETIME and not event.index]
         if not found:
@@ -193,7 +193,7 @@ class Staging:
         progress.timers = [(due_ms, member)]
         self._add(progress, run)
 
-    def tried(self, run: InFlight, tries: Tries, error: BaseException, notice: str) -> int:
+    def tried(self, run: OpenInvocation, tries: Tries, error: BaseException, notice: str) -> int:
         """Stage a failed attempt of a step that another attempt follows, after all commands of its handler."""
         assert run.execution is not None
         record = _record_of(run, run.execution, {}, [])
@@ -205,19 +205,21 @@ class Staging:
         progress.record, progress.notice = record.encoded(), _noticed(notice)
         return self._add(progress, run, record)
 
-    def paused(self, run: InFlight, reason: str, notice: str) -> int:
+    def paused(self, run: OpenInvocation, reason: str, notice: str) -> int:
         """Stage an invocation that waits for an operator."""
         progress = _progress_of(run, {})
         reason = cut(reason, REASON_MAX)
         progress.end = Sleep(holds=run.holds, paused=reason)
         return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), notice)
 
-    def _end_attempt(self, run: InFlight, progress: Progress, record: Record, notice: str) -> int:
+    def _end_attempt(self, run: OpenInvocation, progress: Progress, record: Record, notice: str) -> int:
         run.delivered = []  # its timers go on: the next attempt waits for the same entries
         progress.record, progress.notice = record.encoded(), _noticed(notice)
         return self._add(progress, run, record)
 
-    def interject(self, run: InFlight, event: Delivered, olds: dict[str, bytes | None], *, is_joined: bool) -> int:
+    def interject(
+        self, run: OpenInvocation, event: Delivered, olds: dict[str, bytes | None], *, is_joined: bool
+    ) -> int:
         """Stage an event that lies in no other place than the journal, with the former values of fields."""
         assert run.execution is not None
         run.delivered.append(event)
@@ -232,7 +234,7 @@ class Staging:
         self._staged[-1].is_joined = is_joined
         return number
 
-    def renewed(self, run: InFlight, code: str) -> int:
+    def renewed(self, run: OpenInvocation, code: str) -> int:
         """Stage that the next attempt begins on this code; after a resume all counts of attempts begin anew."""
         is_resumed = run.renewal is Renewal.RESUMED
         if is_resumed:
@@ -243,7 +245,7 @@ class Staging:
         progress.record = record.encoded()
         return self._add(progress, run, record)
 
-    def interrupted(self, run: InFlight) -> None:
+    def interrupted(self, run: OpenInvocation) -> None:
         """Stage the end of an attempt that another follows at once; its uncommitted progress is dropped."""
         self._end_attempt(run, _progress_of(run, {}), Record(events=run.delivered), "")
 
@@ -278,7 +280,7 @@ class Staging:
         self._stray += events
         self._wake()
 
-    def _add(self, progress: Progress, run: InFlight | None = None, record: Record | None = None) -> int:
+    def _add(self, progress: Progress, run: OpenInvocation | None = None, record: Record | None = None) -> int:
         self._staged.append(Staged(progress, run, record))
         self.count += 1
         if run is not None:
@@ -286,7 +288,9 @@ class Staging:
         self._wake()
         return self.count
 
-    def _take_commands(self, run: InFlight, execution: Execution, progress: Progress, record: Record | None) -> None:
+    def _take_commands(
+        self, run: OpenInvocation, execution: Execution, progress: Progress, record: Record | None
+    ) -> None:
         """Take the messages and timers of a commit; the record, if any, notes the timers that it sets."""
         progress.messages = execution.calls.take_messages()
         timers = execution.timers
@@ -305,7 +309,7 @@ class Staging:
         timers.cleared = []
 
     def _set_lifetimes(
-        self, run: InFlight, progress: Progress, changes: dict[str, bytes | None], stored: dict[str, bytes]
+        self, run: OpenInvocation, progress: Progress, changes: dict[str, bytes | None], stored: dict[str, bytes]
     ) -> None:
         # A shared handler writes its waits only: no state, which could expire at the end of a retention.
         lifetimes = run.declared.lifetimes if run.declared is not None and run.exclusive else None
@@ -377,7 +381,7 @@ class Staging:
             await waiting
 
 
-def changes_of(run: InFlight, activation: Activation, field_max: int) -> dict[str, bytes | None]:
+def changes_of(run: OpenInvocation, activation: Activation, field_max: int) -> dict[str, bytes | None]:
     """Return the writes that turn the stored state into the state as the invocation sees it.
 
     Raises:
@@ -429,7 +433,7 @@ def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, 
         )
 
 
-def must_commit(run: InFlight, execution: Execution) -> bool:
+def must_commit(run: OpenInvocation, execution: Execution) -> bool:
     """Whether an execution that waits has commands that must be durable before they take effect."""
     if execution.calls.messages or execution.timers.set or execution.timers.cleared:
         return True
@@ -442,7 +446,7 @@ def must_commit(run: InFlight, execution: Execution) -> bool:
 
 
 def _record_of(
-    run: InFlight, execution: Execution, changes: dict[str, bytes | None], results: list[tuple[int, bytes]]
+    run: OpenInvocation, execution: Execution, changes: dict[str, bytes | None], results: list[tuple[int, bytes]]
 ) -> Record:
     """Return a record of everything that no record holds yet, and count it as recorded."""
     view = execution.view
@@ -472,7 +476,7 @@ def _is_empty(record: Record) -> bool:
     )
 
 
-def _progress_of(run: InFlight, changes: dict[str, bytes | None]) -> Progress:
+def _progress_of(run: OpenInvocation, changes: dict[str, bytes | None]) -> Progress:
     """Return a progress with the run's address, its state changes, and the events that it makes superfluous."""
     spent, run.spent = run.spent, []
     writes = {name: value for name, value in changes.items() if value is not None} if changes else {}

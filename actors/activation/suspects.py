@@ -21,7 +21,7 @@ from journal.ids import Shard
 from journal.records import Event, Message
 from journal.texts import told
 
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 
 logger = logging.getLogger("actors")
 
@@ -94,12 +94,12 @@ class Suspects:
 
 def shard_in_frames(error: BaseException) -> Shard:
     """Return the shard of the invocation that was under way; -1 if there was none."""
-    return next((found.shard for found in _locals_of(error) if isinstance(found, InFlight)), WHOLE_HOST)
+    return next((found.shard for found in _locals_of(error) if isinstance(found, OpenInvocation)), WHOLE_HOST)
 
 
 def _invocation_in(error: BaseException) -> str:
     for found in _locals_of(error):
-        if isinstance(found, InFlight | Message):
+        if isinstance(found, OpenInvocation | Message):
             return found.id
         if isinstance(found, Event):
             return found.invocation

@@ -31,7 +31,7 @@ from journal.records import EventKind
 from journal.store import Bring, Leaving
 
 from .activation import Activation
-from .open_invocation import InFlight
+from .open_invocation import OpenInvocation
 
 WATCH: Final = f"{OWN}watch "
 _CHANGED: Final = outcomes.encoded_value(None)
@@ -42,7 +42,7 @@ Seen = dict[str, bytes | None]
 
 
 def posted_of(
-    run: InFlight, execution: Execution, activation: Activation, changes: Changes, posted: Posted | None
+    run: OpenInvocation, execution: Execution, activation: Activation, changes: Changes, posted: Posted | None
 ) -> Posted | None:
     """Return the posted part of a commit, with the events for watchers and the new watches."""
     others = [posted, told(activation, changes) if changes else None]
@@ -58,7 +58,7 @@ def posted_of(
     return Posted(fields, [event for each in found for event in each.events])
 
 
-def _added(run: InFlight, activation: Activation, watching: dict[int, Seen], restarts: Restarts) -> Posted:
+def _added(run: OpenInvocation, activation: Activation, watching: dict[int, Seen], restarts: Restarts) -> Posted:
     """Return the fields and events of new watches, given by entry, for the commit that is being made."""
     assert activation.fields is not None
     posted = Posted({}, [])
@@ -96,7 +96,7 @@ def farewells(activation: Activation, field: str) -> list[Leaving]:
 
 
 def ended(
-    run: InFlight, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
+    run: OpenInvocation, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
 ) -> tuple[dict[str, bytes | None], Sequence[Bring]]:
     """Return the changes and messages of an invocation's end, with the events for watchers and its own watches."""
     if activation.watches == {}:
@@ -111,7 +111,11 @@ def ended(
 
 
 def hear(
-    run: InFlight, activation: Activation, seen: dict[str, bytes | None] | None = None, *, is_recorded: bool = False
+    run: OpenInvocation,
+    activation: Activation,
+    seen: dict[str, bytes | None] | None = None,
+    *,
+    is_recorded: bool = False,
 ) -> None:
     """Show a shared handler, before its next delivery, the committed state, or the state recorded as `seen`."""
     assert run.execution is not None

@@ -19,7 +19,7 @@ from typing import Final
 from actors.activation.activation import Activation
 from actors.activation.endings import is_last, last_word, named, used_up
 from actors.activation.key_promises import KeyPromises, with_waits
-from actors.activation.open_invocation import InFlight, Renewal
+from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
 from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
@@ -65,7 +65,7 @@ class Attempts:
 
     # Begin
 
-    def begin(self, run: InFlight, activation: Activation) -> None:
+    def begin(self, run: OpenInvocation, activation: Activation) -> None:
         """Start an attempt, replay its records, and go on from there; in a back-off, wait for its end."""
         if self.reentry.waiting:
             self.reentry.drop(run)
@@ -109,7 +109,7 @@ class Attempts:
             self._replay(run, execution)
         self.deliver(run)
 
-    def _replay(self, run: InFlight, execution: Execution) -> None:
+    def _replay(self, run: OpenInvocation, execution: Execution) -> None:
         execution.repeats = True
         seen, covered = run.seen() if run.reader else ({}, 0)
         for item in run.to_replay():
@@ -125,14 +125,14 @@ class Attempts:
                 execution.deliver_outcome(*item)
         execution.repeats = False
 
-    def _hold(self, run: InFlight) -> None:
+    def _hold(self, run: OpenInvocation) -> None:
         """Begin an attempt later: the last attempt may have ended its process."""
         if not run.backing_off:
             run.backing_off = True
             logger.warning("%s waits: the process that executed it last has ended", named(run))
         self._services.loop.call_later(HOLD_LOOK, self._hold_is_over, run)
 
-    def _hold_is_over(self, run: InFlight) -> None:
+    def _hold_is_over(self, run: OpenInvocation) -> None:
         if run.ended or not run.backing_off or self._turns.in_flight.get(run.id) is not run:
             return
         if run.unsettled or (self._services.box is not None and self._services.box.holds(run.id)):
@@ -141,25 +141,25 @@ class Attempts:
         run.backing_off = False
         self.try_again(run)
 
-    def _set_aside(self, run: InFlight, activation: Activation, reason: str) -> None:
+    def _set_aside(self, run: OpenInvocation, activation: Activation, reason: str) -> None:
         """Pause an invocation on which this host has failed, without reading its arguments or journal."""
         text = f"{named(run)}: {reason}; it is paused until it is resumed"
         activation.staged = self._staging.paused(run, reason, text)
         self._end_attempt(run, activation, text, sleeps=True)
 
-    def queued(self, run: InFlight, activation: Activation) -> None:
+    def queued(self, run: OpenInvocation, activation: Activation) -> None:
         """Take a call that waits for its turn; the holder of the turn may wait for it."""
         if activation.precedes(run):
             self.deadlocks.queued(run, activation)
         if run.asleep or run.handler.reentrant:
             self.reentry.queued(run, activation)
 
-    def _check_foreign(self, run: InFlight) -> None:
+    def _check_foreign(self, run: OpenInvocation) -> None:
         if run.execution is not None and not (run.ended or run.settling or run.id in self.reentry.inner):
             run.execution.check_foreign()
             self.deliver(run)  # it has ended, or compensates
 
-    def end_back_off(self, run: InFlight) -> None:
+    def end_back_off(self, run: OpenInvocation) -> None:
         """Begin the next attempt if an event has come that ends the back-off."""
         if not run.backing_off:
             return
@@ -178,7 +178,7 @@ class Attempts:
             run.renewal = Renewal.NEWER
         run.backing_off, run.began_again = False, True
 
-    def try_again(self, run: InFlight) -> None:
+    def try_again(self, run: OpenInvocation) -> None:
         """Begin the next attempt, if its time has come and all records that it replays are acknowledged."""
         if run.unsettled:
             return  # tried once more in `acknowledged`
@@ -195,7 +195,7 @@ class Attempts:
 
     # Delivery
 
-    def deliver(self, run: InFlight) -> None:
+    def deliver(self, run: OpenInvocation) -> None:
         """Deliver durable events in order, then carry out the handler's commands."""
         execution = run.execution
         if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
@@ -249,7 +249,7 @@ class Attempts:
             self.deadlocks.waits(run, execution, probes)
             self._let_out(run, execution)
 
-    def _resumes(self, run: InFlight, event: Event) -> bool:
+    def _resumes(self, run: OpenInvocation, event: Event) -> bool:
         """End an attempt whose step fails, to go on with the newest code, unless an action runs; return whether.
 
         The event stays in the store until the next attempt has begun, so that a new owner of the shard does the same.
@@ -266,7 +266,7 @@ class Attempts:
         self._end_attempt(run, self._turns.activation_of(run), "it was resumed", sleeps=False)
         return True
 
-    def step_failed(self, run: InFlight, /) -> None:
+    def step_failed(self, run: OpenInvocation, /) -> None:
         """Go on with the newest code, if a RESUME came while the action was under way."""
         if run.resume is not None and not run.ended:
             Context().run(self.deliver, run)
@@ -294,7 +294,7 @@ class Attempts:
         if not is_held:
             self._start_blocked()
 
-    def _deliver_outcomes(self, run: InFlight, execution: Execution, record: Record, time_ms: int) -> None:
+    def _deliver_outcomes(self, run: OpenInvocation, execution: Execution, record: Record, time_ms: int) -> None:
         run.settling = False
         for index, outcome in record.steps:
             if not execution.has_ended:
@@ -303,7 +303,9 @@ class Attempts:
                 execution.deliver_outcome(index, outcome, time_ms)
         self.deliver(run)
 
-    def _changes(self, run: InFlight, activation: Activation, execution: Execution) -> dict[str, bytes | None] | None:
+    def _changes(
+        self, run: OpenInvocation, activation: Activation, execution: Execution
+    ) -> dict[str, bytes | None] | None:
         """Return the changes of its state; None if they cannot be stored, which has ended the invocation."""
         try:
             return changes_of(run, activation, self._services.limits.payload_max)
@@ -312,7 +314,7 @@ class Attempts:
             self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
             return None
 
-    def _let_out_first(self, run: InFlight, execution: Execution) -> None:
+    def _let_out_first(self, run: OpenInvocation, execution: Execution) -> None:
         """Commit before more is delivered, if the handler's messages are enough for a write."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
@@ -321,7 +323,7 @@ class Attempts:
             execution.calls.unsent = 0
             self._services.loop.call_soon(self.deliver, run, context=Context())
 
-    def _let_out(self, run: InFlight, execution: Execution) -> None:
+    def _let_out(self, run: OpenInvocation, execution: Execution) -> None:
         """Carry out the commands of a handler that waits: commit if needed, start actions, watch for idleness."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
@@ -345,7 +347,7 @@ class Attempts:
 
     def _commit(
         self,
-        run: InFlight,
+        run: OpenInvocation,
         activation: Activation,
         changes: dict[str, bytes | None],
         results: list[tuple[int, bytes]],
@@ -374,24 +376,24 @@ class Attempts:
         if sleeps:
             self._leave_memory(run, activation)
 
-    def _commit_now(self, run: InFlight, activation: Activation, changes: dict[str, bytes | None]) -> None:
+    def _commit_now(self, run: OpenInvocation, activation: Activation, changes: dict[str, bytes | None]) -> None:
         self._commit(run, activation, changes, [], sleeps=False)
 
     # Steps (`actions.Listener`)
 
-    def step_ended(self, run: InFlight, /) -> None:
+    def step_ended(self, run: OpenInvocation, /) -> None:
         """Deliver the outcomes of steps, unless earlier outcomes are on their way to the store."""
         if not run.settling:
             Context().run(self.deliver, run)  # context variables of the step do not reach the handler
 
-    def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
+    def step_exhausted(self, run: OpenInvocation, step: Step, found: Exhausted, /) -> None:
         """Pause the invocation of a step whose attempts are used up."""
         what = f"{named(run)}: step {step.name!r}"
         self._pause(run, self._turns.activation_of(run), found.error, found.attempts, what)
 
     # Ends
 
-    def _end(self, run: InFlight, execution: Execution) -> None:
+    def _end(self, run: OpenInvocation, execution: Execution) -> None:
         activation, error = self._turns.activation_of(run), execution.error
         if execution.phase is Phase.COMPLETED:
             self._complete(run, activation, execution)
@@ -405,7 +407,7 @@ class Attempts:
             self._staging.paused(run, reason, text)
             self._end_attempt(run, activation, text, sleeps=True)
 
-    def _complete(self, run: InFlight, activation: Activation, execution: Execution) -> None:
+    def _complete(self, run: OpenInvocation, activation: Activation, execution: Execution) -> None:
         outcome = execution.outcome
         try:
             changes = changes_of(run, activation, self._services.limits.payload_max)
@@ -413,11 +415,11 @@ class Attempts:
             outcome, changes = outcomes.encoded_error(TerminalError(said(error), 400)), {}
         self._finish(run, activation, outcome, changes, commands=True)
 
-    def reject(self, run: InFlight, activation: Activation, error: TerminalError) -> None:
+    def reject(self, run: OpenInvocation, activation: Activation, error: TerminalError) -> None:
         """End an invocation that cannot be executed."""
         self._finish(run, activation, outcomes.encoded_error(error), {}, commands=False)
 
-    def end_at_once(self, run: InFlight, activation: Activation, error: TerminalError, kind: EventKind) -> None:
+    def end_at_once(self, run: OpenInvocation, activation: Activation, error: TerminalError, kind: EventKind) -> None:
         """End an invocation without asking its handler; its calls without an outcome get the same event."""
         outcome = outcomes.encoded_error(error)
         messages = brought(kind, run.callees(self._services.surroundings.shards))
@@ -427,7 +429,7 @@ class Attempts:
 
     def _finish(
         self,
-        run: InFlight,
+        run: OpenInvocation,
         activation: Activation,
         outcome: bytes,
         changes: dict[str, bytes | None],
@@ -455,7 +457,7 @@ class Attempts:
         self.forget(run)
         self._turns.ended(run, activation)
 
-    def fail(self, run: InFlight, activation: Activation, error: BaseException) -> None:
+    def fail(self, run: OpenInvocation, activation: Activation, error: BaseException) -> None:
         """End a failed attempt: the next follows after a back-off, unless the policy's attempts are used up."""
         ending = ending_in(run.pending)
         if ending is not None:
@@ -482,7 +484,9 @@ class Attempts:
             activation.staged = number
         self._end_attempt(run, activation, text, sleeps=sleeps)
 
-    def _pause(self, run: InFlight, activation: Activation, error: BaseException, attempts: int, what: str) -> None:
+    def _pause(
+        self, run: OpenInvocation, activation: Activation, error: BaseException, attempts: int, what: str
+    ) -> None:
         """Pause an invocation that has used up its attempts; steps that have ended meanwhile keep their outcomes."""
         execution = run.execution
         if execution is not None and not execution.has_ended:
@@ -500,7 +504,7 @@ class Attempts:
         run = self._turns.in_flight[execution.id]
         return last_word(run, error, recorded, self._services.surroundings.now_ms())
 
-    def _end_attempt(self, run: InFlight, activation: Activation, text: str, *, sleeps: bool) -> None:
+    def _end_attempt(self, run: OpenInvocation, activation: Activation, text: str, *, sleeps: bool) -> None:
         logger.info("attempt ended: %s", text)
         if run.resume is not None:
             run.pending.appendleft(run.resume)
@@ -515,11 +519,11 @@ class Attempts:
 
     # Sleep
 
-    def _watch_idle(self, run: InFlight, timeout: timedelta) -> None:
+    def _watch_idle(self, run: OpenInvocation, timeout: timedelta) -> None:
         if not run.idle:
             self._services.idle.add(run, timeout.total_seconds(), self._idle_is_over)
 
-    def _idle_is_over(self, run: InFlight) -> None:
+    def _idle_is_over(self, run: OpenInvocation) -> None:
         execution = run.execution
         if execution is None or run.ended or self.is_draining or not run.is_waiting or execution.steps.unstarted:
             return
@@ -527,13 +531,13 @@ class Attempts:
             return
         self._commit(run, self._turns.activation_of(run), {}, [], sleeps=True)
 
-    def _leave_memory(self, run: InFlight, activation: Activation) -> None:
+    def _leave_memory(self, run: OpenInvocation, activation: Activation) -> None:
         if run.execution is not None:
             run.execution.drop()
         self.forget(run)
         self._turns.left_memory(run, activation)
 
-    def forget(self, run: InFlight) -> None:
+    def forget(self, run: OpenInvocation) -> None:
         """Drop an attempt from memory."""
         if self.reentry.inner:
             self.reentry.inner.pop(run.id, None)

@@ -10,7 +10,7 @@ object, which names the holder, and the commit that carries its calls.
 from collections.abc import Callable, Iterable
 
 from actors.activation.activation import Activation
-from actors.activation.open_invocation import InFlight, Renewal
+from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.blocks.cancel import killed, never_begun, while_paused
 from actors.errors import Cancelled
 from journal.records import Event, EventKind
@@ -25,7 +25,7 @@ class Ends:
     def __init__(
         self,
         attempts: Attempts,
-        in_flight: dict[str, InFlight],
+        in_flight: dict[str, OpenInvocation],
         activations: dict[str, Activation],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -45,7 +45,7 @@ class Ends:
         if id_ not in self.doomed or self.doomed[id_][0] is not kind:
             self.doomed[id_] = kind, error
 
-    def ends(self, run: InFlight, kind: EventKind) -> bool:
+    def ends(self, run: OpenInvocation, kind: EventKind) -> bool:
         """Whether a cancel or kill ends the invocation here, so that its handler is not told."""
         activation = self._activations[run.message.target]
         if kind is EventKind.KILL:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from actors.activation.activation import Activation
 from actors.activation.endings import named
-from actors.activation.open_invocation import InFlight, Renewal
+from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.backoff import Patience
@@ -41,7 +41,7 @@ class Classes:
         staging: Staging,
         attempts: Attempts,
         sort: Callable[[Activation], None],
-        load_again: Callable[[InFlight, Activation], None],
+        load_again: Callable[[OpenInvocation, Activation], None],
     ) -> None:
         self._services, self._staging, self._attempts = services, staging, attempts
         self._sort, self._load_again = sort, load_again
@@ -49,7 +49,7 @@ class Classes:
         self._unfound: set[str] = set()
         """Classes looked for in vain, whose waiting callers were told."""
 
-    def of(self, run: InFlight, activation: Activation) -> Declaration | None:
+    def of(self, run: OpenInvocation, activation: Activation) -> Declaration | None:
         """Return the class of an invocation; None if it must be fetched, as it is not here or lacks the handler."""
         if run.renewal is not None and not self.renew(run, activation):
             return None
@@ -58,7 +58,7 @@ class Classes:
             return found
         return None if _lacks(found, run) else found
 
-    def renew(self, run: InFlight, activation: Activation) -> bool:
+    def renew(self, run: OpenInvocation, activation: Activation) -> bool:
         """Let an invocation go on with the newest code of its class; return whether that code is here."""
         newest = self._services.code.newest(run.type_name)
         if newest is None:
@@ -79,7 +79,7 @@ class Classes:
         run.renewal = None
         return True
 
-    async def fetch_newest(self, run: InFlight, activation: Activation) -> None:
+    async def fetch_newest(self, run: OpenInvocation, activation: Activation) -> None:
         """Fetch the newest code of an invocation's class, then begin its next attempt."""
         try:
             await self._fetched(run, "")
@@ -91,14 +91,14 @@ class Classes:
             self._stay(run, None)
         self._attempts.begin(run, activation)
 
-    def _stay(self, run: InFlight, error: Exception | None) -> None:
+    def _stay(self, run: OpenInvocation, error: Exception | None) -> None:
         run.renewal = None
         if error is not None and not isinstance(error, MissingCodeError):
             logger.warning(
                 "%s goes on with the code it has: the newest cannot be loaded\n%s", named(run), traced(error)
             )
 
-    async def fetch(self, run: InFlight, activation: Activation) -> None:
+    async def fetch(self, run: OpenInvocation, activation: Activation) -> None:
         """Fetch the class of the first invocation in `arrivals`; a class that cannot be loaded fails the attempt."""
         error: Exception | None = None
         missing = ""
@@ -129,13 +129,13 @@ class Classes:
                 self._attempts.fail(run, activation, error)
         self._sort(activation)
 
-    async def _fetched(self, run: InFlight, digest: str) -> Declaration:
+    async def _fetched(self, run: OpenInvocation, digest: str) -> Declaration:
         try:
             return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
         except (SystemExit, KeyboardInterrupt) as error:  # raised by a user's module, they would end the host
             raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {told(error)}") from error
 
-    def _where(self, run: InFlight) -> str:
+    def _where(self, run: OpenInvocation) -> str:
         if run.message.code == UNSENT:
             return (
                 f'its class lives in a program that has not sent it (hosts="local"), and the process '
@@ -144,7 +144,7 @@ class Classes:
             )
         return f"no class {run.type_name!r} with its code is known: start a program that has it, and use it there once"
 
-    async def _wait(self, run: InFlight, activation: Activation, why: str) -> None:
+    async def _wait(self, run: OpenInvocation, activation: Activation, why: str) -> None:
         """Wait before the next look for a class that only another program has; tell a waiting caller.
 
         An object serves nothing meanwhile, because the waiting invocation may hold it; a service goes on.
@@ -175,7 +175,7 @@ class Classes:
         if activation.key is None and not run.ended:
             self._load_again(run, activation)
 
-    def _end_if_asked(self, run: InFlight, activation: Activation, why: str) -> None:
+    def _end_if_asked(self, run: OpenInvocation, activation: Activation, why: str) -> None:
         kind = ending_in(run.pending)
         if kind is not None:
             for queue in (activation.arrivals, activation.mailbox):
@@ -184,7 +184,7 @@ class Classes:
             self._attempts.end_at_once(run, activation, while_paused(kind, why), kind)
 
 
-def _lacks(found: Declaration, run: InFlight) -> bool:
+def _lacks(found: Declaration, run: OpenInvocation) -> bool:
     """Whether the class lacks the handler, although the class that accepted the invocation had it.
 
     A schedule's invocation is for the newest class: it is refused, and the schedule's status says so.
@@ -194,7 +194,7 @@ def _lacks(found: Declaration, run: InFlight) -> bool:
     return run.message.handler not in found.handlers and was_there
 
 
-def _fits(found: Declaration, run: InFlight) -> bool:
+def _fits(found: Declaration, run: OpenInvocation) -> bool:
     """Whether an invocation can go on with another version of its class."""
     handler, before = found.handlers.get(run.message.handler), run.declared
     if handler is None or found.is_service != ("/" not in run.message.target):

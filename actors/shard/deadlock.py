@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from actors.activation.activation import Activation
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.errors import DeadlockError, TerminalError
@@ -63,14 +63,14 @@ class Deadlocks:
         staging: Staging,
         turns: Turns,
         reentry: Reentry,
-        reject: Callable[[InFlight, Activation, TerminalError], None],
+        reject: Callable[[OpenInvocation, Activation, TerminalError], None],
     ) -> None:
         self._services, self._staging, self._turns, self._reject = services, staging, turns, reject
         self._reentry = reentry
-        self._own: dict[str, list[InFlight]] = {}
+        self._own: dict[str, list[OpenInvocation]] = {}
         """Queued calls whose chain holds the holder of their key, by that holder."""
 
-    def queued(self, run: InFlight, activation: Activation) -> None:
+    def queued(self, run: OpenInvocation, activation: Activation) -> None:
         """Begin to send probes for a call that waits for its turn."""
         holder = self._reentry.holder_of(activation)
         if holder in (run.message.chain or ()) and not run.handler.reentrant:
@@ -78,7 +78,7 @@ class Deadlocks:
             self._ask(run)
         self._services.loop.call_later(FIRST_S, self._again, run, holder, FIRST_S)
 
-    def _again(self, run: InFlight, holder: str, waited_s: float) -> None:
+    def _again(self, run: OpenInvocation, holder: str, waited_s: float) -> None:
         if self._is_queued(run):
             self._ask(run)
             waited_s = min(2 * waited_s, INTERVAL_MAX_S)
@@ -88,7 +88,7 @@ class Deadlocks:
             if not own:
                 del self._own[holder]
 
-    def _is_queued(self, run: InFlight) -> bool:
+    def _is_queued(self, run: OpenInvocation) -> bool:
         return (
             self._turns.in_flight.get(run.id) is run
             and run.exclusive
@@ -96,11 +96,11 @@ class Deadlocks:
             and self._turns.activation_of(run).current is not run
         )
 
-    def _ask(self, run: InFlight) -> None:
+    def _ask(self, run: OpenInvocation) -> None:
         ids = [self._reentry.holder_of(self._turns.activation_of(run))]
         self._pass_on(run, ids, self._services.surroundings.now_ms(), [])
 
-    def _pass_on(self, run: InFlight, ids: Sequence[str], started_ms: int, path: list[Any]) -> None:
+    def _pass_on(self, run: OpenInvocation, ids: Sequence[str], started_ms: int, path: list[Any]) -> None:
         order = run.inbox_id if self._is_queued(run) else ""
         path = [*path, [run.id, f"{run.message.target}.{run.message.handler}", order]]
         probe = pack([started_ms, path])
@@ -108,7 +108,7 @@ class Deadlocks:
         if brings and len(path) <= PATH_MAX:
             self._staging.tell(run.id, brings)
 
-    def is_taken(self, run: InFlight, event: Event) -> bool:
+    def is_taken(self, run: OpenInvocation, event: Event) -> bool:
         """Take a probe, or a refusal, for a queued invocation; return whether the event was either."""
         if not self._is_queued(run):
             return False
@@ -127,7 +127,7 @@ class Deadlocks:
         self._staging.stray([event.id for event in events if event.kind is EventKind.PROBE])
         return [event for event in events if event.kind is not EventKind.PROBE]
 
-    def waits(self, run: InFlight, execution: Execution, probes: Sequence[Event]) -> None:
+    def waits(self, run: OpenInvocation, execution: Execution, probes: Sequence[Event]) -> None:
         """Pass on the probes that came to a handler that waits; without any, let the calls behind it send probes."""
         if probes:
             self._staging.stray([event.id for event in probes])
@@ -140,7 +140,7 @@ class Deadlocks:
                 if self._is_queued(queued):
                     self._ask(queued)
 
-    def _follow(self, run: InFlight, event: Event, ids: Sequence[str]) -> None:
+    def _follow(self, run: OpenInvocation, event: Event, ids: Sequence[str]) -> None:
         started_ms, path = unpack(event.payload)[0]
         if not ids or self._services.surroundings.now_ms() - started_ms > STALE_MS:
             return
@@ -150,7 +150,7 @@ class Deadlocks:
         elif not path[met][2] or self._is_queued(run):  # otherwise it has begun meanwhile, and blocks no other call
             self._found(run, path[met:])
 
-    def _found(self, run: InFlight, circle: list[Any]) -> None:
+    def _found(self, run: OpenInvocation, circle: list[Any]) -> None:
         queued = [(order_of(order), id_, at) for at, (id_, _, order) in enumerate(circle) if order]
         _, youngest, at = max(queued)
         names = " → ".join(name for _, name, _ in (*circle[at + 1 :], *circle[: at + 1]))

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from actors.activation.activation import Activation
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.execution.execution import Execution
@@ -49,22 +49,22 @@ class Reentry:
     """The inner invocations of one shard."""
 
     def __init__(
-        self, services: Services, staging: Staging, turns: Turns, begin: Callable[[InFlight, Activation], None]
+        self, services: Services, staging: Staging, turns: Turns, begin: Callable[[OpenInvocation, Activation], None]
     ) -> None:
         self._services, self._staging, self._turns, self._begin = services, staging, turns, begin
         self.inner: dict[str, str] = {}
         """The id of the inner invocation, by the id of the invocation that let it in, which is in memory."""
-        self.waiting: dict[str, list[InFlight]] = {}
+        self.waiting: dict[str, list[OpenInvocation]] = {}
         """The calls that wait for their turn, or to be let in, by object."""
 
     # Letting in
 
-    def queued(self, run: InFlight, activation: Activation) -> None:
+    def queued(self, run: OpenInvocation, activation: Activation) -> None:
         """Add a call that waits for its turn, or to be let in."""
         self.waiting.setdefault(activation.target, []).append(run)
         self.look(activation)
 
-    def drop(self, run: InFlight) -> None:
+    def drop(self, run: OpenInvocation) -> None:
         """Remove a call that begins or has ended."""
         waiting = self.waiting.get(run.message.target, [])
         if run in waiting:
@@ -94,7 +94,7 @@ class Reentry:
         elif absent and absent not in self._turns.in_flight and self.is_wanted(activation.target, absent):
             self._turns.wake(absent)
 
-    def _innermost(self, run: InFlight) -> tuple[InFlight, str]:
+    def _innermost(self, run: OpenInvocation) -> tuple[OpenInvocation, str]:
         """Return the innermost invocation in memory, and the id of its inner invocation if that is not in memory."""
         while (inner := self.inner.get(run.id)) is not None:
             found = self._turns.in_flight.get(inner)
@@ -110,7 +110,7 @@ class Reentry:
             id_ = self.inner[id_]
         return id_
 
-    def _let_in(self, run: InFlight, holder: InFlight, activation: Activation) -> None:
+    def _let_in(self, run: OpenInvocation, holder: OpenInvocation, activation: Activation) -> None:
         if self._turns.is_draining:
             return
         if holder.id not in self.inner:
@@ -125,13 +125,13 @@ class Reentry:
 
     # Suspended holders
 
-    def replayed(self, run: InFlight) -> None:
+    def replayed(self, run: OpenInvocation) -> None:
         """Note the inner invocation of a replayed invocation."""
         inner = _inner_in(record for _, record in run.records)
         if inner:
             self.inner[run.id] = inner
 
-    def stands_still(self, run: InFlight) -> bool:
+    def stands_still(self, run: OpenInvocation) -> bool:
         """Whether an inner invocation of it is under way; the event of that one's end is taken first."""
         inner = self.inner.get(run.id)
         if inner is None:
@@ -146,7 +146,7 @@ class Reentry:
         run.delivered.append(Delivered(over.kind, over.index, over.time_ms, over.payload))
         return False
 
-    def pass_on(self, run: InFlight, activation: Activation, changes: Mapping[str, bytes | None]) -> None:
+    def pass_on(self, run: OpenInvocation, activation: Activation, changes: Mapping[str, bytes | None]) -> None:
         """Stage the writes of an inner invocation for all its holders, in the commit of the write itself."""
         assert activation.fields is not None
         event = Delivered(EventKind.STATE, INNER_WROTE, self._services.surroundings.now_ms(), packed(changes))
@@ -166,7 +166,7 @@ class Reentry:
 
     # Ends
 
-    def closing(self, run: InFlight, activation: Activation) -> list[Bring]:
+    def closing(self, run: OpenInvocation, activation: Activation) -> list[Bring]:
         """Return the events of an invocation's end: a kill for its inner invocation, a STATE event for its holder."""
         brings: list[Bring] = []
         inner = self._inner_of(run)
@@ -183,7 +183,7 @@ class Reentry:
             brings += [Bring(run.shard, id_, EventKind.STATE, OVER, run.id.encode()) for id_ in ids]
         return brings
 
-    def _inner_of(self, run: InFlight) -> str:
+    def _inner_of(self, run: OpenInvocation) -> str:
         if run.execution is not None or run.id in self.inner:
             return self.inner.get(run.id, "")
         return _inner_in(record for _, record in run.records)
@@ -199,7 +199,7 @@ def _inner_in(records: Iterable[Record]) -> str:
     return inner
 
 
-def _is_blocked(run: InFlight) -> bool:
+def _is_blocked(run: OpenInvocation) -> bool:
     execution = run.execution
     if execution is None or execution.phase is not Phase.PROCESSING:
         return False

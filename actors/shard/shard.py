@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 
 from actors.activation.activation import Activation
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.activation.pauses import COMMANDS, answer, command_in
 from actors.activation.services import Services
 from actors.activation.staging import CommitBudget, Staging, Unwritten
@@ -48,7 +48,7 @@ class OwnedShard:
         self.cursor = Cursor("0-0", "0-0")
         self.staging = Staging(shard, epoch, number, services.surroundings.now_ms, services.wake_writer)
         self._attempts = Attempts(services, self.staging, self, leased)
-        self.in_flight: dict[str, InFlight] = {}
+        self.in_flight: dict[str, OpenInvocation] = {}
         self.activations: dict[str, Activation] = {}
         self.failed: Callable[[BaseException], None] = partial(services.failed, self)
         """Step down: a change of this shard failed half-way, and no invocation is known as the cause."""
@@ -114,7 +114,7 @@ class OwnedShard:
             self.ends.doom(message.id, before, never_begun(before))
         elif ending is EventKind.KILL:
             self.ends.doom(message.id, ending, killed())
-        run = InFlight(message, self.shard, inbox_id)
+        run = OpenInvocation(message, self.shard, inbox_id)
         run.pending.extend(events)
         if has_begun:
             self._adopt(run, self._recovered_of(message.id))
@@ -126,7 +126,7 @@ class OwnedShard:
         due_ms = message.due_ms
         return due_ms > 0 and (due_ms > time_of(inbox_id) or due_ms > self._services.surroundings.now_ms())
 
-    def _adopt(self, run: InFlight, found: list[tuple[str, bytes]]) -> None:
+    def _adopt(self, run: OpenInvocation, found: list[tuple[str, bytes]]) -> None:
         """Give an invocation its journal; if that cannot be read, set aside this invocation alone."""
         if not found:
             return
@@ -149,7 +149,7 @@ class OwnedShard:
         for id_ in unread:
             self._unread[id_] = []
 
-    def _admit(self, run: InFlight, *, first: bool = False) -> None:
+    def _admit(self, run: OpenInvocation, *, first: bool = False) -> None:
         self.in_flight[run.id] = run
         activation = self._activation(run.message.target)
         if activation.arrivals is None:
@@ -211,7 +211,7 @@ class OwnedShard:
         else:
             self._fetch_dormant(id_, [event])
 
-    def _is_dropped(self, event: Event, run: InFlight | None) -> bool:
+    def _is_dropped(self, event: Event, run: OpenInvocation | None) -> bool:
         """Drop a signal beyond the limit of an invocation without an execution (an execution checks its own)."""
         id_ = event.invocation
         if run is not None:
@@ -257,7 +257,7 @@ class OwnedShard:
         elif dormant.paused and ending is None and command_in(events) is None:
             self._keep_for_paused(id_, self._attempts.deadlocks.without_probes(events))
         else:
-            run = InFlight(message, self.shard, dormant.inbox_id, asleep=True)
+            run = OpenInvocation(message, self.shard, dormant.inbox_id, asleep=True)
             self._adopt(run, dormant.records)
             run.journal = []  # these records lie in its hash
             if dormant.paused and ending is None:
@@ -347,7 +347,7 @@ class OwnedShard:
         activation.arrivals = activation.arrivals or None
         self._turn(activation)
 
-    def _place(self, activation: Activation, run: InFlight) -> None:
+    def _place(self, activation: Activation, run: OpenInvocation) -> None:
         assert run.declared is not None
         handler = run.handler
         if run.is_misdirected(self._services.surroundings.shards):
@@ -414,7 +414,7 @@ class OwnedShard:
                 run.message = Message.parse(data)
         self._sort(activation)
 
-    def ended(self, run: InFlight, activation: Activation, /) -> None:
+    def ended(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Pass the turn on."""
         self.in_flight.pop(run.id, None)
         self._ending.add(run.id)
@@ -426,7 +426,7 @@ class OwnedShard:
         activation.used_at = self._services.now()
         self._turn(activation)
 
-    def left_memory(self, run: InFlight, activation: Activation, /) -> None:
+    def left_memory(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Keep the turn for an invocation asleep, and its events until its sleep is durable."""
         self._asleep[run.id] = list(run.pending)
         self.in_flight.pop(run.id, None)
@@ -435,16 +435,16 @@ class OwnedShard:
         if run.holds:
             activation.held_by, activation.current = run.id, None
 
-    def activation_of(self, run: InFlight, /) -> Activation:
+    def activation_of(self, run: OpenInvocation, /) -> Activation:
         """Return the activation of an invocation."""
         return self.activations[run.message.target]
 
-    def load_again(self, run: InFlight, activation: Activation, /) -> None:
+    def load_again(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Look for the invocation's class once more."""
         activation.sharing.discard(run)
         self._admit(run)
 
-    def renew(self, run: InFlight, activation: Activation, /) -> None:
+    def renew(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Begin the next attempt, with the newest code of its class."""
         if self._classes.renew(run, activation):
             self._attempts.begin(run, activation)

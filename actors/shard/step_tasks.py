@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from actors.activation.endings import named
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 from actors.activation.services import Services
 from actors.activation.staging import BYTES_MAX, Staging
 from actors.blocks.restarts import mark_of
@@ -33,15 +33,15 @@ class Listener(Protocol):
     is_draining: bool
     """Nothing new begins."""
 
-    def step_ended(self, run: InFlight, /) -> None:
+    def step_ended(self, run: OpenInvocation, /) -> None:
         """An outcome was added to `run.outcomes`."""
         ...
 
-    def step_failed(self, run: InFlight, /) -> None:
+    def step_failed(self, run: OpenInvocation, /) -> None:
         """An attempt of a step has failed, and another follows."""
         ...
 
-    def step_exhausted(self, run: InFlight, step: Step, found: Exhausted, /) -> None:
+    def step_exhausted(self, run: OpenInvocation, step: Step, found: Exhausted, /) -> None:
         """The attempts of a step are used up, and its invocation has to be paused."""
         ...
 
@@ -51,13 +51,13 @@ class Actions:
 
     def __init__(self, services: Services, staging: Staging, listener: Listener, leased: Callable[[], bool]) -> None:
         self._services, self._staging, self._listener, self._leased = services, staging, listener, leased
-        self.blocked: set[InFlight] = set()
+        self.blocked: set[OpenInvocation] = set()
         """Invocations whose actions wait for commits to be durable, or are held back."""
         self.is_held = False
         """No action starts for now."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
-    def start(self, run: InFlight, execution: Execution) -> None:
+    def start(self, run: OpenInvocation, execution: Execution) -> None:
         """Start the actions that have not started, as soon as they may."""
         if not execution.steps.unstarted or self._listener.is_draining:
             return
@@ -72,7 +72,9 @@ class Actions:
             act = self._act(run, execution, step, step_id, tries.get(index))
             self._tasks[run.id, index] = self._services.spawn(act, context_of(step, step_id))
 
-    async def _act(self, run: InFlight, execution: Execution, step: Step, step_id: str, before: Tries | None) -> None:
+    async def _act(
+        self, run: OpenInvocation, execution: Execution, step: Step, step_id: str, before: Tries | None
+    ) -> None:
         box = self._services.box
         if box is not None:
             box.begins(step_id)
@@ -98,7 +100,7 @@ class Actions:
             self._listener.step_ended(run)
 
     async def _tried(
-        self, run: InFlight, execution: Execution, step: Step, error: BaseException, delay_s: float, tries: Tries
+        self, run: OpenInvocation, execution: Execution, step: Step, error: BaseException, delay_s: float, tries: Tries
     ) -> None:
         if run.execution is not execution or run.ended:
             return
@@ -112,12 +114,12 @@ class Actions:
     def _may_act(self) -> bool:
         return self._leased() and not self._listener.is_draining
 
-    def take_blocked(self) -> set[InFlight]:
+    def take_blocked(self) -> set[OpenInvocation]:
         """Remove and return the invocations whose actions wait."""
         blocked, self.blocked = self.blocked, set()
         return blocked
 
-    def stop(self, run: InFlight, indices: list[int]) -> None:
+    def stop(self, run: OpenInvocation, indices: list[int]) -> None:
         """Cancel the actions of these entries."""
         for index in indices:
             run.running.pop(index).is_stopped = True
@@ -125,7 +127,7 @@ class Actions:
             if task is not None:
                 task.cancel()
 
-    def cancel(self, run: InFlight) -> None:
+    def cancel(self, run: OpenInvocation) -> None:
         """Cancel all actions of an invocation; outcomes that no record holds are dropped."""
         if run.running:
             self.stop(run, list(run.running))
@@ -139,7 +141,7 @@ class Actions:
         self.blocked.clear()
 
 
-def outcomes_of(run: InFlight, execution: Execution) -> list[tuple[int, bytes]]:
+def outcomes_of(run: OpenInvocation, execution: Execution) -> list[tuple[int, bytes]]:
     """Take the outcomes of steps to record next, as many as fit into one write."""
     results, size, taken = list[tuple[int, bytes]](), 0, 0
     for index, outcome in run.outcomes:

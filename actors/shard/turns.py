@@ -3,24 +3,24 @@
 from typing import Protocol
 
 from actors.activation.activation import Activation
-from actors.activation.open_invocation import InFlight
+from actors.activation.open_invocation import OpenInvocation
 
 
 class Turns(Protocol):
     """The shard that scheduled an attempt, as the attempt calls it."""
 
-    in_flight: dict[str, InFlight]
+    in_flight: dict[str, OpenInvocation]
     """The invocations in memory."""
 
-    def ended(self, run: InFlight, activation: Activation, /) -> None:
+    def ended(self, run: OpenInvocation, activation: Activation, /) -> None:
         """The invocation has ended."""
         ...
 
-    def left_memory(self, run: InFlight, activation: Activation, /) -> None:
+    def left_memory(self, run: OpenInvocation, activation: Activation, /) -> None:
         """The invocation falls asleep; it goes on holding its object."""
         ...
 
-    def activation_of(self, run: InFlight, /) -> Activation:
+    def activation_of(self, run: OpenInvocation, /) -> Activation:
         """Return the activation of an invocation."""
         ...
 
@@ -33,10 +33,10 @@ class Turns(Protocol):
         """Whether nothing new begins."""
         ...
 
-    def renew(self, run: InFlight, activation: Activation, /) -> None:
+    def renew(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Begin the next attempt, with the newest code of its class."""
         ...
 
-    def load_again(self, run: InFlight, activation: Activation, /) -> None:
+    def load_again(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Look for the invocation's class once more."""
         ...
