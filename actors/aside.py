@@ -1,6 +1,6 @@
-"""Aside: whether the package `journal` that is found is the one that stands beside this one.
+"""Import check: whether the package `journal` that Python finds is the one beside this package.
 
-Looked at before anything else is imported: a program's own `journal.py` would be read in its place.
+Made before anything else is imported: a program's own `journal.py` would be imported in its place.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ NAME: Final = "journal"
 
 
 def check_journal() -> None:
-    """See that nothing of the program's hides our package.
+    """Check that no module of the program hides our package.
 
     Raises:
         ImportError: another module or package of this name comes first on `sys.path`.

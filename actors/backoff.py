@@ -1,4 +1,4 @@
-"""Patience: going on asking a store that does not answer, and going on ending tasks that do not end.
+"""Backoff: retries of a store that does not answer, and of the end of tasks that do not end.
 
 Nothing is lost while a store is silent; callers see it take longer.
 """
@@ -16,12 +16,12 @@ logger = logging.getLogger("actors")
 
 WAIT_FIRST: Final = 0.02
 WAIT_MAX: Final = 0.5
-"""Seconds between two tries: the first wait, doubled each time up to the last. So long may work wait for nothing once
-the store is back; half of it, on average."""
+"""Seconds between two tries: the first wait, doubled each time up to the last. So long may work be idle once the store
+is back; half of it, on average."""
 NOT_NOW_MAX: Final = 10.0
 """Seconds for which a program that connects, or sends its code, waits for a store that is there and not ready."""
 REASONS_MAX: Final = 10
-"""So many different reasons are said before the store answers again."""
+"""Most different reasons that are logged before the store answers again."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds after which a task that has not ended is cancelled again."""
 T = TypeVar("T")
@@ -31,7 +31,7 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     """Cancel tasks until they have ended.
 
     Once is not enough before Python 3.12: `asyncio.wait_for`, with which the client library sends, takes a cancellation
-    for its own when what it waited for is done at that moment (bpo-37658), and the task goes on.
+    for its own when the awaited future is done at that moment (bpo-37658), and the task goes on.
     """
     pending = set(tasks)
     while pending:
@@ -41,7 +41,7 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
 
 
 class Patience:
-    """Waits longer each time, until renewed. Says each reason once, and then that the store answers again."""
+    """Waits longer each time, until renewed. Logs each reason once, and then that the store answers again."""
 
     def __init__(self, who: str) -> None:
         self._who, self._delay, self._said = who, WAIT_FIRST, set[str]()
@@ -54,20 +54,20 @@ class Patience:
         self._delay = WAIT_FIRST
 
     def say(self, error: Exception) -> None:
-        """Say why, unless it was said."""
+        """Log the reason, unless it was logged."""
         text = str(error)
         if text not in self._said and len(self._said) < REASONS_MAX:
             self._said.add(text)
             logger.warning("%s: %s; asking again until it does", self._who, text)
 
     async def wait(self, error: Exception) -> None:
-        """Say why, and wait."""
+        """Log the reason, and wait."""
         self.say(error)
         await asyncio.sleep(self._delay)
         self._delay = min(2 * self._delay, WAIT_MAX)
 
     async def for_a_while(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what the store answers; one that is not ready is asked again for `NOT_NOW_MAX`."""
+        """Return the store's answer; ask a store that is not ready again, for at most `NOT_NOW_MAX`."""
         until = asyncio.get_running_loop().time() + NOT_NOW_MAX
         while True:
             try:
@@ -81,7 +81,7 @@ class Patience:
                 return answer
 
     async def until_answered(self, ask: Callable[[], Coroutine[Any, Any, T]], *others: type[DurableError]) -> T:
-        """Return what the store answers, asking again, unchanged, while it does not, or while one of these comes."""
+        """Return the store's answer, asking again, unchanged, while there is none or it is one of these errors."""
         while True:
             try:
                 answer = await ask()

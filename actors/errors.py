@@ -15,7 +15,7 @@
     ├── DamagedError           a script failed half way
     └── DecodeError            stored bytes that this process cannot read
 
-Those the durable layer raises itself are defined in `journal.errors`.
+Errors that the durable layer raises itself are defined in `journal.errors`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TerminalError(DurableError):
     A subclass arrives with its arguments and attributes, without a call of its `__init__`. Where the caller does not
     know the class, it gets a `TerminalError` whose message begins with its name, with the same code and metadata, and
     with `module:name` as the entry `error`. Code and metadata are kept as far as JSON holds them, and as text where it
-    does not; what is very large (`recorded`) is cut, or described.
+    does not; very large parts (`recorded`) are cut, or described.
     """
 
     def __init__(self, message: str, code: int = 500, metadata: Mapping[str, str] | None = None) -> None:
@@ -89,7 +89,7 @@ class DeadlockError(TerminalError):
 
 @public
 class CallTimeout(TerminalError, TimeoutError):
-    """A call took longer than its option `timeout`; the invocation it waited for was ended."""
+    """A call took longer than its option `timeout`; the invocation that it waited for was cancelled."""
 
     def __init__(self, message: str = "timed out", code: int = 408, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message, code, metadata)
@@ -97,7 +97,7 @@ class CallTimeout(TerminalError, TimeoutError):
 
 @pinned("Refusal")
 class Refusal(UsageError):
-    """The use of the outside by a handler itself. Whatever a library makes of it, it ends the invocation."""
+    """A handler has used I/O, threads or processes itself; it ends the invocation, whatever a library makes of it."""
 
 
 @public
@@ -121,7 +121,7 @@ class NondeterminismError(DurableError):
         self.attempted = attempted
 
     def explain(self, raised: BaseException) -> None:
-        """Say what the handler has raised, which is the likelier fault: its way from there on is another one."""
+        """Add the error that the handler has raised, which is the likelier fault: it explains other commands."""
         self.args = (f"{self.args[0]} It raised {told(raised, 1_000)}",)
         self.__cause__ = raised
 

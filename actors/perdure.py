@@ -1,4 +1,4 @@
-"""Perdure: what `import perdure` finds, the name that was installed: it says what to import.
+"""Perdure: the module behind `import perdure`, the name of the distribution: it tells which package to import.
 
 A wheel, and an editable install, puts this file beside the package `actors` as the module `perdure` (pyproject.toml).
 """

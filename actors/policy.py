@@ -1,7 +1,7 @@
 """Policies: how invocations are treated, and durations as people write them.
 
-Every field of a `Policy` may be left unsaid (None); `resolve` takes each from the first that says it: handler, class,
-`init(policy=)`, built-in. With concrete defaults a class that sets only `retry` would undo `init(policy=...)`.
+Every field of a `Policy` may be left open (None); `resolve` takes each from the first policy that sets it: handler,
+class, `init(policy=)`, built-in. With concrete defaults a class that sets only `retry` would undo `init(policy=...)`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RetryAfter(Exception):
 
 
 def _asked_s(error: BaseException) -> float | None:
-    """Return how long an error asks to wait; of a group's the longest; None if none says so in a way that counts."""
+    """Return how long an error asks to wait, of a group the longest; None if none asks for a valid time."""
     asked = (_asked_by(leaf) for leaf in leaves(error) if issubclass(type(leaf), RetryAfter))
     return max((delay_s for delay_s in asked if delay_s is not None), default=None)
 
@@ -93,7 +93,7 @@ def _asked_by(error: Any) -> float | None:
 @public
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """When something that failed is tried again, and when no more."""
+    """The times of further attempts after a failure, and their end."""
 
     initial: Duration = 0.05
     """The wait after the first failure."""
@@ -105,13 +105,13 @@ class Retry:
     """No wait is longer than this."""
 
     max_attempts: int | None = None
-    """After so many failed attempts it is exhausted; None means never. A crash is no failed attempt."""
+    """Failed attempts after which it is exhausted; None means never. A crash is no failed attempt."""
 
     max_duration: Duration | None = None
-    """What fails so long after its first attempt began is exhausted; None means never."""
+    """A failure so long after the first attempt began exhausts it; None means never."""
 
     on_exhausted: Literal["fail", "pause"] = "fail"
-    """Its last failure becomes terminal, or the invocation is paused with it and waits for an operator."""
+    """Then the last failure becomes terminal, or the invocation is paused with it and waits for an operator."""
 
     def __post_init__(self) -> None:
         _checked(self.initial, self.max_interval, self.max_duration)
@@ -134,12 +134,12 @@ class Retry:
             return longest
 
     def delay_after(self, error: BaseException, attempt: int) -> float:
-        """Return the seconds between this failure of an attempt and the next: those it asks for, else the back-off."""
+        """Return the seconds between this failure of an attempt and the next: as the error asks, else the back-off."""
         asked_s = _asked_s(error)
         return self.delay(attempt) if asked_s is None else asked_s
 
     def is_exhausted(self, attempts: int, elapsed_s: float) -> bool:
-        """Whether nothing follows after so many failed attempts and so many seconds."""
+        """Whether no attempt follows after so many failed attempts and so many seconds."""
         if self.max_attempts is not None and attempts >= self.max_attempts:
             return True
         return self.max_duration is not None and elapsed_s >= seconds(self.max_duration)
@@ -148,7 +148,7 @@ class Retry:
 @public
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How invocations are treated; None means: not said here."""
+    """How invocations are treated; None means: not set here."""
 
     retry: Retry | None = None
     """How a failed attempt is followed by the next."""
@@ -159,12 +159,12 @@ class Policy:
     retention: Duration | None = None
     """How long the outcome outlives the invocation, whatever the count of others (`done_max`).
 
-    Where nobody says it, that holds for a day for a workflow's `run` and with an idempotency key; the outcome of any
-    other invocation is kept as long, if the count allows.
+    Where it is not set, it is a day for a workflow's `run` and with an idempotency key; the outcome of any other
+    invocation is kept as long, if the count allows.
     """
 
     validate: bool | None = None
-    """Whether arguments and fields are checked against their annotations where they are given; unsaid means yes."""
+    """Whether arguments and fields are checked against their annotations where they are given; None means yes."""
 
     def __post_init__(self) -> None:
         _checked(self.idle_timeout, self.retention)
@@ -175,24 +175,24 @@ class Policy:
 
 
 def check_policy(whose: str, policy: object) -> None:
-    """Refuse what is no policy, where it is given."""
+    """Refuse a value that is no policy, where it is given."""
     if policy is not None and not isinstance(policy, Policy):
         raise UsageError(f"{whose}: policy={policy!r} is no Policy; say policy=Policy(retry=Retry(max_attempts=3))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedPolicy:
-    """A policy in which everything is said."""
+    """A policy in which every field is set."""
 
     retry: Retry = Retry()
     idle_timeout: timedelta = timedelta(seconds=60)
     retention: timedelta = timedelta(days=1)
     keeps: bool = False
-    """Whether somebody has said the retention: then it holds for every invocation."""
+    """Whether the retention was set: then it holds for every invocation."""
 
 
 def resolve(*policies: Policy | None) -> ResolvedPolicy:
-    """Return what holds: each field from the first policy that says it, else the built-in default."""
+    """Return the policy in force: each field from the first policy that sets it, else the built-in default."""
     said = [policy for policy in policies if policy is not None]
     built_in = ResolvedPolicy()
     return ResolvedPolicy(

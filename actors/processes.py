@@ -1,8 +1,8 @@
-"""Processes: which one this is, and whether another one has ended.
+"""Processes: the name of this process, and whether another one has ended.
 
 The leases of a host are freed early only on proof that its process is gone. A process is named by its machine's boot,
-its pid namespace, its pid and its start, so that a number that was given anew, or means something in another container,
-proves nothing.
+its pid namespace, its pid and its start, so that a pid that was given anew, or belongs to another container, proves
+nothing.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ def _machine() -> str:
 
 
 def _start(pid: int) -> str | None:
-    """Return when a process started, in the kernel's ticks, or a word where they are not told; None if it has ended."""
+    """Return the start of a process in the kernel's ticks, or a word where they are unknown; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,8 @@
-"""Driver: `init`, `shutdown`, and what a program asks of the whole.
+"""Session: `init`, `shutdown`, `status` and `attach`.
 
-Owns the one session of a process: the embedded server if there is one, the client, the hosts that it started. The slot
-that holds it is one of the package's three globals (`place` and `seal` have the others): handles must find their client
-from any line of a program.
+Owns the one session of a process: the embedded server if there is one, the client, the hosts that it started. The
+variable that holds it is one of the package's three globals (`current` and `seal` have the others): handles must find
+their client from any line of a program.
 
 Ray is imported when it is first used: a program that runs without it never waits for it.
 """
@@ -58,7 +58,7 @@ _INSIDE = "actors.init() is for programs: handlers and steps run in hosts, which
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a session was opened with."""
+    """The arguments with which a session was opened."""
 
     redis: str | None = field(repr=False)
     address: str | None
@@ -68,7 +68,7 @@ class Settings:
     durability: Durability
     policy: Policy | None
     store: str = field(init=False, compare=False)
-    """What may be shown of `redis`."""
+    """The URL `redis` without its secrets."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", "embedded" if self.redis is None else shown(self.redis))
@@ -84,30 +84,30 @@ class HostStatus:
     pid: int
     shards: tuple[int, ...]
     lag: int
-    """Progress that was staged and not durable."""
+    """Staged progress that is not durable yet."""
     abandoned: tuple[str, ...] = ()
-    """Sync steps that were given up, by a time-out or a cancel, and go on in their threads: whose, and how long."""
+    """Sync steps that were given up, by a time-out or a cancel, and go on in their threads: object and duration."""
     faults: tuple[Fault, ...] = ()
-    """What it failed on itself, the last few: defects of Perdure, with the invocations that they came with."""
+    """Its own last failures: defects of Perdure, with the invocations in which they showed."""
 
 
 @public
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What `actors.status()` tells."""
+    """The result of `actors.status()`."""
 
     hosts: tuple[HostStatus, ...]
     store: str
-    """Where the store is, without its password."""
+    """The URL of the store, without its password."""
     namespace: str
     shards: int
     failure: str = ""
-    """Why this program can start nothing any more: its client has failed, or was shut down."""
+    """The reason why this program can start nothing any more: its client has failed, or was shut down."""
 
 
 @public
 class Session:
-    """What `init` opened; also a context manager, sync and async, that shuts it down."""
+    """The result of `init`; also a context manager, sync and async, that shuts it down."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -182,7 +182,7 @@ class Session:
     def close(self) -> None:
         """Wait for unsent submits, then end what this program started; an interruption ends the present wait only.
 
-        What fails is logged and not raised: it would take the place of the error with which the program ends.
+        Failures are logged and not raised: they would take the place of the error with which the program ends.
         """
         interrupted: BaseException | None = None
         for end in (self._close_client, self._close_local, self._close_cluster, self._close_server):
@@ -225,7 +225,7 @@ class Session:
         try:
             self._entered = entered = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            await asyncio.wait([opening])  # who is cancelled leaves nothing behind
+            await asyncio.wait([opening])  # a cancelled caller leaves nothing behind
             if opening.exception() is None:
                 await asyncio.to_thread(_end, opening.result())
             raise
@@ -260,7 +260,7 @@ def init(
     durability: Durability | None = None,
     policy: Policy | None = None,
 ) -> Session:
-    """Connect this program, starting what is not there: a server in `directory`, Ray, hosts.
+    """Connect this program, and start what is missing: a server in `directory`, Ray, hosts.
 
     Each argument that is not given is taken from the environment: `PERDURE_REDIS`, `PERDURE_ADDRESS`, `PERDURE_HOSTS`,
     `PERDURE_NAMESPACE`, `PERDURE_DURABILITY`. Calling it again with the same arguments does nothing. `shutdown()`, the
@@ -276,7 +276,7 @@ def init(
         policy: defaults for every class, where this call starts the hosts.
 
     Raises:
-        UsageError: this program is connected otherwise already, or an argument is none of its kind.
+        UsageError: this program is connected otherwise already, or an argument is invalid.
         SettingsError: the server could lose what it acknowledged.
         UnavailableError: the server does not answer, or the hosts do not start.
     """
@@ -372,9 +372,9 @@ def attach(target: str) -> Invocation[Any]: ...
 def attach(target: Call[Callable[..., Invocation[R]]]) -> Invocation[R]: ...
 @public
 def attach(target: str | Call[Any]) -> Invocation[Any]:
-    """Return the invocation with this id, or that of a workflow's run (`Signup["k"].run`), whoever started it.
+    """Return the invocation with this id, or that of a workflow's run (`Signup["k"].run`), started by any program.
 
-    In a handler awaiting it is an entry of the journal; of one that is not known it raises a `TerminalError` (404).
+    In a handler awaiting it is an entry of the journal; if it is not known, the wait raises a `TerminalError` (404).
 
     Raises:
         UsageError: this process is not connected, or this is neither the id of an invocation nor a workflow's run.
@@ -407,7 +407,7 @@ def status() -> Status:
     hosts: list[HostStatus] = []
     for incarnation, about in look.hosts.items():
         said = orjson.loads(about.partition(b" ")[2])
-        # What it says of itself is a second old; its leases are not.
+        # A host's description of itself is a second old; its leases are not.
         shards = [shard for shard, lease in enumerate(look.leases) if lease.startswith(f"{incarnation} ")]
         abandoned = tuple(said.get("abandoned", ()))
         faults = tuple(Fault(*fault) for fault in said.get("faults", ()))
@@ -431,7 +431,7 @@ async def _listed(store: Store, incarnations: set[str]) -> None:
 
 
 def _forked() -> None:
-    # Threads do not survive a fork: the child has no connection of its own yet. Nor does whoever held the lock.
+    # Threads do not survive a fork: the child has no connection of its own yet. Nor does the holder of the lock.
     _slot.lock, _slot.session = threading.RLock(), None
     current.set_driver(None)
 

@@ -1,6 +1,7 @@
-"""Startup: what the start of a session, and of a Ray in it, must not do to the program around it.
+"""Startup: shields the program from the side effects of the start of a session, and of a Ray in it.
 
-Owns the program's signals, threads and event loop while that goes on. Does not own: what is started (`driver`, `ray`).
+Owns the program's signals, threads and event loop while that goes on. Does not own: the start itself (`session`,
+`ray`).
 
 Ray replaces the handler of SIGTERM, in Python and below it, so that a web server would end without its clean-up; and
 its processes end with the thread that started them (`PR_SET_PDEATHSIG`), not with the process.
@@ -38,7 +39,7 @@ def interrupted_later() -> Generator[None]:
     noted: list[FrameType | None] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if noted:  # again: who asks twice does not wait
+        if noted:  # again: a second Ctrl-C does not wait
             before(number, frame)
         logger.warning("interrupted while Ray starts: ending when it has started")
         noted.append(frame)
@@ -61,7 +62,7 @@ def handlers_put_back() -> Generator[None]:
     finally:
         if _is_main_thread():  # only there signals have handlers, and can be given any
             for number, handler in before.items():
-                if handler is not None:  # one that is not of Python cannot be put back from here
+                if handler is not None:  # a handler that is not of Python cannot be put back from here
                     signal.signal(number, handler)
 
 
@@ -72,7 +73,7 @@ class LastingThread:
         self._over = threading.Event()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return what the function returns, or raise what it raises."""
+        """Return the function's result, or raise its error."""
         if _is_main_thread():
             return function()
         called: Future[T] = Future()
@@ -94,9 +95,10 @@ class LastingThread:
 
 
 def is_entered(caller: FrameType | None) -> bool:
-    """Whether what the caller is about to get goes straight into an `async with` of a coroutine.
+    """Whether the caller's result goes straight into an `async with` of a coroutine.
 
-    Its bytecode tells: nothing else tells `async with init()` from an `init()` that is to be done when it returns.
+    Its bytecode tells: nothing else distinguishes `async with init()` from an `init()` that is to be done when it
+    returns.
     """
     if caller is None or asyncio._get_running_loop() is None:  # pyright: ignore[reportPrivateUsage]  # never raises
         return False

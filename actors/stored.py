@@ -1,18 +1,19 @@
-"""Stored names: those by which stored bytes name this code. **This file never moves, and is never renamed.**
+"""Stored names: the names of this code in stored bytes. **This file never moves, and is never renamed.**
 
-Pickles and bundles name classes and functions by module and name, a failure names its class. What lies in a store
-outlives every move of the code, so that none of these names is that of the place where something happens to be defined:
+Pickles and bundles name classes and functions by module and name, a failure names its class. Stored bytes outlive every
+move of the code, so that none of these names is that of the module where something happens to be defined:
 
-- what users import says `__module__ = "actors"` (`public`), where the facade has it under its own name;
+- a public class or function says `__module__ = "actors"` (`public`), where the facade has it under its own name;
 - everything else that bytes may name says `__module__ = "actors.stored"` (`pinned`), and is found here under a name
   that it keeps when it is renamed;
 - bytes of version 0.1.0 and before name the modules of that time: `MOVED` lists these, and is never shortened.
 
 Invariants:
-    1. A name that was ever written means the same for ever: what it names reads whatever it ever wrote.
+    1. A name that was ever written means the same for ever: its class or function reads everything that it ever wrote.
     2. A name of ours is looked up in `NAMES` before any import, wherever stored bytes are unpickled.
 
-Owns the names, the reading of bundles. Does not own: what stands behind a name, and how values are read (`values`).
+Owns the names, the reading of bundles. Does not own: the named classes and functions, and how values are read
+(`values`).
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
         *("SettingsError", "UnavailableError", "UsageError"),
     ),
 }
-"""What version 0.1.0 named in what it stored, by the modules of that time."""
+"""Names in the stored bytes of version 0.1.0, by the modules of that time."""
 
 NAMES: Final[dict[tuple[str, str], Any]] = {}
 """Everything that stored bytes name, by module and name: of today, and of the time when they were written."""
@@ -72,7 +73,7 @@ _moved_from: Final = {name: module for module, names in MOVED.items() for name i
 
 
 def public(it: T) -> T:
-    """Let stored bytes name what the facade has under its own name."""
+    """Let stored bytes name a public class or function, which the facade has under its own name."""
     return _enter(it, FACADE, it.__name__)
 
 
@@ -101,13 +102,13 @@ def _keep_annotations(it: Any) -> None:
 
 
 def type_of(cls: type) -> str:
-    """Return the name under which a failure stores its class: that alone of one of ours, else `module:qualname`."""
+    """Return the name under which a failure stores its class: the bare name of one of ours, else `module:qualname`."""
     module, name = full_name(cls)
     return name if NAMES.get((module, name)) is cls else f"{module}:{name}"
 
 
 def class_of(type_: str) -> Any:
-    """Return the class of ours that a failure has stored so, by today's name or by one of earlier; None for others."""
+    """Return the class of ours behind a failure's stored name, of today or of earlier; None for others."""
     module, is_earlier, name = type_.rpartition(":")
     if is_earlier:
         return NAMES.get((module, name))
@@ -115,7 +116,7 @@ def class_of(type_: str) -> Any:
 
 
 class _BundleUnpickler(pickle.Unpickler):
-    """Finds what is ours by its stored name."""
+    """Finds our classes and functions by their stored names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found = NAMES.get((module_name, global_name))
@@ -123,11 +124,11 @@ class _BundleUnpickler(pickle.Unpickler):
 
 
 def loads(data: bytes) -> Any:
-    """Return what was pickled by value: code, whichever version of ours has written it."""
+    """Return an object that was pickled by value: code, whichever version of ours has written it."""
     return _BundleUnpickler(io.BytesIO(data)).load()
 
 
-# The layer below knows of no facade, so that what it defines is entered here.
+# The layer below knows of no facade, so that its classes are entered here.
 for _each in (
     *(errors.DamagedError, errors.DecodeError, errors.DurableError, errors.OverloadedError, errors.SettingsError),
     *(errors.UnavailableError, errors.UsageError),

@@ -1,6 +1,6 @@
-"""Loops: the event loops of a program's own threads, its client's and its host's.
+"""Threads: the event loops of a program's own threads, its client's and its host's.
 
-Why uvloop: what a call costs beside the handler is mostly waking up, reading and writing, which it does in C.
+Why uvloop: the cost of a call beside the handler is mostly waking up, reading and writing, which it does in C.
 """
 
 import asyncio
@@ -25,8 +25,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
 def run_on(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]") -> None:
     """Run a task to its end, whatever others of its loop raise.
 
-    A task or a callback that ends in SystemExit or KeyboardInterrupt ends what runs its loop, and none of these means a
-    thread of our own: `sys.exit()` in a task that a step has made, for one. The task itself has failed with it.
+    A task or a callback that ends in SystemExit or KeyboardInterrupt ends the call that runs its loop, and none of
+    these means a thread of our own: `sys.exit()` in a task that a step has made, for one. The task itself has failed
+    with it.
     """
     while not task.done():
         try:

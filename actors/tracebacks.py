@@ -1,10 +1,10 @@
-"""Tracebacks: what people read of an error, and the walk over all that an error is made of.
+"""Tracebacks: the bounded text of an error, and the walk over its causes and members.
 
 An error is a graph: causes, contexts, members of groups, the same one in several places. It may be as deep as memory
-is, and round: nothing here recurses over it, and each error is met once.
+allows, and cyclic: nothing here recurses over it, and each error is met once.
 
 Invariants:
-    1. Nothing here raises, and what is returned is bounded: in errors, frames and characters.
+    1. Nothing here raises, and all results are bounded: in errors, frames and characters.
     2. Attributes are read by the descriptors of `BaseException`: a class may have properties of their names.
 """
 
@@ -19,29 +19,29 @@ from journal import errors
 from journal.texts import told
 
 CHAIN_MAX: Final = 16
-"""Of an error and its causes so many are said: the first and the last of them."""
+"""Most errors that are shown of an error and its causes: the first and the last of them."""
 GROUP_MAX: Final = 10
-"""Of a group so many members are said."""
+"""Most members of a group that are shown."""
 DEPTH_MAX: Final = 5
-"""Groups in groups are said so deep."""
+"""Greatest depth of nested groups that is shown."""
 ERRORS_MAX: Final = 40
-"""So many errors are said in all."""
+"""Most errors that are shown in all."""
 FRAMES_MAX: Final = 40
-"""Of each error so many frames are said, the last ones."""
+"""Most frames of each error that are shown, the last ones."""
 TRACEBACK_MAX: Final = 16_384
 """Most characters of a traceback: beginning and end of a longer one."""
 WALK_MAX: Final = 100_000
-"""So many errors are looked at, in a chain or a group."""
+"""Most errors that are visited, in a chain or a group."""
 
 _UNSAID: Final = (str(Path(__file__).parent), str(Path(errors.__file__).parent), thread.__file__)
-"""Where frames lie that say nothing to a reader of his own error: both packages, and the threads of steps."""
+"""Files whose frames do not help a reader of an error: both packages, and the threads of steps."""
 
 _ERROR: Final = cast("Any", BaseException)
 _MEMBERS: Final = cast("Any", BaseExceptionGroup).exceptions
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error that is no group, or those that a group is made of, each once, in order."""
+    """Yield an error that is no group, or the members of a group, each once, in order."""
     left, seen = [error], {id(error)}
     while left and len(seen) < WALK_MAX:
         one = left.pop()
@@ -84,7 +84,7 @@ def traced(error: BaseException, *, whole: bool = False) -> str:
     """Return the traceback of an error, its causes and its members; without Perdure's frames, unless `whole`."""
     try:
         text = "".join(_Reading(whole).of(error, 0).format()).rstrip()
-    except BaseException:  # noqa: BLE001  # sources, names and notes are the user's: the error itself is said all the same
+    except BaseException:  # noqa: BLE001 # sources, names and notes are the user's: the error itself is shown all the same
         text = told(error)
     if len(text) <= TRACEBACK_MAX:
         return text
@@ -93,14 +93,14 @@ def traced(error: BaseException, *, whole: bool = False) -> str:
 
 
 class _Said(traceback.TracebackException):
-    """One error of several; its causes and members are added by who reads them."""
+    """One error of several; the reader adds its causes and members."""
 
     __cause__: traceback.TracebackException | None
     __context__: traceback.TracebackException | None
     exceptions: list[traceback.TracebackException] | None  # pyright: ignore[reportIncompatibleVariableOverride]  # of the same class, as it is there
 
     def __init__(self, error: BaseException, text: str = "") -> None:
-        # With a set of those seen it does not go on to the causes: as it does for what is in a group.
+        # With a set of seen errors it does not go on to the causes: as it does for members of a group.
         trace = _ERROR.__traceback__.__get__(error)
         super().__init__(type(error), error, trace, limit=-FRAMES_MAX, _seen=set())
         self._error, self._text = error, text
@@ -120,7 +120,7 @@ class _Said(traceback.TracebackException):
 
 
 class _Reading:
-    """Makes a tree of what is to be said, of bounded size."""
+    """Makes a tree of the errors that are shown, of bounded size."""
 
     def __init__(self, whole: bool) -> None:
         self._whole, self._left, self._seen = whole, ERRORS_MAX, set[int]()
@@ -172,9 +172,9 @@ def _left_out(text: str) -> _Said:
 
 
 def _chain(error: BaseException, seen: set[int]) -> list[tuple[BaseException | None, bool]]:
-    """Return an error and what led to it, outermost first, each with whether it was the direct cause.
+    """Return an error and its causes, outermost first, each with whether it was the direct cause.
 
-    It ends where it comes to one that was seen; all of it is from here on.
+    It ends at an error that was seen; all of these are seen from here on.
     """
     found: list[tuple[BaseException | None, bool]] = [(error, False)]
     seen.add(id(error))

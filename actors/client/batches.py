@@ -1,4 +1,4 @@
-"""Batches: which of a driver's operations, in their order, go into its next write."""
+"""Batches: the choice of a driver's operations for its next write, in their order."""
 
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -32,9 +32,8 @@ def next_batch(queue: deque[Operation]) -> list[Operation]:
 
 
 def freeing_batch(queue: deque[Operation]) -> list[Operation]:
-    """Remove and return what a store without memory takes of all that waits: cancels, kills, questions.
-
-    They overtake what it does not take, but nothing that is for the same invocation.
+    """Remove and return the waiting operations that a full store takes: cancels, kills, questions. They overtake the
+    others, but none for the same invocation.
     """
     taken, left, behind = list[Operation](), deque[Operation](), set[str]()
     for operation in queue:
@@ -51,7 +50,7 @@ def freeing_batch(queue: deque[Operation]) -> list[Operation]:
 async def until_settled(
     submit: Callable[[], Coroutine[Any, Any, Settled | Partly]], patience: Patience
 ) -> Settled | Partly | FullError:
-    """Send a write, unchanged, until the store answers; that it is full is an answer, unless one was lost before."""
+    """Send a write, unchanged, until the store answers; `FullError` is an answer, unless an earlier one was lost."""
     is_first = True
     while True:
         try:

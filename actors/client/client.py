@@ -1,12 +1,12 @@
 """Client: a driver's side of an invocation, from `.remote()` to the reply.
 
-Owns the driver's writer: the order of its submits and their number, and who in this process waits for what. It runs on
-a thread and an event loop of its own, so that it serves sync and async programs alike.
+Owns the driver's writer: the order of its submits and their number, and the waits of this process. It runs on a thread
+and an event loop of its own, so that it serves sync and async programs alike.
 
 Invariants:
-    1. What was started here is submitted in the order of `.remote()` and `.send()`, one numbered write at a time; a
-       write whose answer was lost is sent again, unchanged (promises 1 and 2).
-    2. Who waits is told once, by the reply stream; after a refusal, or where nothing is known, the client attaches.
+    1. Invocations are submitted in the order of `.remote()` and `.send()`, one numbered write at a time; a write whose
+       answer was lost is sent again, unchanged (promises 1 and 2).
+    2. A wait is told once, by the reply stream; after a refusal, or where nothing is known, the client attaches.
     3. Where the outcome cannot be known, `UnavailableError` says so; nothing is made up.
 """
 
@@ -73,7 +73,7 @@ class Client:
         object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
     ) -> None:
         self._sends_code, self._payload_max, self._object_ref = sends_code, payload_max, object_ref
-        self._store: Store = connect()  # first: what is wrong with the URL leaves no loop behind
+        self._store: Store = connect()  # first: an error in the URL leaves no loop behind
         self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
         self._process = os.getpid()
@@ -153,7 +153,7 @@ class Client:
             task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        """Without all of its tasks a client answers nobody: say so to everybody, now and from here on."""
+        """A client that has lost a task answers nobody: fail all waits, now and from here on."""
         if task.cancelled() or (error := task.exception()) is None:
             return
         logger.error("the client failed: a defect of Perdure, please report it", exc_info=error)
@@ -194,7 +194,7 @@ class Client:
         for slot in list(self._slots.values()):
             self._settle(slot, UnavailableError("the client was shut down: the outcome is not known here"))
 
-    # Starting (`place.Caller`), in any thread
+    # Starting (`current.Caller`), in any thread
 
     def start(self, request: Request, /) -> Invocation[Any]:
         """Start an invocation; it leaves in the order of these calls."""
@@ -248,7 +248,7 @@ class Client:
     # Waiting (`invocation.Source`), in any thread
 
     def _slot(self, invocation: Invocation[Any], *, told: bool = True) -> Slot:
-        """Return what is known of an invocation; with `told`, ask the store to tell us its outcome."""
+        """Return the slot of an invocation; with `told`, ask the store for its outcome."""
         self._check_process()
         kept: Slot | None = invocation.kept
         if kept is not None and (kept.is_attached or kept.has_ended or not told):
@@ -358,7 +358,7 @@ class Client:
             self._idle.set()
 
     async def _put_off(self, operations: list[Operation], error: FullError) -> None:
-        """The store is full: send what it takes, and wait with the rest until it has room."""
+        """The store is full: send the operations that it takes, and wait with the rest until it has room."""
         with self._lock:
             self._queue.extendleft(reversed(operations))
             freeing = freeing_batch(self._queue)
@@ -391,8 +391,8 @@ class Client:
             self._queue.extendleft(operations[at] for at in reversed(missed.later))
 
     async def _refused(self, operations: list[Operation], error: DamagedError) -> None:
-        """Find what cannot be had, alone: the store has changed nothing, and the next write takes this number."""
-        if not operations:  # then it is the writer that cannot be had
+        """Fail the operation that the store refuses: it has changed nothing, and the next write takes this number."""
+        if not operations:  # then it is the writer that the store refuses
             self._is_astray = True
         elif len(operations) > 1:
             half = len(operations) // 2
@@ -408,7 +408,7 @@ class Client:
                 self._refuse(operations[0], error)
 
     async def _start_over(self, refused: list[Operation]) -> None:
-        """The store refused our number: open another writer and ask for everything that we wait for."""
+        """The store refused our number: open another writer and attach to all invocations that are waited for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
         await self._patience.until_answered(self._open_writer, DamagedError, SettingsError)
@@ -453,7 +453,7 @@ class Client:
                 self._seen = replies[-1].id
 
     def _go_astray(self, writer: str, why: str) -> None:
-        """Let what sends open another writer, if this is still the one."""
+        """Let the sending task open another writer, if this is still the one."""
         if writer == self._writer and not self._is_astray:
             logger.error("%s", why)
             self._is_astray = True
@@ -465,7 +465,7 @@ class Client:
         told: list[Waiting] = []
         with self._lock:
             others = [reply for reply in replies if not self._ended(reply, told)]
-        for reply in others:  # first: a failed attempt is said before its invocation's end
+        for reply in others:  # first: a failed attempt is logged before its invocation's end
             self._take_other(reply)
         tell(told)
 
@@ -513,4 +513,4 @@ class Client:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY)
-            self._attach(f"{self._writer}-0")  # of nobody: a write renews what the store has of this program
+            self._attach(f"{self._writer}-0")  # without operations: a write renews the store's data of this program

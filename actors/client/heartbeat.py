@@ -1,8 +1,9 @@
-"""Heartbeat: what a driver asks the store once a second, whether it has something to send or not.
+"""Heartbeat: a driver's questions to the store once a second, whether it has something to send or not.
 
-A driver may have no hosts beside it, which ask the same: whether the store still keeps what it acknowledges, what time
-it is there, and whether it still has what this driver has written and read. A store that went back (a failover that
-lost its tail, a file that was cut, keys that somebody deleted) tells nobody: who merely waits would wait for ever.
+A driver may have no hosts beside it, which ask the same: whether the store still keeps acknowledged writes, its time,
+and whether it still has the writes of this driver and the replies that it has read. A store that went back (a failover
+that lost its tail, a file that was cut, keys that somebody deleted) tells nobody: a driver that merely waits would wait
+for ever.
 """
 
 import asyncio
@@ -16,11 +17,11 @@ from journal.records import order_of
 from journal.store import Store
 
 EVERY: Final = 1.0
-"""Seconds between two; so long what is delayed may be due at another time, should the store's clock step."""
+"""Seconds between two heartbeats; so long may delays be wrong, should the store's clock step."""
 
 
 class Written(NamedTuple):
-    """What the store has acknowledged to a driver, and what that has read."""
+    """The last number that the store has acknowledged to a driver, and the last reply that the driver has read."""
 
     writer: str
     number: int

@@ -1,12 +1,12 @@
-"""Starts: how a driver starts what happens once, for a workflow's key or an idempotency key, and joins it.
+"""Run starts: a driver's starts of invocations that happen once for a workflow's key or an idempotency key.
 
-Whether it is new, or the same request once more, only the store can say, in the write that starts it. So each start has
-a slot of its own: the answer of the write refuses it (409) or accepts it, and from then on it follows the slot of the
-invocation, where the outcome comes to all who wait for it here, whoever started it.
+Whether such an invocation is new, or the request a repeated one, is decided by the store, in the write that starts it.
+So each start has a slot of its own: the answer of the write refuses it (409) or accepts it, and from then on it follows
+the slot of the invocation, which gets the outcome for all waits in this process, whichever program started it.
 
-What a refused writer does. Whether its last write was applied nobody says any more. A start in it follows the
-invocation all the same: if the store knows it, it may well be ours, and is not refused for that; if it does not, its
-outcome is unknown, as that of any other start.
+A refused writer. Whether its last write was applied cannot be known any more. A start in it follows the invocation all
+the same: if the store knows the invocation, it may well be ours, and the start is not refused for that; if the store
+does not, the outcome is unknown, as that of any other start.
 """
 
 import threading
@@ -26,10 +26,10 @@ from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, tell
 
 @dataclass(slots=True, eq=False)
 class Start(Slot):
-    """What is known of one start."""
+    """The slot of one start."""
 
     run: Slot | None = field(default=None)
-    """What it follows, if somebody waits for its outcome."""
+    """The slot of the invocation, if somebody waits for its outcome."""
 
     @property
     def is_told(self) -> bool:
@@ -38,7 +38,7 @@ class Start(Slot):
 
 
 class Starts:
-    """The starts of one client; whoever calls `start` and `expect` holds its lock."""
+    """The starts of one client; callers of `start` and `expect` hold its lock."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Starts:
         return start
 
     def expect(self, start: Start, id_: str) -> None:
-        """Let a start be told the outcome, once it is accepted."""
+        """Let a start get the outcome, once it is accepted."""
         if start.run is not None or start.has_ended:
             return
         run = self._slots.get(id_)
@@ -73,7 +73,7 @@ class Starts:
             self._follow(start)  # nobody waits for it yet
 
     def _follow(self, start: Start) -> tuple[Waiting, ...]:
-        """Follow the invocation; return who is to be told."""
+        """Follow the invocation; return the waits that are to be told."""
         run = start.run
         if run is None:
             return ()
@@ -83,7 +83,7 @@ class Starts:
         return ()
 
     def accepted(self, operations: Sequence[Operation], missed: Partly) -> None:
-        """Note which of these the store has now, and tell who waits for that."""
+        """Note which of these the store has now, and end the waits for their acknowledgement."""
         told: list[Waiting] = []
         not_taken = {*missed.unknown, *missed.later}
         with self._lock:
@@ -98,7 +98,7 @@ class Starts:
                 if isinstance(slot, Start):
                     told += self._follow(slot)
                 if isinstance(slot, Start) or not (slot.is_attached or slot.waiting):
-                    del self._slots[name]  # of a send: who waits later attaches
+                    del self._slots[name]  # of a send: a later wait attaches
         tell(told)
 
     def _ended(self, start: Start, run: Slot) -> None:

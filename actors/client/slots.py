@@ -1,7 +1,7 @@
-"""Slots: what a driver knows of each invocation that it started or asked for, and who waits for it.
+"""Slots: a driver's knowledge of each invocation that it has started or asked for, with the waits for it.
 
 Why waits are futures and not callbacks: each call into another thread's loop is a write to its socket, at which the two
-threads may trade the interpreter's lock. So those who wait are gathered, and each loop is woken once for all of them.
+threads may trade the interpreter's lock. So waits are gathered, and each loop is woken once for all of its waits.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from journal.texts import cut
 logger = logging.getLogger("actors")
 
 KNOWN_WITHIN: Final = 0.1
-"""Seconds after which an id that the store does not know is asked for again, and then never: what this program starts
-is there before what it asks of it."""
+"""Seconds after which an id that the store does not know is asked for again, once: the start of an invocation by this
+program reaches the store before the program's questions about it."""
 COMES_WITHIN: Final = 10.0
-"""The same for an invocation that came here from another program: it may have come before its start has."""
+"""The same in seconds for an invocation from another program: its id may be here before its start is in the store."""
 
 FAILURE_MAX: Final = 1_000
 """Most characters of a failed attempt in a time-out."""
@@ -36,17 +36,17 @@ UNKNOWN: Final = "is not known: it never was, or its retention is over"
 
 
 def unknown_until(loop: asyncio.AbstractEventLoop, *, is_foreign: bool) -> float:
-    """Return until when the store need not know what it is asked for now."""
+    """Return the time until which the store need not know an id that it is asked for now."""
     return loop.time() + (COMES_WITHIN if is_foreign else KNOWN_WITHIN)
 
 
 Waiting = Callable[[], None] | asyncio.Future[None]
-"""Who is told: a future on its own loop, or a function in the thread that tells."""
+"""A wait: a future on its own loop, or a function that is called in the client's thread."""
 
 
 @dataclass(slots=True)
 class Brought(Bring):
-    """An event that this driver brings, with the name of its slot, and until when it may be unknown."""
+    """An event from this driver, with the name of its slot, and the time until which the invocation may be unknown."""
 
     slot: str
     until: float
@@ -54,7 +54,7 @@ class Brought(Bring):
 
 @dataclass(slots=True)
 class Started(Outgoing):
-    """The start of what must be new, with the name of its slot."""
+    """The start of an invocation that must be new, with the name of its slot."""
 
     slot: str = ""
 
@@ -63,14 +63,14 @@ Operation = Outgoing | Attach | Brought
 
 
 def slot_of(operation: Operation) -> str:
-    """Return the name of the slot that an operation is told to."""
+    """Return the name of the slot that gets the result of an operation."""
     return operation.slot if isinstance(operation, Brought | Started) else operation.invocation
 
 
 class EarlyEvents:
-    """Events for invocations that the store does not know yet: an id may be here before what it names is there.
+    """Events for invocations that the store does not know yet: an id may be here before its invocation is there.
 
-    They are asked for again; what follows them to the same invocation waits behind them.
+    They are sent again; later operations for the same invocation wait behind them.
     """
 
     def __init__(self, queue: deque[Operation], ask: Callable[[], object]) -> None:
@@ -81,7 +81,7 @@ class EarlyEvents:
         return bool(self._held)
 
     def hold(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> bool:
-        """Keep an unknown one for a moment; return False if it is none that is asked for again, or not any more."""
+        """Keep an event for an unknown invocation for a moment; return False if it is not to be sent again."""
         if not (isinstance(operation, Brought) and operation.kind is not EventKind.AWAKEABLE):
             return False
         if loop.time() > operation.until:
@@ -93,7 +93,7 @@ class EarlyEvents:
         return True
 
     def without(self, operations: list[Operation]) -> list[Operation]:
-        """Return the operations that wait behind none that is kept; the others are kept."""
+        """Return the operations that do not wait behind a kept event; keep the others."""
         out: list[Operation] = []
         for operation in operations:
             if isinstance(operation, Brought) and operation.invocation in self._held:
@@ -109,7 +109,7 @@ class EarlyEvents:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """What is known here of one invocation, and who waits for it."""
+    """The knowledge of one invocation in this process, and the waits for it."""
 
     declared: Any = None
     """The handler as its class declares it, or None where that is not known: its result may need its annotation."""
@@ -120,15 +120,15 @@ class Slot:
     is_accepted: bool = False
     is_attached: bool = False
     unknown_until: float = 0.0
-    """So long the store need not know it."""
+    """The time until which the store need not know it."""
     address: str = ""
     handler: str = ""
-    """What it is of, where this client has started it."""
+    """The handler's name, where this client has started the invocation."""
     last: str = ""
-    """The last that this client was told of a failed attempt."""
+    """The last notice of a failed attempt."""
     waiting: tuple[Waiting, ...] = ()
     accepting: tuple[Waiting, ...] = ()
-    """Tuples: most have one that waits, or none, and an empty one costs nothing."""
+    """Tuples: most slots have one wait or none, and an empty tuple costs nothing."""
 
     @property
     def is_told(self) -> bool:
@@ -140,7 +140,7 @@ class Slot:
         return self.outcome is not None or self.error is not None
 
     def settle(self, outcome: bytes | None, error: Exception | None) -> tuple[Waiting, ...]:
-        """Note the end; return who is to be told, nobody if it was known."""
+        """Note the end; return the waits that are to be told, none if the end was known."""
         if self.has_ended:
             return ()
         self.outcome, self.error = outcome, error
@@ -155,18 +155,18 @@ class Slot:
         return MISSING if self.declared is None else self.declared.returns
 
     def described(self, id_: str) -> tuple[str, str]:
-        """Return what people call it, and its last failure, empty where none is known."""
+        """Return its address and handler, or its id, and its last failure, empty where none is known."""
         return f"{self.address}.{self.handler} ({id_})" if self.address else id_, self.failure
 
     @property
     def failure(self) -> str:
-        """What the last failed attempt that is known ended with, empty if none is."""
+        """The error of the last failed attempt, as far as it is known; else empty."""
         lines = [line.strip(" |+-") for line in self.last.splitlines()]
         said = [line for line in lines[1:] if line]
         return cut(f"{lines[0]}: {said[-1]}" if said else lines[0], FAILURE_MAX) if lines else ""
 
     def check_accepted(self) -> None:
-        """Raise what became of a request that the store has not got, as far as is known."""
+        """Raise the error of a request that has not reached the store, as far as it is known."""
         if not self.is_accepted and self.error is not None:
             raise self.error.with_traceback(None)
 
@@ -178,7 +178,7 @@ class Slot:
 
 
 def told_to(slot: Slot | None, notice: bytes) -> str:
-    """Return what a notice says, which whoever waits is told once more when its time is over."""
+    """Return the text of a notice, which a wait shows once more when it times out."""
     text = notice[1:].decode(errors="replace")
     if slot is not None:
         slot.last = text
@@ -186,14 +186,14 @@ def told_to(slot: Slot | None, notice: bytes) -> str:
 
 
 def say_unacknowledged(slots: Iterable[Slot], queued: int) -> None:
-    """Say how many requests the store may not have: those that wait, and those of the write that is under way."""
+    """Log how many requests the store may not have: the waiting ones, and those of the write that is under way."""
     count = max(queued, sum(slot.is_own and not (slot.is_accepted or slot.has_ended) for slot in slots))
     if count:
         logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
 
 
 def tell(those: Iterable[Waiting]) -> None:
-    """Tell those who wait, each loop in one call."""
+    """End waits, each loop's in one call."""
     futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for one in those:
         if callable(one):
@@ -240,10 +240,11 @@ def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]
 
 
 def handed(slot: Slot | None, payload: bytes) -> bool:
-    """Let whoever waits for an invocation log a notice of its host; return whether it is one and somebody waits.
+    """Let the threads that wait for an invocation log a notice of its host; return whether it is one and somebody
+    waits.
 
-    A notebook shows what is written in a cell's own context, or in the thread that a cell blocks, under that cell; what
-    the client's thread writes it shows under the cell of `init()`. With the client's lock.
+    A notebook shows output from a cell's own context, or from the thread that a cell blocks, under that cell, and
+    output of the client's thread under the cell of `init()`. With the client's lock.
     """
     if slot is None or payload[:1].decode() != ReplyKind.NOTICE:
         return False
@@ -266,7 +267,7 @@ def _say(future: Any, text: str) -> None:
 
 
 class Countdown:
-    """Blocks a thread until it was told so many times, all by one thread, which may have something said meanwhile."""
+    """Blocks a thread until it was told so many times by one other thread, which may let it log texts meanwhile."""
 
     __slots__ = ("_left", "_said", "_wake")
 
@@ -281,7 +282,7 @@ class Countdown:
             self._release()
 
     def say(self, text: str) -> None:
-        """Let the thread that waits log this."""
+        """Let the waiting thread log this."""
         self._said = self._said or deque()
         self._said.append(text)
         self._release()
@@ -300,7 +301,7 @@ class Countdown:
         return False
 
     def log(self) -> None:
-        """Log what there is to say."""
+        """Log the texts that were given."""
         while self._said:
             logger.warning("%s", self._said.popleft())
 
@@ -332,7 +333,7 @@ def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lo
         countdown.wait(timeout_s)
     finally:
         _leave(countdown, missing, lock)
-        countdown.log()  # from here on nothing is said here
+        countdown.log()  # from here on nothing is logged here
 
 
 def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
@@ -342,7 +343,7 @@ def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
 
 
 class Wait:
-    """Awaits what a generator waits for."""
+    """An awaitable made of a generator."""
 
     def __init__(self, wait: Generator[Any, Any, None]) -> None:
         self._wait = wait

@@ -1,6 +1,6 @@
-"""Deadlines: the time-outs of a driver's calls. They live in the program: one that ends, or dies, ends none.
+"""Deadlines: the time-outs of a driver's calls. They live in the program: after its end no call times out.
 
-A handler's are durable timers of its own (`calls`).
+Time-outs of a handler's calls are durable timers (`calls`).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ logger = logging.getLogger("actors")
 
 
 class Deadlines:
-    """What a client does when a call has taken too long: its waits end, and the invocation is cancelled."""
+    """The deadlines of one client: when a call has taken too long, its waits end, and the invocation is cancelled."""
 
     def __init__(
         self,

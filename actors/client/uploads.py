@@ -1,6 +1,6 @@
-"""Uploads: the code that a program has sent, and what of it the store has not taken yet.
+"""Uploads: the bundles of code that a program has sent, and those that the store has not taken yet.
 
-Code is stored before what is started with it: a host that reads a message finds the class that it names.
+Code is stored before the invocations that run on it: a host that reads a message finds the class that it names.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from journal.store import Store
 
 
 async def put(store: Store, bundle: Bundle) -> None:
-    """Put a bundle into a store, sealed; one that is there stays, but is sealed anew where its secret is an old one."""
+    """Put a bundle into a store, sealed; a stored one stays, but is sealed anew where its secret is an old one."""
     where = "code", bundle.digest
     await store.put_code(bundle.digest, seal.sealed(bundle.data, where), bundle.types)
     if seal.is_used():
@@ -28,20 +28,20 @@ class Uploads:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self.waiting: deque[Bundle] = deque()
-        """What the store has not taken."""
+        """Bundles that the store has not taken."""
         self._stored: list[Bundle] = []
 
     def put(self, bundle: Bundle) -> None:
-        """Let this be stored before the next write."""
+        """Store this bundle before the next write."""
         self.waiting.append(bundle)
 
     def again(self) -> None:
-        """Let all be stored once more: a store that was emptied has lost them."""
+        """Store all bundles once more: a store that was emptied has lost them."""
         self.waiting.extendleft(self._stored)
         self._stored = []
 
     async def store(self, store: Store) -> None:
-        """Store what waits. A full store takes neither that nor what is started with it, but what frees memory."""
+        """Store the waiting bundles. A full store takes neither these nor new invocations."""
         while self.waiting:
             found = self.waiting[0]
             try:

@@ -1,8 +1,8 @@
-"""Standing: what an invocation waits for, as far as the store knows, and who is told that this ends by no time.
+"""Watch: warns a program whose invocation is blocked by a paused one or by a missing host.
 
-Whoever waits is told of failures and pauses as they happen (notices). Who comes later has missed them: a program that
-calls an object whose key an older, paused invocation holds, or one that attaches to it, would wait without a word. So a
-client looks at what has been waited for long.
+A waiting program gets notices of failures and pauses as they happen. A later one has missed them: a program that calls
+an object whose key an older, paused invocation holds, or that attaches to it, would wait without a word. So a client
+looks up the invocations that have been waited for long.
 """
 
 import asyncio
@@ -24,19 +24,19 @@ from .slots import Slot
 logger = logging.getLogger("actors")
 
 LOOK_EVERY: Final = 5.0
-"""Seconds between two looks; what is waited for at two of them is looked up."""
+"""Seconds between two looks; an invocation that is waited for at two of them is looked up."""
 LOOKED_MAX: Final = 100
-"""So many are looked up at most, the oldest first."""
+"""Most invocations that are looked up, the oldest first."""
 
 RECORDS_MAX: Final = 5_000
-"""So many of a shard's newest records are searched for those of one invocation."""
+"""Newest records of a shard that are searched for those of one invocation."""
 
 _PAUSED: Final = "paused: "
 _WAYS_ON: Final = "actors.attach({id!r}) has resume(), restart(), cancel() and kill()"
 
 
 async def standing(store: Store, id_: str) -> str:
-    """Return where an invocation is, and who holds its key where that one has left memory; empty if it is unknown."""
+    """Return an invocation's status, and the holder of its key where that has left memory; empty if it is unknown."""
     found = await store.status(id_)
     holder = await store.holder(id_) if found == "open" else ""
     held = await store.status(holder) if holder and holder != id_ else ""
@@ -44,7 +44,7 @@ async def standing(store: Store, id_: str) -> str:
 
 
 async def described(store: Store, id_: str) -> str:
-    """Return where an invocation is; of one whose last attempt has failed also which, why, and the next try."""
+    """Return an invocation's status; after a failed attempt also which, why, and the time of the next."""
     found = await standing(store, id_)
     if found not in ("open", "asleep"):
         return found
@@ -66,7 +66,7 @@ async def described(store: Store, id_: str) -> str:
 
 
 class Watch:
-    """Says, once of each, which of a client's invocations that are waited for need somebody's help."""
+    """Logs, once of each, which invocations that a client waits for need the help of an operator."""
 
     def __init__(self, store: Store, slots: Mapping[str, Slot], lock: threading.Lock) -> None:
         self._store, self._slots, self._lock = store, slots, lock
@@ -81,10 +81,10 @@ class Watch:
             try:
                 await self.look()
             except (UnavailableError, DamagedError):
-                pass  # whoever reads the replies has said so, and goes on asking
+                pass  # the reader of replies has logged it, and goes on asking
 
     async def look(self) -> None:
-        """Look once: what was waited for at the last look too is looked up."""
+        """Look once: invocations that were waited for at the last look too are looked up."""
         with self._lock:
             oldest = islice(self._slots.items(), LOOKED_MAX)
             waiting = {id_ for id_, slot in oldest if slot.waiting and slot.is_told and not isinstance(slot, Start)}

@@ -1,15 +1,15 @@
 """Bundles: the code of a class and of all that it reaches, by value.
 
-By value goes every class, function and module that the class reaches and that a developer may edit: what lies neither
-in the standard library nor among installed packages, which hosts have.
+By value goes every class, function and module that the class reaches and that a developer may edit: everything outside
+of the standard library and of installed packages, which hosts have.
 
-Owns the pickle and its hash. Does not own: who sends one, and who loads it (`code`).
+Owns the pickle and its hash. Does not own: sending and loading (`code`).
 
 Invariants:
     1. All that a class refers to travels together, under one hash.
-    2. The hash depends on what is sent as it is now: on the sources of all modules that were reached, and on the values
+    2. The hash depends on the code as it is now: on the sources of all modules that were reached, and on the values
        that their functions and classes refer to; where there is no source (a prompt, a notebook) on the code itself. It
-       is the same in every process that has the same, which a pickle is not.
+       is the same in every process that has the same code, unlike a pickle.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ from .code_hash import CodeHash, Globals, travels
 
 PYTHON: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _NO_FILE: Final = "<dynamic-code>"
-"""What cloudpickle says in place of a file."""
+"""cloudpickle's word in the place of a file's name."""
 _SENTINELS: Final = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
 _pickling: Final[Any] = cloudpickle
 """cloudpickle without its annotations, which are partial."""
 _lock: Final = RLock()
-"""What goes by value is registered with cloudpickle for the whole process, so one bundle is made at a time."""
+"""Modules that go by value are registered with cloudpickle for the whole process, so one bundle is made at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,14 @@ class Bundle:
     types: tuple[str, ...]
     """All types in it."""
     globals: Globals | None
-    """What its functions refer to, to be asked whether it is still the same; None where values do not count."""
+    """The globals of its functions, to be compared later; None where values do not count."""
 
 
 def bundle_of(cls: type[Durable]) -> Bundle:
     """Return the code of a class, by value, with all types of its module and all that they reach.
 
     Raises:
-        UsageError: something that its handlers refer to cannot be sent; it says what.
+        UsageError: an object that its handlers refer to cannot be sent; the message names it.
     """
     try:
         return _bundle({cls, *_beside(cls)}, values=True)
@@ -69,16 +69,16 @@ def bundle_of(cls: type[Durable]) -> Bundle:
 
 
 def living_bundle_of(cls: type[Durable]) -> Bundle:
-    """Return the code of a class that hosts in this process use as it lives here, under the hash `digest_of` it.
+    """Return the code of a class that hosts in this process use as it lives here, under its hash `digest_of`.
 
     Raises:
-        UsageError: something that its handlers refer to cannot be sent; it says what.
+        UsageError: an object that its handlers refer to cannot be sent; the message names it.
     """
     return _bundle({cls}, values=False)
 
 
 def digest_of(cls: type[Durable]) -> str:
-    """Return the hash of the code of a class, whatever the values that it refers to; nothing is pickled for it."""
+    """Return the hash of the code of a class, without the values that it refers to; nothing is pickled for it."""
     return _hashed({cls}, values=False)[0]
 
 
@@ -98,7 +98,7 @@ def _bundle(classes: set[type], *, values: bool) -> Bundle:
 
 
 def _beside(cls: type[Durable]) -> set[type]:
-    """Return the types that the module of a class defines, so that whichever is used first, they get one hash."""
+    """Return the types that the module of a class defines: they have one hash, whichever is used first."""
     values = vars(sys.modules[cls.__module__]).values() if cls.__module__ in sys.modules else ()
     return {
         each for each in values if issubclass(type(each), type) and each.__module__ == cls.__module__ and is_type(each)
@@ -109,7 +109,7 @@ def _beside(cls: type[Durable]) -> set[type]:
 class _Reached:
     classes: set[type]
     modules: set[str]
-    """Names of those that go by value."""
+    """Names of the modules that go by value."""
 
 
 def is_type(cls: type) -> TypeGuard[type[Durable]]:
@@ -139,22 +139,22 @@ class _BundlePickler(cloudpickle.Pickler):
 
 
 def _with_file(code: CodeType) -> Any:
-    """Return what makes a code anew under the name of its file, for tracebacks: cloudpickle replaces it by a word."""
+    """Return a code's pickle that keeps the name of its file, for tracebacks: cloudpickle replaces it by a word."""
     make, arguments = _pickling.Pickler.dispatch_table[CodeType](code)
-    if Path(code.co_filename).is_file():  # none of a notebook's, which are other ones in each process
+    if Path(code.co_filename).is_file():  # not a notebook's, whose files differ from process to process
         arguments = tuple(code.co_filename if each == _NO_FILE else each for each in arguments)
     return make, arguments
 
 
 def _sentinel(obj: Any) -> str | None:
-    """Return the name of what everybody compares with `is`, and cloudpickle would make anew."""
+    """Return the name of a sentinel, which code compares with `is` and cloudpickle would make anew."""
     if type(obj).__module__ != "dataclasses":
         return None
     return next((name for name in _SENTINELS if obj is getattr(dataclasses, name)), None)
 
 
 def _with_slots(obj: Any, reduced: Any, pickling: Any) -> Any:
-    """Have a class made with its slots: cloudpickle sets them afterwards, when they make nothing any more."""
+    """Have a class made with its slots: cloudpickle sets them afterwards, when they have no effect any more."""
     is_plain = type(obj) is type and "__slots__" in vars(obj) and not issubclass(obj, tuple)
     if is_plain and type(reduced) is tuple and reduced[0] is pickling.cloudpickle._make_skeleton_class:
         cast("Any", reduced)[1][3]["__slots__"] = cast("Any", obj).__slots__
@@ -162,13 +162,13 @@ def _with_slots(obj: Any, reduced: Any, pickling: Any) -> Any:
 
 
 def _names(classes: set[type]) -> dict[Name, type]:
-    """Return classes by name; of several the one that is found by it (a dataclass with slots leaves another behind)."""
+    """Return classes by name; of several the one that the name finds: a dataclass with slots leaves two."""
     names = {name_of(cls): cls for cls in classes}
     return {name: found if (found := living(*name)) in classes else names[name] for name in sorted(names)}
 
 
 def _seen(reached: _Reached) -> _Reached:
-    """Return what these reach, when those modules go by value."""
+    """Return the classes and modules that these reach, when those modules go by value."""
     seen = _dumped(_names(reached.classes), reached)[1]
     return _Reached(seen.classes | reached.classes, seen.modules | reached.modules)
 
@@ -229,7 +229,7 @@ def _unsendable(names: dict[Name, type], modules: set[str], error: Exception) ->
 
 
 def _hashed(classes: set[type], *, values: bool) -> tuple[str, Globals]:
-    """Return the hash of what classes are and reach, and the globals that their functions refer to."""
+    """Return the hash of classes with all that they reach, and the globals that their functions refer to."""
     sources: dict[str, str] = {}
 
     def has_source(name: str) -> bool:

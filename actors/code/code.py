@@ -1,18 +1,19 @@
 """Code: how the classes of a program reach hosts that have never seen it.
 
 A program stores the code of a class, by value, under its hash (`bundles`); messages name that hash; a host that meets
-it for the first time loads it. A host in the program's own process uses the classes that live there, if theirs is the
+it for the first time loads it. A host in the program's own process uses the classes that live there, if they have that
 hash, and never unpickles them: that would replace the methods of a live class by copies with other globals.
 
-A program of which the hosts live in its own process may refer to what no pickle can hold: its messages say that it has
-the class and has not sent it (`UNSENT`), and the class of that name runs them that lives where their shard is. A host
-that can find none leaves them, and what was begun, as they are until a program that has it owns the shard: a program
-that was started beside it, or after it, ends nothing of it.
+The classes of a program whose hosts live in its own process may refer to objects that cannot be pickled: its messages
+say that it has the class and has not sent it (`UNSENT`), and run on the class of that name in the process that owns
+their shard. A host without such a class leaves the messages, and begun invocations, as they are until a program with
+the class owns the shard: a program that was started beside it, or after it, ends none of them.
 
 Invariants:
     1. One hash is one set of classes in a process: all that a class refers to travels together, and is loaded once.
-    2. An invocation runs on the code that its message names, whoever owns its shard. It goes on with the newest code of
-       its type when it is resumed, and before an attempt that follows a failed one while its journal holds no entry.
+    2. An invocation runs on the code that its message names, whichever host owns its shard. It goes on with the newest
+       code of its type when it is resumed, and before an attempt that follows a failed one while its journal holds no
+       entry.
 """
 
 import asyncio
@@ -39,21 +40,21 @@ from .code_hash import Globals
 logger = logging.getLogger("actors")
 
 CURRENT_FOR: Final = 1.0
-"""Seconds for which a host takes the code of a call by name for current before it asks the store again."""
+"""Seconds after which a host asks the store again for the current code of a class that is called by name."""
 
 UNSENT: Final = "-"
 """In place of a hash: the class lives in the sender's process, which has not sent it."""
 MISSING_FOR: Final = 1.0
 """Seconds after which a host looks again for a class that it could not find."""
 OFTEN: Final = 10
-"""So many versions of one class from one program are worth a warning."""
+"""Versions of one class from one program after which a warning is logged."""
 
 _digests: Final[WeakKeyDictionary[type, str]] = WeakKeyDictionary()
-"""The hashes of classes of this process, as far as somebody has asked for them."""
+"""The hashes of classes of this process, as far as they were asked for."""
 _bundles: Final[WeakKeyDictionary[type, Bundle | None]] = WeakKeyDictionary()
-"""What was made of classes of this process for others of its kind; None for what cannot be sent."""
+"""Bundles of classes of this process; None for a class that cannot be sent."""
 _lived: Final[WeakValueDictionary[tuple[str, str], type[Durable]]] = WeakValueDictionary()
-"""Classes of this process by type and hash, those too that another class has replaced."""
+"""Classes of this process by type and hash, replaced ones too."""
 
 
 @pinned("MissingCodeError")
@@ -62,11 +63,11 @@ class MissingCodeError(TerminalError):
 
 
 class UnusableCodeError(Exception):
-    """The code of a class raises something as it is loaded, whatever that is."""
+    """The code of a class raises an error as it is loaded."""
 
 
 class Sender:
-    """What a program has sent of its classes: each bundle is handed over once, when its code is first wanted."""
+    """The bundles of classes that a program has sent: each is handed over once, when its code is first needed."""
 
     def __init__(self, put: Callable[[Bundle], object]) -> None:
         self._put = put
@@ -103,7 +104,7 @@ class Sender:
 
 
 class LivingSender:
-    """The same of a program whose hosts live in its process, and use its classes as they are."""
+    """The sender of a program whose hosts live in its process, and use its classes as they are."""
 
     def __init__(self, put: Callable[[Bundle], object]) -> None:
         self._put = put
@@ -158,13 +159,13 @@ class CodeBook:
     ) -> None:
         self._store, self._live, self._now = store, live, now
         self._new_classes = new_classes
-        """Told when this process has classes that were not there before."""
+        """Called when this process has new classes."""
         self._known: dict[tuple[str, str], Declaration] = {}
         self._unusable: dict[str, tuple[UnusableCodeError, float]] = {}
-        """Code that has raised, and until when it is not loaded again: many may wait for it."""
+        """Code that has raised an error, and the time until which it is not loaded again: many may wait for it."""
         self._current: dict[str, tuple[Declaration, float]] = {}
         self._own: dict[tuple[str, str], ref[type[Durable]] | None] = {}
-        """What was found while no class has changed since; weak, as what a function defines may go."""
+        """Classes that were found, valid until a class changes; weak, since a class that a function defines may go."""
         self._changed = 0
         self._lock = asyncio.Lock()
 
@@ -210,7 +211,7 @@ class CodeBook:
         return (found, scope_of(found.cls).digest) if found is not None and self._now() < until else None
 
     async def current(self, type_: str) -> str:
-        """Return the hash of a type's code that a new invocation would have, empty where it is here by itself."""
+        """Return the hash of a type's code for a new invocation, empty where the class is part of this process."""
         return "" if self._live and self._own_type(type_) is not None else await self._store.current_code(type_)
 
     async def fetch(self, type_: str, digest: str) -> Declaration:
@@ -220,7 +221,7 @@ class CodeBook:
             MissingCodeError: nobody has stored such a type (404).
             UnusableCodeError: its code raises as it is loaded.
         """
-        async with self._lock:  # else two who ask at once make two classes
+        async with self._lock:  # else two simultaneous loads make two classes
             if digest and digest != UNSENT:
                 found = self._known.get((type_, digest)) or await self._fetched(type_, digest)
             else:
@@ -272,7 +273,7 @@ def _living_type(type_: str, digest: str) -> type[Durable] | None:
 
 
 def _own_type(type_: str) -> type[Durable] | None:
-    """Return the class of this type that this process has by itself, whatever code of it was loaded since."""
+    """Return the class of this type that is part of this process, whatever code of it was loaded since."""
     cls = find_type(type_)
     if cls is None or not scope_of(cls).digest:
         return cls
@@ -285,7 +286,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, Declaration]:
     """Return the types of a bundle, made anew in this process.
 
     Raises:
-        UnusableCodeError: making them raises something: a metaclass, an `__init_subclass__`, a module that is imported.
+        UnusableCodeError: making them raises an error: a metaclass, an `__init_subclass__`, a module that is imported.
     """
     head, _, body = seal.broken(data, ("code", digest)).partition(b"\n")
     header = json.loads(head)

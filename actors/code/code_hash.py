@@ -1,13 +1,13 @@
-"""Code hash: what a program's classes and the values that they refer to come to, the same number in every process.
+"""Code hash: the hash of a program's classes and of the values that they refer to, the same in every process.
 
 A pickle does not serve: its bytes differ from process to process (sets, cloudpickle's numbers of classes, which strings
 are one object). So the graph of classes, functions and values is walked here, in an order of its own.
 
-Owns which modules travel by value, and the walk. Does not own: what is pickled (`bundles`).
+Owns which modules travel by value, and the walk. Does not own: the pickle (`bundles`).
 
 Invariants:
-    1. The walk ends, whatever it meets: in depth at `DEPTH_MAX`, in number at `VISITS_MAX`, and once in each object.
-    2. Of what has no content that is the same in every process (a lock, a client, a logger), only the class counts.
+    1. The walk always ends: in depth at `DEPTH_MAX`, in number at `VISITS_MAX`, and once in each object.
+    2. Of an object whose content differs from process to process (a lock, a client, a logger), only the class counts.
 """
 
 import copyreg
@@ -29,7 +29,7 @@ from actors.objects.handlers import Handler
 from actors.objects.state import State
 
 DEPTH_MAX: Final = 50
-"""How deep values lie in each other; what lies deeper counts with its class alone."""
+"""Greatest depth of nested values; deeper ones count with their class alone."""
 VISITS_MAX: Final = 500_000
 """How many objects count, the first ones that the walk meets."""
 
@@ -54,9 +54,9 @@ _CODE: Final[tuple[type[Any], ...]] = (
 _VOLATILE: Final = frozenset(
     {"_io", "asyncio", "concurrent", "logging", "random", "ray", "socket", "threading", "weakref"}
 )
-"""Packages whose objects hold what differs from process to process."""
+"""Packages whose objects differ from process to process."""
 _OF_CLASSES: Final = frozenset({"__annotations__", "__dataclass_fields__", "__pydantic_fields__"})
-"""What is read of a class beside its functions and its names without underscores."""
+"""Attributes of a class that count beside its functions and its names without underscores."""
 
 
 def travels(name: str | None) -> bool:
@@ -85,18 +85,18 @@ class Globals:
         self._names.setdefault(id(namespace), (namespace, set()))[1].update(names)
 
     def keep(self) -> None:
-        """Remember what they are bound to now."""
+        """Remember the objects that they are bound to now."""
         kept = [(namespace.get, tuple(sorted(names))) for namespace, names in self._names.values() if names]
         self._kept = [(get, names, list(map(get, names))) for get, names in kept]
 
     def are_unchanged(self) -> bool:
-        """Whether each is still bound to the same object; what was changed in place is not noticed."""
+        """Whether each is still bound to the same object; a change in place is not noticed."""
         assert self._kept is not None
         return all(all(map(is_, map(get, names), values)) for get, names, values in self._kept)
 
 
 class CodeHash:
-    """A walk over classes and what they reach: their code, and with `values` constants, defaults and closures too."""
+    """A walk over classes and all that they reach: their code, and with `values` constants, defaults, closures."""
 
     def __init__(self, has_source: Callable[[str], bool], *, values: bool) -> None:
         self._has_source, self._values = has_source, values
@@ -111,7 +111,7 @@ class CodeHash:
 
     @property
     def digest(self) -> bytes:
-        """What was added comes to this."""
+        """Return the hash of all that was added."""
         return self._hash.digest()
 
     def add(self, value: Any) -> None:
@@ -125,7 +125,7 @@ class CodeHash:
             if counts:
                 self._put("again", str(known[0]))
         else:
-            if kind is not tuple and kind is not frozenset:  # of equal constants a compiler may make one
+            if kind is not tuple and kind is not frozenset:  # a compiler may make one of equal constants
                 # Data has no number where it does not count: there may be more of it the next time.
                 self._seen[id(value)] = next(self._numbers) if counts else -1, value
             if self._depth >= DEPTH_MAX or next(self._visits) > VISITS_MAX:
@@ -176,7 +176,7 @@ class CodeHash:
             self._object(value)
 
     def _apart(self, value: Any) -> str:
-        """Return what one member of a set comes to: sets have no order."""
+        """Return the hash of one member of a set: sets have no order."""
         other = CodeHash(self._has_source, values=self._values)
         other._depth, other._visits, other.modules, other.globals = (
             self._depth,
@@ -245,7 +245,7 @@ class CodeHash:
                 self.add(value)
 
     def _object(self, value: Any) -> None:
-        """Walk over an object by what a pickle of it would hold, if it is one whose class says so."""
+        """Walk over an object by the content of its pickle, if its class defines that."""
         kind = cast("type[Any]", type(value))
         self._put("object", f"{kind.__module__}.{kind.__qualname__}")
         if issubclass(kind, Handler):
@@ -265,7 +265,7 @@ class CodeHash:
         elif issubclass(kind, BuiltinFunctionType):
             self._put(str(value.__module__), value.__qualname__)
         elif kind.__module__.partition(".")[0] == "ray":
-            # What `ray.remote` made; the object around the function has a random number.
+            # A result of `ray.remote`; the object around the function has a random number.
             self.add(getattr(value, "_function", None))
         else:
             self._content(value)
@@ -279,7 +279,7 @@ class CodeHash:
         reduce = cast("Mapping[type, Callable[[Any], Any]]", copyreg.dispatch_table).get(type(value))  # pyright: ignore[reportUnknownArgumentType]
         try:
             reduced: Any = reduce(value) if reduce is not None else value.__reduce_ex__(4)
-        except Exception:  # noqa: BLE001 - runs code of the user, and most of what has no pickle says so by raising
+        except Exception:  # noqa: BLE001 - runs code of the user, and most objects without a pickle raise
             return
         if isinstance(reduced, str):
             self._put(reduced)

@@ -1,13 +1,14 @@
-"""Blocking: calls that stop a whole host, and reads of what a replay may find changed, refused where a handler does it.
+"""Blocking: the refusal of a handler's calls that stop a whole host, and of reads that a replay may find changed.
 
-Owns the watch over one process. The loop refuses what asks it (`loop.py`); a library that opens a socket by itself
-does not, and holds up every other object of the host until the network answers; a replay would do it again.
+Owns the watch over one process. The loop refuses calls that reach it (`loop.py`); a library that opens a socket by
+itself does not ask the loop, and holds up every other object of the host until the network answers; a replay would do
+it again.
 
 Refused are connections, names looked up, processes, threads, files, and `time.sleep`, on the thread and in the moment
-in which a handler runs. Everywhere else (steps, drivers, the host itself) nothing changes. Not refused: what an import
-does, which happens once; what `logging` does with a record, and a debugger; the sources that a traceback shows; reading
-what is installed (a library's data, time zones), which is as constant as its code; a thread that a library keeps for
-itself. Not seen: what reads and writes an open socket or file; `os.stat`; libraries that connect in C. Where a module
+in which a handler runs. Everywhere else (steps, drivers, the host itself) nothing changes. Not refused: calls during an
+import, which happens once; calls of `logging` and of a debugger; reading the sources that a traceback shows; reading
+installed files (a library's data, time zones), which are as constant as its code; a thread that a library keeps for
+itself. Not seen: reads and writes of an open socket or file; `os.stat`; libraries that connect in C. Where a module
 said `from time import sleep` before the host began, only Python 3.13 tells; of threads Python 3.11 tells nothing, so
 that `threading` is watched there.
 
@@ -33,7 +34,7 @@ from .loop import DeterministicLoop, running_loop
 from .refusals import of_ray, of_the_outside
 
 _FILES: Final = frozenset({"open", "os.listdir", "os.scandir"})
-"""Events of what may be read where it is installed; their first argument is the path."""
+"""Events of reads that are allowed for installed files; their first argument is the path."""
 _THREADS: Final = frozenset({"_thread.start_joinable_thread", "_thread.start_new_thread"})
 
 REFUSED: Final = (
@@ -82,11 +83,11 @@ RAY: Final = ("cancel", "get", "get_actor", "init", "kill", "wait")
 _ALLOWED_FROM: Final = frozenset({"bdb", "importlib", "linecache", "logging", "pdb", "pydevd", "warnings", "zoneinfo"})
 """Packages on whose behalf anything is allowed."""
 _OFFLOADING: Final = frozenset({"anyio", "asgiref", "asyncio", "concurrent"})
-"""Packages whose threads do what a handler waits for."""
+"""Packages whose threads do work that a handler waits for."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _is_installed: Final = threading.Lock()
-"""Taken by the first host of a process, for ever."""
+"""Locked by the first host of a process, for ever."""
 
 
 def refuse_blocking() -> None:
@@ -102,7 +103,7 @@ def refuse_blocking() -> None:
 def refuse_ray() -> None:
     """Refuse calls of handlers that wait for Ray, if it was imported in this process; ask again when it may have been.
 
-    A function of Ray is replaced in the modules that give it: what has imported it by name before keeps it.
+    A function of Ray is replaced in the modules that export it: a module that imported it by name before keeps it.
     """
     for module in (sys.modules.get("ray._private.worker"), sys.modules.get("ray")):
         names: dict[str, Any] = {} if module is None else vars(module)

@@ -1,7 +1,7 @@
-"""Closing: ending coroutines and generators of users for good, also those that resist.
+"""Closing: the end of users' coroutines and generators for good, resisting ones too.
 
-Owns nothing but the unwinding itself. What will not end is kept for ever: the collector would let it run on, anywhere,
-at any time.
+Owns nothing but the unwinding itself. A coroutine that will not end is kept for ever: the collector would let it run
+on, anywhere, at any time.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _undying: Final[list[object]] = []
 def close_task(task: asyncio.Task[Any], within: Context | None) -> bool:
     """Close the task's coroutine where it stands, in its own context; return False if it awaits again and again.
 
-    What `ContextVar.set` has returned there can be reset there alone, and `finally` is where that is done.
+    A token that `ContextVar.set` has returned there is valid there alone, and `finally` is the place of its reset.
     """
     task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
     coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
@@ -38,7 +38,7 @@ def close_task(task: asyncio.Task[Any], within: Context | None) -> bool:
 
 
 def _let_go(task: asyncio.Task[Any]) -> None:
-    """Have a task that was closed call nobody and be called by nobody: such pairs hold each other.
+    """Remove all callbacks between a closed task and others: such pairs would keep each other alive.
 
     On a loop that does not run any more a cancel calls nobody back: it only empties the list.
     """

@@ -1,6 +1,6 @@
-"""The deterministic event loop: what one execution of a handler runs on.
+"""Loop: the deterministic event loop on which one execution of a handler runs.
 
-Owns: a queue of what is ready, the numbers of tasks and futures, and the end of both. Does not own: timers (its owner
+Owns: a queue of ready callbacks, the numbers of tasks and futures, and the end of both. Does not own: timers (its owner
 makes them durable and fires them), entries, or the decision when to run; it does no I/O and starts no thread.
 
 Invariants:
@@ -9,13 +9,13 @@ Invariants:
        the time of the last event; tasks and futures hash by their number of creation, so sets of them iterate alike
        in every process. (The root task, and the futures that `gather` itself makes, hash by address: asyncio
        puts neither into a set that it iterates.)
-    3. Whatever a handler raises stays in its task; `SystemExit` and `KeyboardInterrupt` end in `escaped`.
+    3. Every error of a handler stays in its task; `SystemExit` and `KeyboardInterrupt` end in `escaped`.
     4. After `finish` or `drop` no code of the user runs, and nothing of the loop's own waits for the cycle collector.
 
 Why a loop of our own: asyncio is written against `AbstractEventLoop`, so its sleeps, groups, locks and queues become
-durable and repeatable without a second set of them; and what a replay could not repeat (sockets, threads, processes)
-is refused when it is asked for, without a sandbox. The host drives it from a plain callback. From inside a task works
-too, on Python 3.11 to 3.13: asyncio keeps the current task per loop there, so swapping the running loop swaps the task.
+durable and repeatable without a second set of them; and calls that a replay could not repeat (sockets, threads,
+processes) are refused, without a sandbox. The host drives it from a plain callback. From inside a task works too, on
+Python 3.11 to 3.13: asyncio keeps the current task per loop there, so swapping the running loop swaps the task.
 
 Why the root task is a plain `asyncio.Task`: a subclass costs 4 µs, and most handlers make no other task.
 """
@@ -41,7 +41,7 @@ T = TypeVar("T")
 FutureT = TypeVar("FutureT", bound="Future")
 
 TASKS_KEPT: Final = 64
-"""How many tasks a loop lists before it looks for finished ones to forget; doubles with those it must keep."""
+"""How many tasks a loop lists before it looks for finished ones to forget; doubles with the unfinished ones."""
 
 running_loop = asyncio._get_running_loop
 """Return the loop that runs here, or None; `asyncio.get_running_loop` raises then."""
@@ -49,7 +49,7 @@ _set_running_loop = asyncio._set_running_loop
 
 
 class Owner(Protocol):
-    """What the loop asks of its execution. Only `foreign_call` comes from other threads."""
+    """The loop's calls to its execution. Only `foreign_call` comes from other threads."""
 
     def set_timer(self, when: float, handle: asyncio.TimerHandle, /) -> None:
         """Give the handle to `fire` at that time (`inf`: never). Equal handles compare equal: tell them apart by id."""
@@ -64,11 +64,11 @@ class Owner(Protocol):
         ...
 
     def entry_cancelled(self, future: "EntryFuture", /) -> None:
-        """The handler, or the end of its invocation, gave up this wait."""
+        """Forget a wait that the handler, or the end of its invocation, has cancelled."""
         ...
 
     def warn(self, message: str, exception: BaseException | None, /) -> None:
-        """Tell the user what asyncio has to say, for example of an exception that nobody retrieved."""
+        """Tell the user of a warning of asyncio, for example of an exception that was never retrieved."""
         ...
 
 
@@ -124,7 +124,7 @@ class Task(asyncio.Task[T]):
     __slots__ = ("number", "within")
     number: int
     within: Context
-    """What it runs in, and is closed in. (Before Python 3.12 asyncio does not tell.)"""
+    """The context that it runs in, and is closed in. (Before Python 3.12 asyncio does not tell.)"""
 
     def __init__(self, number: int, coro: Coroutine[Any, Any, T], context: Context, **options: Any) -> None:
         self.number, self.within = number, context  # first: asyncio.Task puts itself into a set
@@ -178,7 +178,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._cut: list[str] | None = None
         self._dead = False
 
-    # What asyncio asks of a loop.
+    # Methods that asyncio calls.
 
     def get_debug(self) -> bool:
         """Return False, whatever the environment says: debug mode looks at clocks and stacks."""
@@ -224,7 +224,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Call back at a time, by a durable timer; at once, without one, if that has come."""
+        """Call back at a time, by a durable timer; at once, without a timer, if that has come."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if self._dead:
             return handle
@@ -270,10 +270,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         name: str | None = None,
         context: Context | None = None,
     ) -> asyncio.Task[T]:
-        """Return a task that hashes and is named by its number; in a loop that has ended, one that never runs.
+        """Return a task that hashes and is named by its number; in a loop that has ended, the task never runs.
 
-        Unlike asyncio's loops this one takes whatever can be awaited: a call, a step and a sleep are no coroutines, and
-        need not become one on the path of those who only await them. A cancel of the task cancels the wait.
+        Unlike asyncio's loops this one takes every awaitable: a call, a step and a sleep are no coroutines, and need
+        not become coroutines where they are only awaited. A cancel of the task cancels the wait.
         """
         started: Any = coro
         future = None
@@ -310,11 +310,11 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Return None: handlers have no task factory."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Hand asyncio's complaint to the owner, while the invocation lives."""
+        """Give asyncio's warning to the owner, while the invocation lives."""
         if not self._dead:
             self.owner.warn(context.get("message") or "unhandled exception in the event loop", context.get("exception"))
 
-    # What an execution asks of a loop.
+    # Methods that an execution calls.
 
     @property
     def is_quiet(self) -> bool:
@@ -323,7 +323,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     @property
     def newest(self) -> int:
-        """The number of what was made last: tasks that are made later have a higher one."""
+        """The number of the task or future that was made last: later tasks have a higher one."""
         return self._numbers
 
     def advance(self, now: float) -> None:
@@ -350,7 +350,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._inside(self._run_ready)
 
     def settle(self) -> None:
-        """End what the root task left behind: cancel, run dry, close what resists. Another root task may follow."""
+        """End the tasks that the root task left behind: cancel, drain, close. Another root task may follow."""
         assert self._root is not None
         assert self._root.done()
         self._root = None
@@ -358,7 +358,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._end_tasks()
 
     def finish(self) -> None:
-        """End what the handler left behind, after its root task, and forget all."""
+        """End the tasks that the handler left behind, after its root task, and forget all."""
         assert self._root is None or self._root.done()
         if self._tasks:
             self._end_tasks()
@@ -377,14 +377,14 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def drop(self) -> None:
         """Close every coroutine, newest first, as the execution leaves memory.
 
-        `finally` blocks run with `GeneratorExit`; what they ask of the loop does nothing, and an `await` ends them.
+        `finally` blocks run with `GeneratorExit`; their calls of the loop do nothing, and an `await` ends them.
         """
         if not self._dead:
             self._dead = True
             self._inside(self._close_all)
             self._end()
 
-    # How.
+    # How it works.
 
     def _inside(self, work: Callable[[], None]) -> None:
         # Async generators belong to the loop that is told of them first: the host's must not hear of a handler's.
@@ -408,7 +408,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 try:
                     handle._run()
                 except (SystemExit, KeyboardInterrupt) as error:
-                    # All else stays in tasks. These come through, and would end the host, and the next one.
+                    # All other errors stay in tasks. These come through, and would end the host, and the next one.
                     self.escaped = self.escaped or error
         handle = None  # tracebacks keep this frame, and would with it keep the task that they belong to
 
@@ -417,10 +417,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if self._cut:
             self._cancel_tasks()
             self.drain()
-        # Forgotten while the loop lives, so that asyncio can tell of failures that nobody retrieved.
+        # Forgotten while the loop lives, so that asyncio can warn of failures that were never retrieved.
         self._tasks = [task for task in self._tasks or () if not task.done()]
         if self._tasks:
-            self._dead = True  # what their `finally` blocks ask for does nothing
+            self._dead = True  # calls of the loop by their `finally` blocks do nothing
             self._inside(self._close_all)
             self._dead = False
             self._tasks = None

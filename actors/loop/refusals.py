@@ -1,4 +1,4 @@
-"""Refusals: what a handler may not use, since a replay could not repeat it."""
+"""Refusals: the errors of a handler that uses something that a replay could not repeat."""
 
 from asyncio import tasks, wrap_future
 from collections.abc import Callable
@@ -26,10 +26,10 @@ def of_ray(what: str) -> Refusal:
 
 
 def foreign_future(frame: FrameType) -> Refusal | None:
-    """Return the error of a handler that awaits what a thread completes, where that makes its future; else None."""
+    """Return the error of a handler that awaits a thread, where the thread's future is made; else None."""
     if frame.f_code is not _WRAPS_A_FUTURE:
         return None
-    if hasattr(frame.f_locals.get("future"), "object_ref"):  # what Ray makes of an ObjectRef that is awaited
+    if hasattr(frame.f_locals.get("future"), "object_ref"):  # Ray's future for an awaited ObjectRef
         return Refusal(
             "a Ray task or actor is awaited in a handler, and each replay would call it again: "
             'write `await ctx.run("x", f.remote, x)` for `await f.remote(x)`'

@@ -1,4 +1,4 @@
-"""What `python -m actors.ray` runs."""
+"""The command line `python -m actors.ray`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Ray: how a program comes to hosts on Ray, by starting a Ray of its own, joining one, or `python -m actors.ray up`.
+"""Cluster: starts or joins a Ray and its hosts for a program, and for `python -m actors.ray up`.
 
 Invariant: a cluster that was joined by its address keeps its hosts; a program ends those that it alone started.
 """
@@ -53,7 +53,7 @@ REFERENCES_MAX: Final = 10_000
 
 
 def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
-    """Yield the pickles of classes; one that has none is missing alone, and a value of it says so where it is read."""
+    """Yield the pickles of classes; a class that cannot be pickled is left out, and reading a value of it says so."""
     for name, cls in classes.items():
         try:
             yield name, portable(cls, api.cloudpickle)
@@ -116,7 +116,7 @@ class Cluster:
         """
         if api.is_initialized():
             return
-        # "local": unsaid, Ray joins whatever cluster somebody started here last, or waits for one that is gone.
+        # "local": without an address, Ray joins the cluster that was started here last, or waits for one that is gone.
         options: dict[str, Any] = {"address": self._address or "local"}
         if self._address is None:
             options["include_dashboard"] = False
@@ -186,7 +186,7 @@ def _of_own_processes() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _unsaid(text: str) -> Generator[None]:
-    """Keep a warning of Ray's back that is of no use here."""
+    """Suppress a warning of Ray's that is of no use here."""
 
     def is_news(record: logging.LogRecord) -> bool:
         return text not in record.getMessage()

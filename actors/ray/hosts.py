@@ -1,4 +1,4 @@
-"""Hosts on Ray: what runs in Ray's processes: hosts, their supervisor, and who waits for outcomes.
+"""Hosts on Ray: the actors in Ray's processes: hosts, their supervisor, and the one that waits for outcomes.
 
 Ray makes recovery fast, the store makes it correct: if the supervisor or Ray's own control service is gone, the leases
 of a dead host still expire. Nothing on the path of an invocation talks to either.
@@ -6,7 +6,7 @@ of a dead host still expire. Nothing on the path of an invocation talks to eithe
 Invariants:
     1. The leases of a host are freed early only when its process is known to be gone from its node; a host that merely
        cannot be reached may still act on them.
-    2. No call that does something is repeated by Ray; a host's constructor cannot fail, for that would end it for good.
+    2. No call with an effect is repeated by Ray; a host's constructor cannot fail, for that would end it for good.
     3. The numbers of a cluster's hosts have no gap, but while one is moved: a supervisor that finds one fills it.
 """
 
@@ -47,7 +47,7 @@ api: Final[Any] = ray
 
 RAY_NAMESPACE: Final = "perdure"
 HOSTS_DEFAULT: Final = 2
-"""Hosts where nobody says how many: one can be lost without a pause."""
+"""Default number of hosts, of which one can be lost without a pause."""
 ANSWER_MAX: Final = 5.0
 """Seconds within which a node must say whether a process is gone."""
 AGAIN_FIRST, AGAIN_MAX = 0.02, 1.0
@@ -74,7 +74,7 @@ class StoreAddress(NamedTuple):
     is_ours: bool = False
     """Whether it is the embedded server of this user."""
     secrets: Secrets = Secrets()
-    """With which hosts sign and check pickles."""
+    """Secrets with which hosts sign and check pickles."""
 
     def __repr__(self) -> str:
         return f"<StoreAddress {shown(self.url)}, namespace {self.namespace!r}>"
@@ -85,7 +85,7 @@ class StoreAddress(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that Ray knows it by; it shows no password, and gives none away to who tries many."""
+        """The name of its actors in Ray; it shows no password, and does not allow to find one by trying many."""
         return f"{self.namespace}:{_mark_of(self.url)}"
 
 
@@ -114,13 +114,13 @@ def nodes_alive(resource: str = "") -> list[str]:
 
 def on_node(node: str) -> dict[str, Any]:
     """Return the options that place an actor there; when that node is lost, anywhere."""
-    # One byte, since Ray places what needs nothing at random, whatever the strategy says.
+    # One byte, since Ray places an actor without needs at random, whatever the strategy.
     strategy = NodeAffinitySchedulingStrategy(node, soft=True)
     return {"num_cpus": 0, "memory": 1, "scheduling_strategy": strategy}
 
 
 class _LogFormatter(logging.Formatter):
-    """Escapes what is no valid UTF-8, as keys may be: the file that Ray keeps of a process does not take it."""
+    """Escapes invalid UTF-8, which keys may hold: the file that Ray keeps of a process does not take it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode("utf-8", "backslashreplace").decode()
@@ -148,7 +148,7 @@ class HostProcess:
         collect_seldom()
         set_validates(None if policy is None else policy.validate)
         self._box = BlackBox()
-        self._box.look()  # what ended another host may be handed over to this one
+        self._box.look()  # the cause of another host's end may be handed over to this one
         self._host = LocalHost(
             place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by, box=self._box
         )
@@ -156,11 +156,11 @@ class HostProcess:
         self._never = threading.Event()
 
     def about(self) -> About:
-        """Return who it is."""
+        """Return the host's description."""
         return About(self._name, self._node, os.getpid(), this_process(), self._host.incarnation)
 
     def watch(self) -> None:
-        """Never return: who waits for this call learns of the process's end at once."""
+        """Never return: a waiting caller learns of the process's end at once."""
         self._never.wait()
 
     def leave(self) -> None:
@@ -189,7 +189,7 @@ class Supervisor:
         self._spreading = asyncio.ensure_future(self._keep_spread())
 
     async def ensure(self, count: int | None) -> list[About]:
-        """See that there are `count` hosts, or, unsaid, those that there are; return who they are.
+        """See that there are `count` hosts, or, without a count, keep the present ones; return their descriptions.
 
         Raises:
             RayActorError: one cannot start.
@@ -208,7 +208,7 @@ class Supervisor:
         return sorted(abouts, key=lambda about: _number(about.id))
 
     async def _adopt(self) -> None:
-        """Take over the hosts that an earlier process of this supervisor started, and see who died meanwhile."""
+        """Take over the hosts that an earlier process of this supervisor started, and note deaths meanwhile."""
         prefix = f"host:{self._place.name}:"
         for entry in api.util.list_named_actors(all_namespaces=True):
             name = str(entry["name"])
@@ -282,7 +282,7 @@ class Supervisor:
         await self._about(self._hosts[name])
 
     async def _about(self, host: Any) -> About:
-        """Return who a host is, as soon as its process is there."""
+        """Return a host's description, as soon as its process is there."""
         delay = AGAIN_FIRST
         while True:
             try:
@@ -309,7 +309,7 @@ class Supervisor:
                 await self._start(name)
 
     async def _until_ended(self, about: About) -> None:
-        """Return when a host's process has ended, or when Ray says so, which it does a second or two later."""
+        """Return when a host's process has ended, or when Ray reports it, a second or two later."""
 
         async def tells() -> None:
             try:
@@ -429,7 +429,7 @@ def _restored(outcome: bytes, returns: bytes, classes: Classes) -> Any:
     annotation = MISSING
     if outcomes.needs_annotation(outcome):
         annotation = _annotations[returns] if returns in _annotations else api.cloudpickle.loads(returns)
-    with seal.trusting():  # it was checked by who waited for it, and Ray has brought it from there
+    with seal.trusting():  # the waiting actor has checked it, and Ray has brought it from there
         return outcomes.decoded(outcome, annotation)
 
 
@@ -443,5 +443,5 @@ def keep_annotation(returns: Any) -> bytes:
 
 
 _kept: Final[dict[Name, type]] = {}
-"""Classes that were made of code: nobody else holds them until a value does."""
+"""Classes that were made of code: nothing else references them until a value does."""
 _annotations: Final[dict[bytes, Any]] = {}

@@ -1,4 +1,4 @@
-"""Where this code runs: in a handler, in a step, or in a driver.
+"""Current: whether this code runs in a handler, in a step, or in a driver.
 
 The running loop says it, not a context variable: a copied context leaks into threads and callbacks, a running loop
 cannot. Only steps, which run on loops and threads that are not ours, are marked by a variable, set in a fresh context.
@@ -24,13 +24,13 @@ in_step: ContextVar[str | None] = ContextVar("in_step", default=None)
 """The id of the step this code belongs to, or None."""
 
 refused_in_step: ContextVar[list[str] | None] = ContextVar("refused_in_step", default=None)
-"""Where it is noted that something of the handler's was refused to a compensation that runs as a step."""
+"""A list that notes that a compensation, which runs as a step, was refused something that only its handler may do."""
 
 NOT_IN_A_STEP = "a step may repeat: return the value and call from the handler"
 
 
 def not_in_a_step() -> UsageError:
-    """Return what is raised where a step asks for what its handler alone may do."""
+    """Return the error of a step that does something that only its handler may do."""
     noted = refused_in_step.get()
     if noted is not None:
         noted.append(NOT_IN_A_STEP)
@@ -40,19 +40,19 @@ def not_in_a_step() -> UsageError:
 @pinned("CallOptions")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOptions:
-    """How one call or send differs from the usual."""
+    """Options of one call or send."""
 
     delay: timedelta = timedelta(0)
-    """It counts as sent when this has passed."""
+    """It counts as sent when this time has passed."""
 
     idempotency_key: str | None = None
     """The same key within retention is the same invocation."""
 
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What the handler finds in `ctx.headers`."""
+    """The handler finds them in `ctx.headers`."""
 
     timeout_s: float | None = None
-    """After so long the call raises `CallTimeout`, and what it has called is cancelled; None: never."""
+    """After so many seconds the call raises `CallTimeout`, and the called invocation is cancelled; None: never."""
 
     due_ms: int = 0
     """When it counts as sent, by the store's clock, instead of a delay; of our own objects alone."""
@@ -72,10 +72,10 @@ class CallOptions:
         headers: Mapping[str, str] | None,
         timeout: Duration | None,
     ) -> CallOptions:
-        """Return these options with others in the place of those that are given.
+        """Return these options, the given ones replaced.
 
         Raises:
-            UsageError: one of them is none of its kind.
+            UsageError: a value is not of its kind.
         """
         if idempotency_key is not None and not _is_text(idempotency_key):
             raise UsageError(f"an idempotency key is a str that is not empty, not {idempotency_key!r}")
@@ -119,7 +119,7 @@ class Request:
 
 
 class Caller(Protocol):
-    """What starts invocations: an execution, or a driver's client."""
+    """The side that starts invocations: an execution, or a driver's client."""
 
     def start(self, request: Request, /) -> Any:
         """Return the `Invocation` of the request; it leaves in the order of these calls."""
@@ -138,11 +138,11 @@ def address_in(fn: Any) -> Any:
 
 
 def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check what `address_in` has found as if it were called: nothing leaves.
+    """Check a call that `address_in` has found, without making it: nothing leaves.
 
     Raises:
         TypeError: the arguments are not the handler's.
-        UsageError: there is no such handler, or the options are none of such a request.
+        UsageError: there is no such handler, or the options do not fit such a request.
     """
     while isinstance(fn, partial):
         bound = cast("Any", fn)
@@ -151,12 +151,12 @@ def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def no_future(_self: object, *_arguments: object, **_options: object) -> NoReturn:
-    """Stand in for `add_done_callback`: `asyncio.wait` asks it of what it is given, and no other method first."""
+    """Stand in for `add_done_callback`: `asyncio.wait` calls it on its arguments before any other method."""
     raise UsageError("asyncio.wait() takes tasks: give it asyncio.ensure_future(...) of what is to be waited for")
 
 
 class _Driver:
-    """The client that `actors.init()` made for this process, if it did."""
+    """The client that `actors.init()` made for this process, if any."""
 
     __slots__ = ("client", "validates")
 
@@ -169,12 +169,12 @@ _driver = _Driver()
 
 
 def set_driver(client: Caller | None) -> None:
-    """Make this client the one that code outside handlers calls through; None takes it away."""
+    """Let code outside handlers call through this client; None takes it away."""
     _driver.client = client
 
 
 def set_validates(is_said: bool | None) -> None:
-    """Say whether values are checked against annotations in this process; None is the default, which is yes."""
+    """Set whether values are checked against annotations in this process; None is the default, which is yes."""
     _driver.validates = is_said is not False
 
 
@@ -190,7 +190,7 @@ def execution() -> Any:
 
 
 def caller() -> Caller:
-    """Return what starts invocations here.
+    """Return the caller that starts invocations here.
 
     Raises:
         UsageError: this is a step, or a process in which `actors.init()` was not called.

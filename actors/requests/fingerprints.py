@@ -1,8 +1,8 @@
-"""Fingerprints: whether two requests ask for the same, told from what their arguments hold.
+"""Fingerprints: texts of requests' arguments, equal where two requests ask for the same.
 
 Why not from their bytes: a pickle has the order of sets and the identity of objects in it, so that equal values of two
-processes differ. A request that comes twice is refused where its arguments differ, so that what is the same must never
-seem to differ: what nobody can look into has no fingerprint, and is taken as equal.
+processes differ. A request that comes twice is refused where its arguments differ, so that equal arguments must never
+seem to differ: opaque objects have no fingerprint, and count as equal.
 
 Invariant: arguments by position and by keyword are the same where the handler is known.
 """
@@ -14,18 +14,18 @@ from typing import Any, Final, cast
 
 DEPTH_MAX: Final = 100
 PARTS_MAX: Final = 1_000_000
-"""Beyond either there is no fingerprint: it would take longer than the request is worth."""
+"""Beyond this depth or number of parts there is no fingerprint: it would take longer than the request is worth."""
 _PLAIN: Final = frozenset({str, int, bool, float, complex, bytes, type(None)})
 _UNORDERED: Final = frozenset({"__pydantic_fields_set__", "__pydantic_private__"})
-"""Of a model's state: what says how it was made, and not what it holds."""
+"""Fields of a model's state that tell how it was made, not its contents."""
 
 
 class _Unknown(Exception):
-    """Nobody can look into this."""
+    """The arguments hold an opaque object."""
 
 
 def fingerprint(fn: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return a text that is the same for the same arguments, in every process; empty where nobody can tell."""
+    """Return a text that is the same for the same arguments, in every process; empty where an object is opaque."""
     try:
         args, kwargs = _bound(fn, args, kwargs)
         digest = hashlib.blake2b(digest_size=12)

@@ -1,7 +1,7 @@
-"""Invocations as their callers hold them: awaited, asked, pickled.
+"""Invocation: the caller's handle of one invocation, to await, ask and pickle.
 
-Nothing of an outcome is kept here. An `Invocation` is an id and where it came from; whoever waits gets the outcome
-decoded anew, since one exception raised in two places would mix their tracebacks.
+Nothing of an outcome is kept here. An `Invocation` is an id and its source; each wait gets the outcome decoded anew,
+since one exception raised in two places would mix their tracebacks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class NoFutureError(UsageError, AttributeError):
 
 
 class _Named(type):
-    """Ray names what it does not take by its class."""
+    """A metaclass whose `repr` adds advice: Ray and asyncio name an object that they do not accept by its class."""
 
     def __repr__(cls) -> str:
         asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
@@ -56,7 +56,7 @@ class _Named(type):
 
 
 class Waiter(Protocol):
-    """What waits on the running loop: an execution whose handler waits, or a driver's client."""
+    """The waiting side on the running loop: an execution whose handler waits, or a driver's client."""
 
     def wait(self, invocation: Invocation[Any], /) -> Generator[Any, Any, Any]:
         """Wait for the end; return the result, or raise the failure. May be done again, and at once."""
@@ -68,7 +68,7 @@ class Waiter(Protocol):
 
 
 class Source(Waiter, Protocol):
-    """A driver's client: what knows of outcomes outside handlers."""
+    """A driver's client, which knows outcomes outside of handlers."""
 
     def ready(self, invocations: Sequence[Invocation[Any]], count: int, timeout_s: float | None, /) -> set[str]:
         """Block until so many have ended or the time is over; return the ids of all that have."""
@@ -104,9 +104,9 @@ class Invocation(Generic[R_co], metaclass=_Named):
     """One durable request to run one handler; `await` it, or ask for its `result()`.
 
     It may be awaited any number of times, from any loop; ending a wait does not end the invocation. It is equal to
-    every other invocation of the same id, pickles as that id, and in another process asks the client there.
+    every other `Invocation` of the same id, pickles as that id, and in another process asks the client there.
 
-    `asyncio.gather` awaits equal ones once. Where an idempotency key came with other arguments the second request is
+    `asyncio.gather` awaits equal ones once. A second request with the same idempotency key and other arguments is
     refused, under the same id: await each by itself, or by `actors.get`, to hear of it.
     """
 
@@ -116,7 +116,7 @@ class Invocation(Generic[R_co], metaclass=_Named):
         self._id = id
         self._source = source
         self.kept = kept
-        """What its source keeps with it: while somebody holds the invocation, its outcome is at hand."""
+        """An object of its source: as long as the invocation is referenced, its outcome is at hand."""
 
     @property
     def id(self) -> str:
@@ -140,7 +140,8 @@ class Invocation(Generic[R_co], metaclass=_Named):
         return source.result(self)
 
     def status(self) -> str:
-        """Return where it stands, as the store knows it now; after a failed attempt also which, why, and the next try.
+        """Return its status, as the store knows it now; after a failed attempt also which, why, and the time of the
+        next.
 
         It begins with `open`, `asleep`, `paused`, `succeeded`, `failed` or `submitting`.
         """
@@ -162,19 +163,19 @@ class Invocation(Generic[R_co], metaclass=_Named):
         return self._source_here().peek(self, default)
 
     def accepted(self) -> Accepted:
-        """Return what waits until the store has the request on disk: `await` it, or ask for its `result()`."""
+        """Return the acknowledgement that the store has the request on disk: `await` it, or ask for its `result()`."""
         return Accepted(self)
 
     def signal(self, name: str, value: Any) -> Accepted:
         """Send a signal: its handler gets this value from `ctx.signal(name)`, when it asks.
 
-        It leaves in the order of all that is sent here, and may come early; one whose invocation has ended does
-        nothing. In a handler it leaves with the next commit. `await` what is returned, or ask for its `result()`, to
-        wait until the store has it.
+        It leaves in the order of all requests sent here, and may come early; a signal to an ended invocation does
+        nothing. In a handler it leaves with the next commit. `await` the returned acknowledgement, or ask for its
+        `result()`, to wait until the store has it.
 
         Raises:
             UsageError: the name is no text, or the value cannot be sent.
-            NotFoundError: the invocation is not known; raised where the acknowledgement is waited for, else logged.
+            NotFoundError: the invocation is not known; raised by a wait for the acknowledgement, else logged.
         """
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
             raise UsageError(f"a signal has a name: ref.signal('paid', value), not ref.signal({name!r}, ...)")
@@ -182,43 +183,45 @@ class Invocation(Generic[R_co], metaclass=_Named):
         return self._bring(EventKind.SIGNAL, f"signal {name} to {self._id}", data)
 
     def cancel(self) -> Accepted:
-        """Cancel it: every wait of its handler that is open raises `Cancelled`, once, and it may compensate.
+        """Cancel the invocation: every open wait of its handler raises `Cancelled`, once, and the handler may
+        compensate.
 
-        What it does not catch is its outcome. One that catches it and goes on, as `except Exception` and
-        `gather(return_exceptions=True)` do by mistake, is let go on, and named once in its host's log: the next wait
-        does not raise it again, so that a handler can compensate. Its calls are cancelled as well, its sends are not.
-        One that has not begun (queued, delayed) never does; one that is paused ends at once; one that has ended stays
-        as it is. The cancel leaves in the order of all that is sent here, in a handler with the next commit. `await`
-        what is returned, or ask for its `result()`, to wait until the store has it: the handler may not have heard of
-        it yet.
+        If the handler does not catch the error, it is the outcome. A handler that catches it and goes on, as
+        `except Exception` and `gather(return_exceptions=True)` do by mistake, may go on, and is named once in its
+        host's log: the next wait does not raise the error again, so that a handler can compensate. Its calls are
+        cancelled as well, its sends are not. A queued or delayed invocation never begins; a paused one ends at once; a
+        finished one stays as it is. The cancel leaves in the order of all requests sent here, in a handler with the
+        next commit. `await` the returned acknowledgement, or ask for its `result()`, to wait until the store has it:
+        the handler may not have heard of it yet.
 
         Raises:
-            NotFoundError: the invocation is not known; raised where the acknowledgement is waited for, else logged.
+            NotFoundError: the invocation is not known; raised by a wait for the acknowledgement, else logged.
         """
         return self._bring(EventKind.CANCEL, f"cancel {self._id}")
 
     def kill(self) -> Accepted:
-        """End it at once, with `Cancelled`, and all that it has called: handlers are not asked, nothing is compensated.
+        """End the invocation and its calls at once, with `Cancelled`: handlers are not asked, nothing is compensated.
 
-        For what does not heed `cancel()`. Otherwise as `cancel`.
+        For invocations that do not heed `cancel()`. Otherwise as `cancel`.
         """
         return self._bring(EventKind.KILL, f"kill {self._id}")
 
     def resume(self) -> Accepted:
         """Let a paused invocation go on, by replay of its journal, with the current code and a new count of attempts.
 
-        What came to it meanwhile is delivered first, in order. One that fails again and again, itself or in a step,
-        does the same without the rest of its back-off; an action that is under way ends first. Any other is left as it
-        is. It leaves, is awaited and fails as a signal does.
+        Events that came meanwhile are delivered first, in order. An invocation that fails again and again, itself or in
+        a step, tries again without the rest of its back-off; an action that is under way ends first. Any other
+        invocation is left as it is. The request leaves, is awaited and fails as a signal does.
         """
         return self._bring(EventKind.RESUME, f"resume {self._id}")
 
     def restart(self, from_entry: int = 0) -> Accepted:
         """Let a paused invocation begin again in place, keeping the first `from_entry` entries of its journal.
 
-        What completed these stays; all later entries are made anew: steps run again, calls are new invocations (the old
-        ones go on, unheard), awakeables have new ids. Signals are handed out again, and fields have the values that the
-        invocation found at first. Otherwise as `resume`; one whose journal is shorter stays paused, and says so.
+        The completions of these stay; all later entries are made anew: steps run again, calls are new invocations (the
+        old ones go on, unheard), awakeables have new ids. Signals are delivered again, and fields have the values that
+        the invocation found at first. Otherwise as `resume`; an invocation with a shorter journal stays paused, and its
+        status says so.
 
         Raises:
             UsageError: this is no entry's index.
@@ -263,7 +266,7 @@ class Invocation(Generic[R_co], metaclass=_Named):
         return zlib.crc32(self._id.encode("utf-8", "surrogatepass"))
 
     def __repr__(self) -> str:
-        # asyncio and Ray name what they do not take by its repr, and nothing else of ours is asked before.
+        # asyncio and Ray name an object that they do not accept by its repr, and call nothing else of ours before.
         asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
         return f"<Invocation {self._id}{_ADVICE.get(str(asked_by).partition('.')[0], '')}>"
 
@@ -285,7 +288,7 @@ class Foreign(Bring):
 
 @pinned("Accepted")
 class Accepted:
-    """The acknowledgement of one invocation: from then on it will be executed, whatever dies."""
+    """The acknowledgement of one invocation: from then on it will be executed, whichever process dies."""
 
     __slots__ = ("_invocation",)
 
@@ -341,7 +344,7 @@ def wait(
     The first list has at most `num_returns`; both keep the order given.
 
     Raises:
-        UsageError: an event loop runs here, one is given twice, or there are fewer than `num_returns`.
+        UsageError: an event loop runs here, an invocation is given twice, or there are fewer than `num_returns`.
     """
     _refuse_to_block("wait()")
     invocations = _checked(refs)
@@ -368,7 +371,7 @@ def _source_of(invocations: Sequence[Invocation[Any]]) -> Source:
 
 
 def _refuse_to_block(what: str) -> None:
-    # As Ray Serve does, in notebooks too: there one awaits.
+    # As Ray Serve does, in notebooks too: `await` works there.
     if running_loop() is not None:
         raise UsageError(f"{what} blocks, and an event loop runs here: await the invocation instead")
 
@@ -379,7 +382,7 @@ def _refuse_in_a_handler(what: str) -> None:
 
 
 def _described(ref: Invocation[Any]) -> tuple[str, str]:
-    """Return what people call an invocation, and its last failure, as far as its source knows them."""
+    """Return an invocation's address, handler and last failure, as far as its source knows them."""
     described = getattr(ref.kept, "described", None)
     return (ref.id, "") if described is None else described(ref.id)
 

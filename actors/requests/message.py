@@ -1,4 +1,4 @@
-"""Outgoing: how a call or a send becomes a message, in a driver as in a handler."""
+"""Message: makes the stored message of a call or a send, in a driver as in a handler."""
 
 from typing import Any, Final
 
@@ -84,7 +84,7 @@ def bounded(data: bytes, what: str, payload_max: int) -> bytes:
 
 
 def outcome_of_result(result: Any, message: Message, payload_max: int) -> tuple[bytes, TerminalError | None]:
-    """Return the outcome of what a handler has returned; if it cannot be sent a failure, which is returned too."""
+    """Return the outcome of a handler's result, or, if that cannot be sent, of the failure, which is returned too."""
     try:
         return bounded(outcomes.encoded_value(result), "result", payload_max), None
     except UsageError as error:
@@ -101,13 +101,13 @@ def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
 
 
 def late(name: str, timeout_s: float, failure: str = "") -> CallTimeout:
-    """Return what a call that took too long raises; it says the last failure that is known."""
+    """Return the error of a call that took too long; it names the last failure that is known."""
     last = f". The last that is known: {failure}" if failure else ""
     return CallTimeout(f"{name} took longer than {timeout_s:g} s; it is cancelled{last}")
 
 
 def started_id(request: Request, address: str, unique: str, shards: int) -> str:
-    """Return the id of what a request starts: its own, or the one that its idempotency key names."""
+    """Return the id of the invocation that a request starts: a new one, or the one that its idempotency key names."""
     key = request.options.idempotency_key
     if request.handler == RUN and happens_once(request):
         return run_id(address, shards)
@@ -117,7 +117,8 @@ def started_id(request: Request, address: str, unique: str, shards: int) -> str:
 
 
 def fingerprint_of(request: Request) -> str:
-    """Return what tells a request with an idempotency key from others; empty where nobody can tell, or there is no key.
+    """Return the fingerprint of a request with an idempotency key; empty where an argument has none, or there is no
+    key.
 
     It runs code of the arguments' classes.
     """
@@ -130,7 +131,7 @@ def outgoing_of(request: Request, id_: str, caller: str, message: Message, found
     """Return the message of a request on its way to the inbox.
 
     The same id is of the same request: of a workflow's `run` if it has the same idempotency key and arguments, of
-    another one with an idempotency key if it has the same arguments. Whoever asks for something else is refused (409).
+    another one with an idempotency key if it has the same arguments. A request for something else is refused (409).
     """
     shard, key = shard_in(id_), request.options.idempotency_key
     is_run = request.handler == RUN and happens_once(request)

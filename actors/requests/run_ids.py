@@ -1,6 +1,6 @@
-"""Run ids: the id of a workflow's `run`, of which each key has one.
+"""Run ids: the one id of a workflow's `run` for each key.
 
-The key alone makes it, so that a second start finds the first, and whoever knows the key can join it.
+The id depends on the key alone, so that a second start finds the first, and the key suffices to join it.
 """
 
 from typing import Final

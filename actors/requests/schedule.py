@@ -1,6 +1,6 @@
-"""Schedule: the handle of what fires a handler again and again, and how one is declared.
+"""Schedule: the handle of a durable schedule, and its declaration.
 
-Owns what a program says to the internal objects of `scheduling`, by name: their classes stand below this module.
+Owns a program's requests to the internal objects of `scheduler`, by name: their classes stand below this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .invocation import Invocation
 from .timing import Missed, Timing, timing_of
 
 INTERNAL: Final = "perdure."
-"""How the names of types begin that are none of users'."""
+"""Prefix of the names of internal types."""
 ONE: Final = f"{INTERNAL}Schedule"
 ALL: Final = f"{INTERNAL}Schedules"
 REGISTRY: Final = "all"
@@ -36,7 +36,7 @@ SCHEDULED_AT: Final = "perdure-scheduled-at"
 @pinned("Spec")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is fired; the timing says when."""
+    """The request that a schedule fires; the timing says when."""
 
     type: str
     key: str | None
@@ -49,12 +49,12 @@ class Spec:
 @pinned("Firing")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firing:
-    """What became of one tick."""
+    """The invocation and the outcome of one tick."""
 
     at: datetime
     """The tick."""
     id: str
-    """The invocation; of one that is open `actors.attach(id).status()` says where it stands, and why."""
+    """The invocation; while it is open, `actors.attach(id).status()` tells its status, and why."""
     outcome: str
     """`open`, `succeeded`, `failed: why`, or `unknown` where its retention is over."""
 
@@ -62,7 +62,7 @@ class Firing:
 @pinned("ScheduleStatus")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleStatus:
-    """What `schedule.status()` tells."""
+    """The result of `schedule.status()`."""
 
     name: str
     target: str
@@ -77,15 +77,15 @@ class ScheduleStatus:
     last_fired: datetime | None
     """The last tick that was fired."""
     last_outcomes: tuple[Firing, ...] = ()
-    """What became of the last five ticks that were fired, the newest first."""
+    """The last five ticks that were fired, the newest first."""
 
 
 @public
 class Schedule:
     """A durable schedule, by its name; `Report["daily"].build.schedule(cron="0 9 * * *")` declares one and returns it.
 
-    Each method starts an invocation and returns it: await it, or ask for its `result()`. One of a schedule that is not
-    declared, or was deleted, fails with a `TerminalError` of code 404. Pickles as its name.
+    Each method starts an invocation and returns it: await it, or ask for its `result()`. If the schedule is not
+    declared, or was deleted, it fails with a `TerminalError` of code 404. Pickles as its name.
     """
 
     __slots__ = ("_name",)
@@ -105,7 +105,7 @@ class Schedule:
         return self._ask("pause")
 
     def resume(self) -> Invocation[None]:
-        """Fire again; `missed` says what becomes of the ticks since `pause`."""
+        """Fire again; `missed` decides about the ticks since `pause`."""
         return self._ask("resume")
 
     def trigger(self) -> Invocation[str]:
@@ -113,11 +113,11 @@ class Schedule:
         return self._ask("trigger")
 
     def delete(self) -> Invocation[None]:
-        """Forget the schedule; what it has fired goes on. Deleting what is not there does nothing."""
+        """Forget the schedule; invocations that it has fired go on. Deleting an unknown schedule does nothing."""
         return self._ask("delete")
 
     def status(self) -> Invocation[ScheduleStatus]:
-        """Tell what it is and where it stands."""
+        """Return its declaration and its ticks."""
         return self._ask("status")
 
     def _ask(self, handler: str) -> Invocation[Any]:
@@ -137,7 +137,7 @@ class Schedule:
 
 
 class SaidOptions(NamedTuple):
-    """What was said of a schedule; None: nothing. Fields are named as the keywords are."""
+    """The options that were given for a schedule; None: not given. Fields are named as the keywords are."""
 
     cron: str | None
     every: Duration | None
@@ -154,7 +154,7 @@ def separated(
     options: SaidOptions,
     arguments: object,
 ) -> dict[str, Any]:
-    """Return the keywords of the handler: no option takes what might be meant for it.
+    """Return the keywords of the handler: no option takes a keyword that may be meant for it.
 
     `fn` is the handler's function, None where it is not known.
 
@@ -167,7 +167,7 @@ def separated(
     named = cast("Mapping[str, Any]", arguments if isinstance(arguments, Mapping) else {})
     parameters = list(inspect.signature(fn).parameters.values())[2:] if fn is not None else []
     names = [one.name for one in parameters[len(args) :] if one.kind in _BY_NAME]
-    # Who gives `arguments` has said which are the handler's; one called so might be meant itself.
+    # With `arguments` the handler's keywords are explicit; a handler's argument of that name might be meant itself.
     meant = said if arguments is None else {"arguments"} if not named or named.keys() - names else set[str]()
     for name in names:
         if name in meant and name in said and name not in named:
@@ -186,7 +186,7 @@ def declared(request: Request, said: SaidOptions) -> Schedule:
     """Declare the schedule of a request, which was checked where its class is known.
 
     Raises:
-        UsageError: the timing is none, the arguments cannot be sent, or the options are none of a schedule.
+        UsageError: the timing is invalid, the arguments cannot be sent, or the options do not fit a schedule.
     """
     options, address, name = request.options, address_of(request.type_name, request.key), said.name
     if options.delay or options.idempotency_key is not None or options.timeout_s is not None:
@@ -215,7 +215,7 @@ def _started(
 
 
 def fire(spec: Spec, timing: Timing, scheduled_at: datetime) -> Invocation[Any]:
-    """Send what a schedule fires, from its object."""
+    """Send the request of a schedule, from its object."""
     headers = {**spec.headers, SCHEDULED_AT: scheduled_at.isoformat()}
     options = CallOptions(headers=headers, arguments=spec.arguments)
     return cast(

@@ -1,7 +1,7 @@
-"""Ticks: the instants of a schedule, from a cron expression in a time zone, or from a fixed distance.
+"""Timing: the ticks of a schedule, from a cron expression in a time zone, or from a fixed distance.
 
 Pure. An instant is milliseconds since 1970, UTC. A cron expression is read in the local time of its zone: a tick whose
-local time does not exist (a clock that was put forward) is at the next one that does, and one whose local time comes
+local time does not exist (a clock that was put forward) is at the next one that does, and a tick whose local time comes
 twice is at the first. Several ticks at one instant are one.
 """
 
@@ -46,7 +46,7 @@ class Timing:
         return 0
 
     def latest(self, since_ms: int, until_ms: int, anchor_ms: int, most: int) -> list[int]:
-        """Return the ticks from `since_ms` to `until_ms`, both included; of too many the latest."""
+        """Return the ticks from `since_ms` to `until_ms`, both included; of more than `most` the latest."""
         found: list[int] = []
         for tick in self._back_from(until_ms, anchor_ms):
             if tick < since_ms or len(found) == most:
@@ -76,7 +76,7 @@ def timing_of(cron: str | None, every: Duration | None, timezone: str | None, mi
     """Return the timing that a program asks for.
 
     Raises:
-        UsageError: it is none, or it never fires.
+        UsageError: it is invalid, or it never fires.
     """
     if (cron is None) == (every is None):
         raise UsageError("a schedule has cron='0 9 * * *' or every='10m': say one of them")

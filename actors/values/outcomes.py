@@ -1,8 +1,8 @@
-"""Outcomes: what becomes of an error, and how results and failures cross the store.
+"""Outcomes: results and failures as bytes in the store, and the rule which errors are terminal.
 
-Why so: whether an error ends the invocation must not depend on where it is looked at, so it is decided here alone. What
-a replay could only raise again is terminal: all time in a handler is durable, so a time-out is; a mistake in the use of
-the API is.
+Why so: whether an error ends the invocation must not depend on where it is looked at, so it is decided here alone. An
+error that a replay could only raise again is terminal: a time-out is, since all time in a handler is durable; a mistake
+in the use of the API is.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from .values import LIVE, Scope, decode, encode, unpickled
 __all__ = ["traced"]
 
 _TERSE: Final = (AssertionError, KeyError, StopAsyncIteration, StopIteration)
-"""Of these the message may be a bare value."""
+"""Classes of errors whose message may be a bare value."""
 NOT_UNDONE: Final = "compensation_failed"
 """Metadata of an outcome: names of compensations that failed for good."""
 ERROR_MAX: Final = 1_000
 """Most characters of an error that a journal keeps of a failed attempt, or as the reason of a pause."""
 NOTICE_MAX: Final = 20_000
-"""Most characters of what those who wait are told of a failed attempt."""
+"""Most characters of the notice of a failed attempt to waiting callers."""
 
 _OF_PYTHON: Final = (
     StopIteration,
@@ -40,7 +40,7 @@ _OF_PYTHON: Final = (
     SystemExit,
     KeyboardInterrupt,
 )
-"""What Python and asyncio take for something else where it is raised, also if it is a terminal error as well."""
+"""Errors that mean something else to Python and asyncio where they are raised, also as bases of a terminal error."""
 
 
 def terminal(error: BaseException) -> TerminalError | None:
@@ -53,9 +53,9 @@ def terminal(error: BaseException) -> TerminalError | None:
 
 
 def _refusal_behind(error: BaseException) -> Refusal | None:
-    """Return the refusal that a library has made another error of (`raise ConnectError from error`), if there is one.
+    """Return the refusal behind an error of a library (`raise ConnectError from error`), if there is one.
 
-    One that a handler has caught and left behind is not behind what it raises later.
+    A refusal that the handler has caught before does not count for an unrelated error that it raises later.
     """
     found = next((one for one in led_to(error) if issubclass(type(one), Refusal)), None)
     return cast("Refusal | None", found)
@@ -80,7 +80,7 @@ def _by_nature(error: BaseException) -> Any:
 
 
 def _terminal_leaf(group: BaseException) -> TerminalError | None:
-    # What the user calls terminal comes before what is so by its nature.
+    # An error that the user has made terminal comes before one that is terminal by its class.
     found: TerminalError | None = None
     for leaf in leaves(group):
         if issubclass(type(leaf), TerminalError):
@@ -96,7 +96,7 @@ def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
 
 
 def _worded(error: BaseException) -> str:
-    """Return what an error says, with its class where that alone says little: `KeyError: 'nope'`, not `'nope'`."""
+    """Return an error's message, with its class where the message says little: `KeyError: 'nope'`, not `'nope'`."""
     text, kind = said(error), type(error)
     return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else told(error)
 
@@ -111,7 +111,7 @@ def name_of(cls: type) -> str:
 
 
 def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
-    """Return the terminal error of something whose retries are used up; it says what its last failure said."""
+    """Return the terminal error of something whose retries are used up, with the message of the last failure."""
     metadata = {**_kind(error), "attempts": str(attempts), "step": what}
     return _caused(TerminalError(_worded(error), 500, metadata), error)
 
@@ -126,9 +126,10 @@ def encoded_value(value: Any) -> bytes:
 
 
 def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
-    """Return the outcome of a terminal error, with names of what was not undone; of a user's class it is pickled too.
+    """Return the outcome of a terminal error, with the names of failed compensations; one of a user's class is pickled
+    too.
 
-    Whatever object it is: what cannot be recorded of it is said in its place.
+    Never fails: a part that cannot be recorded is replaced by a description.
     """
     type_ = stored.type_of(type(error))
     code, metadata = code_and_metadata(error)
@@ -139,7 +140,7 @@ def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
 
 
 def encoded_rejection(message: str) -> bytes:
-    """Return the outcome of what was rejected with this message.
+    """Return the outcome of a rejection with this message.
 
     Raises:
         UsageError: it is no text.
@@ -163,10 +164,11 @@ def decoded(outcome: bytes, annotation: Any = MISSING, scope: Scope = LIVE) -> A
 
 
 def checked(outcome: bytes) -> bytes:
-    """Return an outcome without its seal, for who has no secret; an error's pickle that has none of ours goes.
+    """Return an outcome without its seal, for a reader without secrets; an error's pickle without a seal of ours is
+    dropped.
 
     Raises:
-        DecodeError: a result has none of ours.
+        DecodeError: a result has no seal of ours.
     """
     found = outcome_of(outcome)
     if isinstance(found, bytes):
@@ -219,7 +221,7 @@ def _read(found: Failure, scope: Scope) -> TerminalError | None:
         if not issubclass(type(error), TerminalError) or issubclass(type(error), _OF_PYTHON):
             return None
         attributes = attributes_of(error)
-        attributes.setdefault("code", found.code)  # of one that has never called the `__init__` of TerminalError
+        attributes.setdefault("code", found.code)  # an instance that has never called the `__init__` of TerminalError
         metadata = attributes.setdefault("metadata", dict(found.metadata))
         if NOT_UNDONE in found.metadata and type(metadata) is dict:
             metadata[NOT_UNDONE] = found.metadata[NOT_UNDONE]

@@ -1,9 +1,9 @@
-"""Recorded: what of a terminal error the store keeps, whatever object it is.
+"""Recorded errors: the parts of a terminal error that the store keeps, each bounded.
 
-What can be recorded is; of the rest it is said, in its place, what it was. Errors are payloads: each part has a limit,
-so that one that is tried again and again, or has a response of megabytes among its attributes, fills no store.
+A part that cannot be recorded is replaced by a description. Errors are payloads: each part has a limit, so that an
+error that is raised again and again, or that has a response of megabytes among its attributes, fills no store.
 
-Invariant: nothing here raises, and what is returned is bounded.
+Invariant: nothing here raises, and all results are bounded.
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ METADATA_MAX: Final = 16_384
 METADATA_NAME_MAX: Final = 200
 """Most characters of the name of an entry."""
 ATTRIBUTES_MAX: Final = 65_536
-"""Most bytes of an error of a user's class, with its arguments and attributes: what is larger is only described."""
+"""Most bytes of an error of a user's class, with its arguments and attributes: a larger one is only described."""
 DESCRIBED_MAX: Final = 1_000
-"""Most characters of a description of what cannot be recorded."""
+"""Most characters of the description of a part that cannot be recorded."""
 CODE_MAX: Final = 2**31 - 1
 CODE_OF_ANY: Final = 500
 """The code of an error that has none, or one that is no number."""
 
 
 def code_and_metadata(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """Return the code and the metadata of an error; of a code that is none the metadata says what it was."""
+    """Return the code and the metadata of an error; a code that is no number is described in the metadata."""
     code, found = _attribute(error, "code", CODE_OF_ANY), _attribute(error, "metadata", None)
     number, metadata = _number(code), _entries(found)
     if number is None:
@@ -58,7 +58,7 @@ def _number(code: Any) -> int | None:
 
 
 def _entries(found: Any) -> dict[str, Any]:
-    """Return metadata as JSON can hold it; of a value that it cannot, its text."""
+    """Return metadata as JSON can hold it; other values as text."""
     entries, room = dict[str, Any](), METADATA_MAX
     if found is None:
         return entries
@@ -104,7 +104,7 @@ def carried(error: BaseException) -> bytes:
     """Return the pickle of an error of a user's class; empty if not even the class can be pickled."""
     try:
         return pickled(error, ATTRIBUTES_MAX)
-    except BaseException:  # noqa: BLE001 - whatever a user's class does to pickle
+    except BaseException:  # noqa: BLE001 - a user's class may do anything to pickle
         pass
     try:
         return pickled(Made(_pickled_parts(error)), 2 * ATTRIBUTES_MAX)
@@ -113,7 +113,7 @@ def carried(error: BaseException) -> bytes:
 
 
 def _pickled_parts(error: BaseException) -> Parts:
-    """Return the parts of an error; those that cannot be pickled, or are too large, described."""
+    """Return the parts of an error; a part that cannot be pickled, or is too large, is described."""
     room = ATTRIBUTES_MAX
 
     def kept(value: Any) -> Any:

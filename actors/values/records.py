@@ -1,14 +1,14 @@
 """Records: instances of users' classes as data, by the names of their fields.
 
-What pickle and its classes leave to the code of the day does not happen here: no `__init__`, `__post_init__`, `__new__`
-or `__setstate__` of a dataclass, a pydantic model, an attrs class, a named tuple or a subclass of a builtin, no
-validator, no `append` or `__setitem__` of a subclass. A class that says itself how it is pickled is asked, as ever.
+Unlike with plain pickle, no code of the day takes part: no `__init__`, `__post_init__`, `__new__` or `__setstate__` of
+a dataclass, a pydantic model, an attrs class, a named tuple or a subclass of a builtin, no validator, no `append` or
+`__setitem__` of a subclass. A class that defines how it is pickled is asked, as ever.
 
 Invariants:
-    1. What was stored is what is read: all fields, set by the user or not, whatever the class says of them today.
-    2. A field that the class has since got has its default of today; without one the value cannot be read.
-    3. A field that the class has not any more stays with the instance and is written again; this is said once.
-    4. `made` and `restore` are named in what is stored: they keep their names, and read what they ever wrote.
+    1. A value is read as it was stored: all fields, set by the user or not, whatever the class declares today.
+    2. A field that the class has got since has its default of today; without a default the value cannot be read.
+    3. A field that the class has lost stays with the instance and is written again; this is logged once.
+    4. `made` and `restore` are named in stored bytes: they keep their names, and read everything that they ever wrote.
 """
 
 import asyncio
@@ -56,10 +56,10 @@ _said: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
 
 
 def reduced(value: Any) -> tuple[Any, ...] | None:
-    """Return how pickle is to write an instance; None where its class says it, or has nothing to say.
+    """Return how pickle is to write an instance; None where its class defines that, or where pickle's own way is right.
 
     Raises:
-        TypeError: this is no data; it says what to do.
+        TypeError: this is no data; the message says what to do.
     """
     cls = cast("type[Any]", type(value))
     try:
@@ -76,10 +76,10 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
 
 
 def check(value: Any) -> None:
-    """Refuse what is no data, looking at the value alone and not into it.
+    """Refuse a value that is no data, looking at the value alone and not into it.
 
     Raises:
-        TypeError: it says what to do.
+        TypeError: it is no data; the message says what to do.
     """
     cls = cast("type[Any]", type(value))
     shape = _shapes[cls] if cls in _shapes else _refusal(cls)
@@ -91,7 +91,7 @@ def _base_of(cls: type[Any]) -> Any:
     return next((base for base in (*_NATIVE, *_FILLED) if issubclass(cls, base)), object)
 
 
-# What is no data
+# Values that are no data
 
 
 def _refusal(cls: type[Any]) -> str | None:
@@ -120,7 +120,7 @@ def _is_of_ray(cls: type[Any]) -> bool:
 
 
 def _content(value: Any, base: Any) -> tuple[Any, ...]:
-    """Return what the builtin below a class makes an instance of, without asking the class."""
+    """Return the content of an instance for the builtin below its class, without asking the class."""
     if base not in _NATIVE:
         return ()
     ask: Any = getattr(base, "__getnewargs__", None)
@@ -164,7 +164,7 @@ def _is_model(cls: type[Any]) -> bool:
 
 
 def _is_stated_by_default(cls: type[Any]) -> bool:
-    """Whether a class leaves its state to pickle, or to what `dataclass` and attrs have made for it."""
+    """Whether a class leaves its state to pickle, or to the methods that `dataclass` and attrs have made for it."""
     found = [getattr(cls, name, None) for name in ("__getstate__", "__setstate__")]
     if found[0] is object.__getstate__ and found[1] is None:
         return True
@@ -224,7 +224,7 @@ def made_tuple(cls: type[Any], names: tuple[str, ...], values: tuple[Any, ...]) 
     """Return a named tuple; its items go by their names.
 
     Raises:
-        DecodeError: it has an item that the class has not, or lacks one that has no default: a tuple keeps none beside.
+        DecodeError: an item is not in the class, or one without a default is missing: a tuple has no place for others.
     """
     if names == cls._fields:
         return made(cls, values)
@@ -245,7 +245,7 @@ def _default(defaults: Mapping[str, Any], name: str) -> Callable[[Mapping[str, A
 
 @pinned("restore")
 def restore(value: Any, state: tuple[Any, ...]) -> None:
-    """Give an instance what was stored of it.
+    """Give an instance its stored state.
 
     Raises:
         DecodeError: a field that its class has today was not stored, and has no default.
@@ -311,13 +311,13 @@ def _set_model(
 
 
 READERS: Final = {made, made_tuple, restore}
-"""What is named in what is stored."""
+"""Functions that stored bytes name."""
 
 # Classes that have moved
 
 
 def class_in(annotation: Any, qualname: str) -> type[Any] | None:
-    """Return the class of this qualified name that an annotation speaks of, or the fields of one that it speaks of."""
+    """Return the class of this qualified name in an annotation, or in the fields of a class in it."""
     seen = list[Any]()
     waiting = [annotation]
     while waiting:
@@ -340,13 +340,13 @@ def class_in(annotation: Any, qualname: str) -> type[Any] | None:
 # Fields of the class as it is today
 
 Fields = Mapping[str, Callable[[Mapping[str, Any]], Any] | None]
-"""Names, each with what makes its default of the fields that are there; None where there is none."""
+"""Names, each with a function that makes its default from the other fields; None where there is no default."""
 
 _fields: Final[WeakKeyDictionary[type, Fields | None]] = WeakKeyDictionary()
 
 
 def _fields_of(cls: type[Any]) -> Fields | None:
-    """Return the fields that a class declares, None for one that declares none."""
+    """Return the fields that a class declares, None for a class that declares none."""
     try:
         return _fields[cls]
     except KeyError:

@@ -1,9 +1,9 @@
-"""Revived: exceptions as values: class, arguments and attributes, with no `__init__` when they are read.
+"""Revived exceptions: stored as class, arguments and attributes, and read without a call of `__init__`.
 
 Python rebuilds an exception by calling its class with its `args`. That fails, or makes another error, where a class has
-an `__init__` of its own that takes other arguments than it hands on, as most do that say more than a message.
+an `__init__` of its own that takes other arguments than it passes on, as most do that hold more than a message.
 
-Invariant: what a class says itself of how it is pickled (`__reduce__`, `__getstate__`, …) holds.
+Invariant: a class's own way of being pickled (`__reduce__`, `__getstate__`, …) is kept.
 """
 
 from contextlib import suppress
@@ -26,18 +26,18 @@ _MADE_BY_CLASS: Final = 1 << 9
 """The flag of classes that a `class` statement has made (Py_TPFLAGS_HEAPTYPE): all others are Python's own."""
 
 Parts = tuple[type, tuple[Any, ...], dict[str, Any], dict[str, Any]]
-"""Class, arguments, attributes, and what the class keeps outside of its `__dict__`."""
+"""Class, arguments, attributes, and members outside of its `__dict__`."""
 
 
 def is_revived(kind: type) -> bool:
-    """Whether errors of a class are made from their parts: it has an `__init__`, and does not say how it is pickled."""
+    """Whether errors of a class are made from their parts: it has an `__init__`, and no way of its own to pickle."""
     if not (issubclass(kind, BaseException) and isinstance(kind.__init__, FunctionType)):
         return False
     return not any(isinstance(getattr(kind, name, None), FunctionType) for name in _SAYS_HOW)
 
 
 def parts_of(error: BaseException) -> Parts:
-    """Return what an error is made of."""
+    """Return the parts of an error."""
     kind, members = type(error), dict[str, Any]()
     for base in kind.__mro__:
         for name, member in vars(base).items():
@@ -56,7 +56,7 @@ def attributes_of(error: BaseException) -> dict[str, Any]:
 
 @pinned("revived")
 def revived(kind: type, args: tuple[Any, ...], attributes: dict[str, Any], members: dict[str, Any]) -> BaseException:
-    """Return the error that is made of these."""
+    """Return the error that is made of these parts."""
     inner: Any = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_BY_CLASS)
     is_group = issubclass(kind, BaseExceptionGroup)
     error = inner.__new__(kind, *(args[:2] if is_group else args))

@@ -1,12 +1,12 @@
-"""Seal: the HMAC of what is pickled, so that nobody who can merely write to the store runs code in who reads it.
+"""Seal: the HMAC of a pickle, so that write access to the store is not enough to run code in its readers.
 
 With `PERDURE_SECRET` (or the file that `PERDURE_SECRET_FILE` names) every pickle that this program writes to the store
-carries an HMAC over its place and its bytes, and one that carries none, or a wrong one, is refused: its invocation is
-tried again and again, since a process that has the secret can read it, and holds its own key alone. Several secrets,
-with spaces or lines between them, are read; the first one signs. So secrets rotate: add the new one as the second
-everywhere, make it the first, take the old one away. What is JSON carries none: reading it runs no code.
+carries an HMAC over its place and its bytes, and a pickle without an HMAC, or with a wrong one, is refused: its
+invocation is tried again and again, since a process that has the secret can read it, and holds up its own key alone.
+Several secrets, with spaces or lines between them, are accepted; the first one signs. So secrets rotate: add the new
+one as the second everywhere, make it the first, take the old one away. JSON carries none: reading it runs no code.
 
-The place is what both sides know anyway:
+The place is known to both sides anyway:
 
     code                    namespace, hash
     arguments               namespace, object, handler
@@ -14,12 +14,12 @@ The place is what both sides know anyway:
     results, errors, all    namespace
     that is completed
 
-So a pickle that was copied to another place is refused there, where it would be taken for something else; a result in
-the place of another is one that such a program has written, and what lies beside it as JSON could be forged as well.
+So a pickle that was copied to another place, where it would be taken for something else, is refused there; a result in
+the place of another one is from a program with the secret, and the JSON beside it could be forged as well.
 
-Owns the secrets of this process, one of the package's three globals (`driver` and `place` have the others): whatever
-unpickles here does it with them, in handlers, steps and the program itself. Hosts on Ray are given them with the place
-of the store; they are in no argument of a process, in no environment that Ray shows, and in no text.
+Owns the secrets of this process, one of the package's three globals (`session` and `current` have the others):
+everything that unpickles here does it with them, in handlers, steps and the program itself. Hosts on Ray are given them
+with the place of the store; they are in no argument of a process, in no environment that Ray shows, and in no text.
 """
 
 import hmac
@@ -38,7 +38,7 @@ from actors.errors import DecodeError, UsageError
 logger = logging.getLogger("actors")
 
 MARK: Final = b"S"
-"""The first byte of what is sealed: no pickle and no JSON begins with it."""
+"""The first byte of sealed bytes: no pickle and no JSON begins with it."""
 MAC_BYTES: Final = 16
 SECRET_MIN: Final = 16
 REFUSED_MAX: Final = 1_000
@@ -71,10 +71,10 @@ class Secrets(tuple[bytes, ...]):
 
 
 def said() -> Secrets:
-    """Return the secrets that the environment says.
+    """Return the secrets in the environment.
 
     Raises:
-        UsageError: one is too short, or the file cannot be read or may be written by others.
+        UsageError: a secret is too short, or the file cannot be read or may be written by others.
     """
     text = os.environ.get(VARIABLE, "")
     if path := os.environ.get(FILE, ""):
@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
 
 
 def use(secrets: tuple[bytes, ...], namespace: str) -> None:
-    """Sign and check with these from now on, in this process; with none, nothing is signed, and nothing signed read."""
+    """Sign and check with these from now on, in this process; without secrets nothing signed is read or written."""
     _ours.keys = tuple(
         hmac.digest(secret, f"perdure {namespace}".encode("utf-8", "replace"), sha256) for secret in secrets
     )
@@ -119,10 +119,10 @@ def sealed(pickle: bytes, where: tuple[str, ...] = ()) -> bytes:
 
 
 def broken(data: bytes, where: tuple[str, ...] = ()) -> bytes:
-    """Return the pickle in what was sealed at this place.
+    """Return the pickle in bytes that were sealed at this place.
 
     Raises:
-        DecodeError: this process has no secret with which it was.
+        DecodeError: none of the secrets of this process has sealed it.
     """
     is_sealed = data[:1] == MARK
     if not _ours.keys and not is_sealed:
@@ -135,7 +135,7 @@ def broken(data: bytes, where: tuple[str, ...] = ()) -> bytes:
 
 
 def renewed(data: bytes, where: tuple[str, ...]) -> bytes:
-    """Return what was sealed at this place sealed with the first secret; as it is, where none of ours has sealed it."""
+    """Return sealed bytes, sealed anew with the first secret; unchanged, where none of our secrets has sealed them."""
     if data[:1] != MARK or not any(_is_by(key, data, where) for key in _ours.keys):
         return data
     return sealed(data[1 + MAC_BYTES :], where)
@@ -146,13 +146,13 @@ def _is_by(key: bytes, data: bytes, where: tuple[str, ...]) -> bool:
 
 
 def bare(data: bytes) -> bytes:
-    """Return what `broken` would of a value (`codec`), unchecked: for a comparison, never to be unpickled."""
+    """Return the result of `broken` for a value (`codec`), unchecked: for a comparison, never to be unpickled."""
     return data[:1] + data[2 + MAC_BYTES :] if data[:2] == b"P" + MARK else data
 
 
 @contextmanager
 def trusting() -> Generator[None]:
-    """Read what carries no HMAC as well: it was checked, and has not come from the store."""
+    """Read bytes without an HMAC as well: they were checked, and have not come from the store."""
     token = _trusts.set(True)
     try:
         yield

@@ -2,11 +2,11 @@
 
 By value, each process would make a class of its own, and `isinstance` would fail where a value comes home. So a class
 that pickle cannot import by itself goes as module and qualified name, and is looked up where it is read: in the `Scope`
-of the code that an invocation runs with, else among what lives in this process.
+of the code that an invocation runs with, else among the modules of this process.
 
 Invariants:
     1. Writing needs no scope: a class knows the name under which it was sent.
-    2. A class that nobody could find by name (a function's) carries its code along, used where the name is unknown.
+    2. A class that cannot be found by name (a function's) carries its code along, used where the name is unknown.
     3. Instances of users' classes are written and read as `records`: no code of theirs runs.
 """
 
@@ -47,7 +47,7 @@ class Scope:
 
 
 LIVE: Final = Scope()
-"""What lives in this process."""
+"""The scope of the classes that live in this process."""
 
 _scopes: Final[WeakKeyDictionary[type, Scope]] = WeakKeyDictionary()
 _sent: Final[WeakValueDictionary[Name, type]] = WeakValueDictionary()
@@ -79,12 +79,12 @@ def sent() -> dict[Name, type]:
 
 
 def living(module: str, qualname: str, *, imports: bool = False) -> Any:
-    """Return what has this name in this process, or None; with `imports`, the module may be imported for it."""
+    """Return the object of this name in this process, or None; with `imports`, the module may be imported for it."""
     try:
         found: Any = sys.modules.get(module) or (import_module(module) if imports else None)
         for part in qualname.split("."):
             found = getattr(found, part)
-    except Exception:  # noqa: BLE001 - importing runs code of users; what cannot be imported is not here
+    except Exception:  # noqa: BLE001 - importing runs code of users; a module that cannot be imported is not here
         return _sent.get((module, qualname))
     return found
 
@@ -125,7 +125,7 @@ def pickled(value: Any, most: int | None = None, where: tuple[str, ...] = ()) ->
 
     Raises:
         ValueError: it takes more than `most` bytes; not all of them were made.
-        Exception: whatever the user's code raises as it is pickled.
+        Exception: any error of the user's code as it is pickled.
     """
     file = io.BytesIO() if most is None else _Bounded(most)
     cast("Any", _ValuePickler(file, _PROTOCOL)).dump(value)
