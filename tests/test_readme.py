@@ -19,6 +19,7 @@ from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX
 from actors.client.client import PENDING_MAX
 from actors.execution.phases import TRANSITIONS, Happening, Phase
 from actors.host.leases import BLOCK_LIMIT, LEASE_TTL
+from actors.policy import ResolvedPolicy
 from actors.requests.message import HEADERS_MAX, KEY_MAX
 from journal.keys import TABLE
 from journal.store import SHARDS
@@ -30,8 +31,8 @@ TEXTS = {page: ROOT.joinpath(page).read_text("utf-8") for page in PAGES}
 TEXT = TEXTS["README.md"]
 JOINED = "examples/README.md"
 """The page whose blocks are one program."""
-LINES = 250
-"""Most lines of the README, which is to be read in ten minutes."""
+LINES = {"README.md": 250, "actors/README.md": 225}
+"""Most lines of a page, which is to be read in ten minutes."""
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"`((?:[\w.-]+/)*(?:[\w.-]+\.(?:lua|md|py|toml|yaml)|[\w.-]+/))`")
@@ -58,15 +59,19 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def phases() -> str:
-    """Return the table of what leads from one phase of an execution to the next."""
+    """Return the table of what leads from one phase of an execution to the next; equal columns are one."""
     starts = [phase for phase in Phase if any(phase is start for start, _ in TRANSITIONS)]
-    rows = [[happening.value, *(_after(start, happening) for start in starts)] for happening in Happening]
-    return table(["what happens", *(f"while {start.value}" for start in starts)], rows)
+    after = {start.value: [_after(start, happening) for happening in Happening] for start in starts}
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for start, cells in after.items():
+        columns.setdefault(tuple(cells), []).append(start)
+    heads = [f"phase after {' or '.join(f'`{start}`' for start in found)}" for found in columns.values()]
+    return table(["occurrence", *heads], zip((happening.value for happening in Happening), *columns, strict=True))
 
 
 def _after(start: Phase, happening: Happening) -> str:
     after = TRANSITIONS.get((start, happening))
-    return after.value if after is not None else "–"
+    return f"`{after.value}`" if after is not None else "–"
 
 
 def keys() -> str:
@@ -97,8 +102,13 @@ def rooms() -> str:
     )
 
 
+def order() -> str:
+    """Return the rooms and single modules of `actors` in the order of their imports, as one line."""
+    return " → ".join(f"`{name}`" for name in dict.fromkeys(module.split(".")[0] for module in ORDER["actors"]))
+
+
 TABLES = {
-    "actors/README.md": {"phases": phases, "rooms": rooms},
+    "actors/README.md": {"phases": phases, "rooms": rooms, "order": order},
     "journal/README.md": {"keys": keys, "scripts": scripts},
 }
 
@@ -122,8 +132,9 @@ def test_there_are_programs() -> None:
     assert len(PROGRAMS) > 2
 
 
-def test_the_readme_is_short() -> None:
-    assert len(TEXT.splitlines()) <= LINES
+@pytest.mark.parametrize("page", LINES)
+def test_the_page_is_short(page: str) -> None:
+    assert len(TEXTS[page].splitlines()) <= LINES[page]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -241,6 +252,8 @@ def test_every_limit_has_its_default() -> None:
         ),
         "`waiting_max`": (Limits().waiting_max, 5_000, "5,000"),
         "`activations_max`": (Limits().activations_max, 100_000, "100,000"),
+        "`activation_idle`": (Limits().activation_idle, timedelta(seconds=60), "60 s"),
+        "`idle_timeout`": (ResolvedPolicy().idle_timeout, timedelta(seconds=60), "60 s"),
         "shards": (SHARDS, 16, "16"),
         "lease": (LEASE_TTL, timedelta(seconds=3), "3 s"),
         "`block_limit`": (BLOCK_LIMIT, timedelta(seconds=10), "10 s"),
