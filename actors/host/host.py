@@ -247,9 +247,9 @@ class Host:
                 control = arrivals.control
                 self._ownership.look_again()
             found = arrivals.events
-            ends = [(shards[shard].ends, event) for shard, event in found if event.kind in ENDING]
-            for of_shard, event in ends:
-                of_shard.foresee(event)
+            ending = [(shards[shard].cancels, event) for shard, event in found if event.kind in ENDING]
+            for cancels, event in ending:
+                cancels.announce(event)
             for number, (shard, id_, data) in enumerate(
                 self._in_time(arrivals) if arrivals.unread else arrivals.messages
             ):
@@ -258,9 +258,9 @@ class Host:
                 owned.cursor.inbox = id_
                 if not owned.is_lost:
                     owned.accept(id_, data)
-            early = {id(event) for of_shard, event in ends if of_shard.ends_early(event)}
-            for of_shard, _ in ends:
-                of_shard.foreseen.clear()
+            early = {id(event) for cancels, event in ending if cancels.try_end_early(event)}
+            for cancels, _ in ending:
+                cancels.announced.clear()
             for number, (shard, event) in enumerate(found):
                 await self._turn(number)
                 owned = shards[shard]

@@ -39,14 +39,14 @@ from journal.texts import said, told
 
 from .deadlock import Deadlocks
 from .reentry import Reentry
-from .step_tasks import Actions, outcomes_of
+from .step_tasks import StepTasks, outcomes_of
 from .turns import Turns
 
 logger = logging.getLogger("actors")
 
 HOLD_LOOK: Final = 0.25
 """Seconds between two checks whether an invocation that is held back may begin."""
-UNHEARD: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
+FOR_HOST_ONLY: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
 """Events for the host alone, which are never delivered to a handler."""
 END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
 
@@ -56,7 +56,7 @@ class Attempts:
 
     def __init__(self, services: Services, staging: Staging, turns: Turns, leased: Callable[[], bool]) -> None:
         self._services, self._staging, self._turns = services, staging, turns
-        self._actions = Actions(services, staging, self, leased)
+        self._step_tasks = StepTasks(services, staging, self, leased)
         self.reentry = Reentry(services, staging, turns, self.begin)
         self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
         self._word = self._last_word  # bound once: each execution gets it
@@ -210,14 +210,14 @@ class Attempts:
         probes: Sequence[Event] = ()
         while run.pending and not run.settling and not execution.has_ended:
             if execution.calls.unsent > SENT_MAX:
-                self._let_out_first(run, execution)
+                self._commit_first(run, execution)
                 return
             event = run.pending.popleft()
             run.spent.append(event.id)
             if event.kind is EventKind.PROBE:
                 probes = [*probes, event]
                 continue
-            if event.kind in UNHEARD:
+            if event.kind in FOR_HOST_ONLY:
                 if event.kind is EventKind.RETIME:
                     execution.timers.set_again(self._services.surroundings.now_ms() / 1000)
                 if event.kind is EventKind.RESUME and run.resume is None and run.is_failing:
@@ -236,7 +236,7 @@ class Attempts:
                 run.delivered.pop()
                 run.heard -= 1
             if event.kind is EventKind.CANCEL and run.running:
-                self._actions.stop(run, [index for index in run.running if not execution.steps.holds(index)])
+                self._step_tasks.stop(run, [index for index in run.running if not execution.steps.holds(index)])
         if not (run.settling or execution.has_ended):
             execution.drained()
         if box is not None:
@@ -247,7 +247,7 @@ class Attempts:
             return
         elif not run.settling:
             self.deadlocks.waits(run, execution, probes)
-            self._let_out(run, execution)
+            self._carry_out(run, execution)
 
     def _resumes(self, run: OpenInvocation, event: Event) -> bool:
         """End an attempt whose step fails, to go on with the newest code, unless an action runs; return whether.
@@ -284,13 +284,13 @@ class Attempts:
         self._start_blocked()
 
     def _start_blocked(self) -> None:
-        for run in self._actions.take_blocked():
+        for run in self._step_tasks.take_blocked():
             if run.execution is not None and not (run.ended or run.settling or run.pending):
-                self._actions.start(run, run.execution)
+                self._step_tasks.start(run, run.execution)
 
     def hold(self, is_held: bool) -> None:
         """Start no action while held; afterwards start the actions that were held back."""
-        self._actions.is_held = is_held
+        self._step_tasks.is_held = is_held
         if not is_held:
             self._start_blocked()
 
@@ -314,8 +314,8 @@ class Attempts:
             self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
             return None
 
-    def _let_out_first(self, run: OpenInvocation, execution: Execution) -> None:
-        """Commit before more is delivered, if the handler's messages are enough for a write."""
+    def _commit_first(self, run: OpenInvocation, execution: Execution) -> None:
+        """Commit before more is delivered: the handler's messages are enough for a write."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
         if changes is not None:
@@ -323,7 +323,7 @@ class Attempts:
             execution.calls.unsent = 0
             self._services.loop.call_soon(self.deliver, run, context=Context())
 
-    def _let_out(self, run: OpenInvocation, execution: Execution) -> None:
+    def _carry_out(self, run: OpenInvocation, execution: Execution) -> None:
         """Carry out the commands of a handler that waits: commit if needed, start actions, watch for idleness."""
         activation = self._turns.activation_of(run)
         changes = self._changes(run, activation, execution)
@@ -339,7 +339,7 @@ class Attempts:
             self._commit(run, activation, changes, results, sleeps=sleeps)
         if sleeps or results:
             return
-        self._actions.start(run, execution)
+        self._step_tasks.start(run, execution)
         if idle:
             self._watch_idle(run, run.policy.idle_timeout)
         if self.reentry.waiting:
@@ -379,7 +379,7 @@ class Attempts:
     def _commit_now(self, run: OpenInvocation, activation: Activation, changes: dict[str, bytes | None]) -> None:
         self._commit(run, activation, changes, [], sleeps=False)
 
-    # Steps (`actions.Listener`)
+    # Steps (`step_tasks.StepListener`)
 
     def step_ended(self, run: OpenInvocation, /) -> None:
         """Deliver the outcomes of steps, unless earlier outcomes are on their way to the store."""
@@ -447,7 +447,7 @@ class Attempts:
         if run.message.chain or run.records or self.reentry.inner:
             brings = [*brings, *self.reentry.closing(run, activation)]
         number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
-        self._actions.cancel(run)
+        self._step_tasks.cancel(run)
         if activation.current is run:
             activation.current = None
         if changes:
@@ -509,8 +509,8 @@ class Attempts:
         if run.resume is not None:
             run.pending.appendleft(run.resume)
             run.resume = None
-        self._actions.cancel(run)
-        self._actions.blocked.discard(run)
+        self._step_tasks.cancel(run)
+        self._step_tasks.blocked.discard(run)
         if run.execution is not None:
             run.execution.forget()
         run.execution, run.settling, run.backing_off, run.began_again = None, False, True, False
@@ -547,8 +547,8 @@ class Attempts:
             run.execution = None
         if run.idle:
             self._services.idle.remove(run)
-        self._actions.blocked.discard(run)
+        self._step_tasks.blocked.discard(run)
 
     def lose(self) -> None:
         """Stop all actions: another host owns the shard now, or soon."""
-        self._actions.lose()
+        self._step_tasks.lose()

@@ -19,7 +19,7 @@ from .attempts import Attempts
 from .isolation import serving
 
 
-class Ends:
+class Cancels:
     """The cancels and kills of one shard."""
 
     def __init__(
@@ -31,30 +31,30 @@ class Ends:
     ) -> None:
         self._attempts, self._in_flight, self._activations = attempts, in_flight, activations
         self.failed = failed
-        self.doomed: dict[str, tuple[EventKind, Cancelled]] = {}
+        self.to_end: dict[str, tuple[EventKind, Cancelled]] = {}
         """Invocations to end as soon as everything that their end needs is known, with the kind and the error."""
-        self.foreseen: dict[str, list[Event]] = {}
+        self.announced: dict[str, list[Event]] = {}
         """Cancels and kills of the present read; its messages are taken first."""
 
-    def foresee(self, event: Event) -> None:
+    def announce(self, event: Event) -> None:
         """Note a cancel or kill for its message, which may come with the same read."""
-        self.foreseen.setdefault(event.invocation, []).append(event)
+        self.announced.setdefault(event.invocation, []).append(event)
 
-    def doom(self, id_: str, kind: EventKind, error: Cancelled) -> None:
+    def end_later(self, id_: str, kind: EventKind, error: Cancelled) -> None:
         """Let an invocation end in this way at the next look; a repetition changes nothing."""
-        if id_ not in self.doomed or self.doomed[id_][0] is not kind:
-            self.doomed[id_] = kind, error
+        if id_ not in self.to_end or self.to_end[id_][0] is not kind:
+            self.to_end[id_] = kind, error
 
-    def ends(self, run: OpenInvocation, kind: EventKind) -> bool:
-        """Whether a cancel or kill ends the invocation here, so that its handler is not told."""
+    def try_end(self, run: OpenInvocation, kind: EventKind) -> bool:
+        """End an invocation by a cancel or kill, if that is possible without its handler; return whether."""
         activation = self._activations[run.message.target]
         if kind is EventKind.KILL:
-            self.doom(run.id, kind, killed())
-            self.end([run.id])
+            self.end_later(run.id, kind, killed())
+            self.end_ready([run.id])
             return True
         if run.renewal is Renewal.MISSING:
-            self.doom(run.id, kind, while_paused(kind, "no program has its code"))
-            self.end([run.id])
+            self.end_later(run.id, kind, while_paused(kind, "no program has its code"))
+            self.end_ready([run.id])
             return True
         if activation.mailbox and run in activation.mailbox and activation.precedes(run):
             activation.mailbox.remove(run)
@@ -63,8 +63,8 @@ class Ends:
         return False
 
     @serving
-    def ends_early(self, event: Event) -> bool:
-        """Whether a cancel or kill overtakes events read before it, because its invocation waits for its turn.
+    def try_end_early(self, event: Event) -> bool:
+        """Let a cancel or kill overtake events read before it, if its invocation waits for its turn; return whether.
 
         Otherwise a cancelled queue would give each of its invocations the turn, only to cancel it a moment later.
         """
@@ -75,19 +75,19 @@ class Ends:
         if not (activation.mailbox and activation.precedes(run)):
             return False
         run.pending.append(event)
-        if self.ends(run, event.kind):
+        if self.try_end(run, event.kind):
             return True
         run.pending.pop()
         return False
 
-    def end(self, ids: Iterable[str]) -> None:
+    def end_ready(self, ids: Iterable[str]) -> None:
         """Look at these invocations, and end each that has everything its end needs."""
         for id_ in ids:
-            if id_ not in self.doomed:
+            if id_ not in self.to_end:
                 continue
             run = self._in_flight.get(id_)
             if run is None:  # its attempt has ended it meanwhile
-                del self.doomed[id_]
+                del self.to_end[id_]
                 continue
             activation = self._activations[run.message.target]
             if activation.fields is None:
@@ -97,5 +97,5 @@ class Ends:
             for queue in (activation.arrivals, activation.mailbox):
                 if queue and run in queue:
                     queue.remove(run)
-            kind, error = self.doomed.pop(id_)
+            kind, error = self.to_end.pop(id_)
             self._attempts.end_at_once(run, activation, error, kind)

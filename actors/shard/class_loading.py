@@ -32,7 +32,7 @@ from .attempts import Attempts
 logger = logging.getLogger("actors")
 
 
-class Classes:
+class ClassLoader:
     """The class loader of one shard."""
 
     def __init__(

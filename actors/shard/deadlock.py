@@ -150,10 +150,10 @@ class Deadlocks:
         elif not path[met][2] or self._is_queued(run):  # otherwise it has begun meanwhile, and blocks no other call
             self._found(run, path[met:])
 
-    def _found(self, run: OpenInvocation, circle: list[Any]) -> None:
-        queued = [(order_of(order), id_, at) for at, (id_, _, order) in enumerate(circle) if order]
+    def _found(self, run: OpenInvocation, cycle: list[Any]) -> None:
+        queued = [(order_of(order), id_, at) for at, (id_, _, order) in enumerate(cycle) if order]
         _, youngest, at = max(queued)
-        names = " → ".join(name for _, name, _ in (*circle[at + 1 :], *circle[: at + 1]))
+        names = " → ".join(name for _, name, _ in (*cycle[at + 1 :], *cycle[: at + 1]))
         text = f"calls that wait for each other: {names}. Answer without waiting: one of them must be a .send()"
         self._staging.tell(run.id, [Bring(shard_in(youngest), youngest, EventKind.PROBE, _REFUSAL, pack(text))])
 

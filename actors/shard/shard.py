@@ -30,8 +30,8 @@ from journal.records import Event, EventKind, Message, Record, time_of
 from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
 
 from .attempts import Attempts
-from .cancels import Ends
-from .class_loading import Classes
+from .cancels import Cancels
+from .class_loading import ClassLoader
 from .expiries import Expiries
 from .isolation import serving
 
@@ -52,7 +52,7 @@ class OwnedShard:
         self.activations: dict[str, Activation] = {}
         self.failed: Callable[[BaseException], None] = partial(services.failed, self)
         """Step down: a change of this shard failed half-way, and no invocation is known as the cause."""
-        self.ends = Ends(self._attempts, self.in_flight, self.activations, self.failed)
+        self.cancels = Cancels(self._attempts, self.in_flight, self.activations, self.failed)
         self.recovered: dict[str, list[tuple[str, bytes]]] = {}
         """The entries of `journal` when the shard was taken over, by invocation."""
         self.next_due_ms = 0
@@ -78,7 +78,7 @@ class OwnedShard:
         self._paused: dict[str, list[str]] = {}
         """Ids of events that lie in the store for paused invocations; the end of the invocation deletes them."""
         self._paused_bytes: dict[str, int] = {}
-        self._classes = Classes(services, self.staging, self._attempts, self._sort, self.load_again)
+        self._classes = ClassLoader(services, self.staging, self._attempts, self._sort, self.load_again)
         self._expiries: Expiries | None = None
         """Made with the first expiry."""
         self._runnable: deque[Activation] = deque()
@@ -109,11 +109,11 @@ class OwnedShard:
             return
         before = None
         if message.due_ms and not has_begun:
-            before = ended_before(inbox_id, message.due_ms, [*events, *self.ends.foreseen.get(message.id, ())])
+            before = ended_before(inbox_id, message.due_ms, [*events, *self.cancels.announced.get(message.id, ())])
         if before is not None:
-            self.ends.doom(message.id, before, never_begun(before))
+            self.cancels.end_later(message.id, before, never_begun(before))
         elif ending is EventKind.KILL:
-            self.ends.doom(message.id, ending, killed())
+            self.cancels.end_later(message.id, ending, killed())
         run = OpenInvocation(message, self.shard, inbox_id)
         run.pending.extend(events)
         if has_begun:
@@ -190,7 +190,7 @@ class OwnedShard:
             if event.kind is EventKind.PROBE and self._attempts.deadlocks.is_taken(run, event):
                 return
             run.pending.append(event)
-            if event.kind in ENDING and self.ends.ends(run, event.kind):
+            if event.kind in ENDING and self.cancels.try_end(run, event.kind):
                 return
             if run.backing_off:
                 self._attempts.try_again(run)
@@ -266,15 +266,15 @@ class OwnedShard:
                     self._asleep[id_] = answer(run, events, dormant, code, self.staging)
                 return
             if dormant.paused and ending is not None:
-                self.ends.doom(id_, ending, while_paused(ending, dormant.paused))
+                self.cancels.end_later(id_, ending, while_paused(ending, dormant.paused))
             elif ending is EventKind.KILL:
-                self.ends.doom(id_, ending, killed())
+                self.cancels.end_later(id_, ending, killed())
             run.spent += self._no_longer_paused(id_)
             self._adopt(run, self._recovered_of(id_))
             # If it was paused, the command is answered already, and only wakes it here.
-            unheard = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
-            run.spent += [event.id for event in events if event.kind in unheard]
-            run.pending.extend(event for event in events if event.kind not in unheard)
+            host_only = (EventKind.RESTART,) if run.backing_off or run.tries else COMMANDS
+            run.spent += [event.id for event in events if event.kind in host_only]
+            run.pending.extend(event for event in events if event.kind not in host_only)
             self._attempts.end_back_off(run)
             self._admit(run, first=True)
 
@@ -332,8 +332,8 @@ class OwnedShard:
             activation.loading = True
             self._services.fetcher.load(self, activation)
             return
-        if self.ends.doomed:
-            self.ends.end(run.id for run in list(activation.arrivals or ()))
+        if self.cancels.to_end:
+            self.cancels.end_ready(run.id for run in list(activation.arrivals or ()))
         while activation.arrivals and not activation.loading:
             run = activation.arrivals[0]
             found = self._classes.of(run, activation)
@@ -474,8 +474,8 @@ class OwnedShard:
         if self._expiries is not None:
             self._expiries.read()
         self._attempts.acknowledged(unwritten.items)
-        if self.ends.doomed:
-            self.ends.end(list(self.ends.doomed))
+        if self.cancels.to_end:
+            self.cancels.end_ready(list(self.cancels.to_end))
 
     def _note_due(self, unwritten: Unwritten) -> None:
         # Only when they are durable: an earlier look at the store would miss them, and reset `next_due_ms`.

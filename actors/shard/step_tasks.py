@@ -27,7 +27,7 @@ from journal.records import Tries
 from journal.texts import said
 
 
-class Listener(Protocol):
+class StepListener(Protocol):
     """Callbacks from an action to the attempts of its shard, as long as its execution exists."""
 
     is_draining: bool
@@ -46,10 +46,12 @@ class Listener(Protocol):
         ...
 
 
-class Actions:
+class StepTasks:
     """The actions of one shard."""
 
-    def __init__(self, services: Services, staging: Staging, listener: Listener, leased: Callable[[], bool]) -> None:
+    def __init__(
+        self, services: Services, staging: Staging, listener: StepListener, leased: Callable[[], bool]
+    ) -> None:
         self._services, self._staging, self._listener, self._leased = services, staging, listener, leased
         self.blocked: set[OpenInvocation] = set()
         """Invocations whose actions wait for commits to be durable, or are held back."""
