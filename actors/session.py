@@ -113,7 +113,7 @@ class Session:
         self.settings = settings
         self.url = settings.redis or ""
         self.client: Client | None = None
-        self._secrets = seal.said()
+        self._secrets = seal.secrets_in_environment()
         self._server: EmbeddedServer | None = None
         self._local: LocalHost | None = None
         self._cluster: Cluster | None = None
@@ -403,7 +403,7 @@ def status() -> Status:
         UnavailableError: the store does not answer.
     """
     session, client = _session()
-    look = client.call(lambda store: store.look(SHARDS))
+    look = client.call(lambda store: store.membership(SHARDS))
     hosts: list[HostStatus] = []
     for incarnation, about in look.hosts.items():
         said = orjson.loads(about.partition(b" ")[2])
@@ -420,13 +420,13 @@ async def _listed(store: Store, incarnations: set[str]) -> None:
     """Wait until `status()` would name these hosts, and the owner of each shard: a moment after their start."""
     try:
         async with asyncio.timeout(LISTED_MAX):
-            while not incarnations <= (await store.look(SHARDS)).hosts.keys():  # noqa: ASYNC110  # no event says it
+            while not incarnations <= (await store.membership(SHARDS)).hosts.keys():  # noqa: ASYNC110  # no event says it
                 await asyncio.sleep(0.01)
     except TimeoutError:
         logger.warning("not all hosts are listed after %g s: one may be starting again", LISTED_MAX)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(OWNED_MAX):
-            while not all((await store.look(SHARDS)).leases):  # noqa: ASYNC110  # as above
+            while not all((await store.membership(SHARDS)).leases):  # noqa: ASYNC110  # as above
                 await asyncio.sleep(0.01)
 
 

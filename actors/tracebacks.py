@@ -83,7 +83,7 @@ def caused(error: BaseException, cause: BaseException) -> None:
 def traced(error: BaseException, *, whole: bool = False) -> str:
     """Return the traceback of an error, its causes and its members; without Perdure's frames, unless `whole`."""
     try:
-        text = "".join(_Reading(whole).of(error, 0).format()).rstrip()
+        text = "".join(_ErrorTree(whole).of(error, 0).format()).rstrip()
     except BaseException:  # noqa: BLE001 # sources, names and notes are the user's: the error itself is shown all the same
         text = told(error)
     if len(text) <= TRACEBACK_MAX:
@@ -92,7 +92,7 @@ def traced(error: BaseException, *, whole: bool = False) -> str:
     return f"{text[:half]}\n… ({len(text):,} characters) …\n{text[-half:]}"
 
 
-class _Said(traceback.TracebackException):
+class _ErrorText(traceback.TracebackException):
     """One error of several; the reader adds its causes and members."""
 
     __cause__: traceback.TracebackException | None
@@ -119,19 +119,19 @@ class _Said(traceback.TracebackException):
         yield from lines
 
 
-class _Reading:
+class _ErrorTree:
     """Makes a tree of the errors that are shown, of bounded size."""
 
     def __init__(self, whole: bool) -> None:
         self._whole, self._left, self._seen = whole, ERRORS_MAX, set[int]()
 
-    def of(self, error: BaseException, depth: int) -> _Said:
+    def of(self, error: BaseException, depth: int) -> _ErrorText:
         chain = _chain(error, self._seen)
         unsaid = len(chain) - CHAIN_MAX
         if unsaid > 0:
             half = CHAIN_MAX // 2
             chain = [*chain[:half], (None, True), *chain[-half:]]
-        made: _Said | None = None
+        made: _ErrorText | None = None
         is_cause = False
         for one, is_cause_of_next in reversed(chain):
             said = _left_out(f"… {unsaid:,} errors between are left out") if one is None else self._one(one, depth)
@@ -143,10 +143,10 @@ class _Reading:
         assert made is not None
         return made
 
-    def _one(self, error: BaseException, depth: int) -> _Said:
+    def _one(self, error: BaseException, depth: int) -> _ErrorText:
         self._left -= 1
         try:
-            said = _Said(error)
+            said = _ErrorText(error)
         except BaseException:  # noqa: BLE001  # its notes are a property that raises, for one
             said = _left_out(told(error))
         if not self._whole:
@@ -167,8 +167,8 @@ class _Reading:
         return found
 
 
-def _left_out(text: str) -> _Said:
-    return _Said(Exception(), text)
+def _left_out(text: str) -> _ErrorText:
+    return _ErrorText(Exception(), text)
 
 
 def _chain(error: BaseException, seen: set[int]) -> list[tuple[BaseException | None, bool]]:

@@ -107,7 +107,7 @@ def decode(data: bytes, annotation: Any = MISSING, *, loads: Callable[[bytes], A
     """Return the value that `encode` was given; `annotation` is looked at only if an earlier version needed it.
 
     Raises:
-        DecodeError: this process lacks what the value needs (a module, a class, the annotation).
+        DecodeError: this process lacks something that the value needs (a module, a class, the annotation).
     """
     mark = data[:1]
     try:

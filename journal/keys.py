@@ -1,6 +1,6 @@
 """Keys: every name in the store, spelled once, each with type, writer, reader and expiry.
 
-The scripts build the same names from the prefix that they are given; `TABLE` is what the README prints.
+The scripts build the same names from the prefix that they are given; the README prints `TABLE`.
 """
 
 from dataclasses import dataclass

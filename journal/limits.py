@@ -10,7 +10,7 @@ class Limits:
 
     inbox_max: int = 100_000
     """Messages of unfinished invocations in one shard; beyond it drivers are refused, calls at ten times that. The same
-    number of events bounds what drivers bring."""
+    number bounds the events of drivers."""
     done_max: int = 10_000
     """Finished invocations that one shard remembers."""
     retention: timedelta = timedelta(days=1)

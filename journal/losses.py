@@ -15,7 +15,7 @@ WENT_BACK = -2
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class WriterStatus:
     """A writer as the store knows it."""
 
     number: int

@@ -171,7 +171,7 @@ def time_of(stream_id: str) -> int:
 
 
 def order_of(stream_id: str) -> tuple[int, int]:
-    """Return what stream ids sort by."""
+    """Return the sort key of a stream id."""
     ms, _, sequence = stream_id.partition("-")
     return int(ms), int(sequence or 0)
 
@@ -355,7 +355,7 @@ def outcome_of(data: bytes) -> bytes | Failure:
 
 
 class ReplyKind(StrEnum):
-    """The first byte of what a driver's reply stream holds."""
+    """The first byte of the payloads in a driver's reply stream."""
 
     VALUE = "V"
     ERROR = "E"

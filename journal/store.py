@@ -19,7 +19,7 @@ from typing import Protocol
 
 from .ids import Epoch, Shard
 from .limits import Limits as Limits
-from .losses import Known
+from .losses import WriterStatus
 from .records import Event, EventKind, Failure, failure
 
 SHARDS = 16
@@ -100,7 +100,7 @@ class Settled(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Partly:
+class PartlyApplied:
     """The write was applied but for these operations, by their place in it, from 0."""
 
     overloaded: tuple[int, ...] = ()
@@ -168,15 +168,15 @@ class Progress:
     writes: dict[str, bytes] = field(default_factory=dict[str, bytes])
     clears: list[str] = field(default_factory=list[str])
     timers: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
-    """Due time in ms and member: `counter:invocation:what`, where what is an entry's index, `a` or `d`; or what
-    `timer_of_object` and `timer_of_field` return."""
+    """Due time in ms and member: `counter:invocation:what`, where `what` is an entry's index, `a` or `d`; or the result
+    of `timer_of_object` or `timer_of_field`."""
     untimers: list[str] = field(default_factory=list[str])
     messages: list[Leaving] = field(default_factory=list[Leaving])
     journal: list[str] = field(default_factory=list[str])
-    """With an end: ids of its records in the shard's `journal`, but for those that this part writes."""
+    """With an end: ids of its records in the shard's `journal`, except those of this part."""
     end: Finish | Sleep | Expire | None = None
     notice: bytes = b""
-    """Text for those who wait: an attempt has failed."""
+    """Text for waiting callers: an attempt has failed."""
 
 
 @dataclass(slots=True)
@@ -309,7 +309,7 @@ class Trimmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Membership:
     """Hosts by incarnation (with their descriptions of themselves) and leases by shard, at one time."""
 
     hosts: dict[str, bytes]
@@ -323,7 +323,7 @@ class Store(Protocol):
 
     Raises, from any method:
         UnavailableError: the store does not answer, or takes no writes now; whether a write took effect is unknown.
-        DamagedError: a script failed, because what lies in the store is not what ought to lie there.
+        DamagedError: a script failed, because the data in the store is not as it ought to be.
     """
 
     async def aclose(self) -> None:
@@ -362,7 +362,7 @@ class Store(Protocol):
 
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
-    ) -> Settled | Partly:
+    ) -> Settled | PartlyApplied:
         """Append messages and events, and attach, in order, as one numbered write; trim the replies before `seen`.
 
         The number of the last write again gets its answer again, changes nothing, and prolongs the writer's life.
@@ -376,8 +376,8 @@ class Store(Protocol):
         """Return the replies after an id, bounded as `arrivals`, waiting for the first one up to `block_ms`."""
         ...
 
-    async def known(self, writer: str) -> Known | None:
-        """Return what the store knows of a writer; None if it has forgotten it."""
+    async def writer_status(self, writer: str) -> WriterStatus | None:
+        """Return a writer's status; None if the store has forgotten it."""
         ...
 
     async def status(self, invocation: str) -> str:
@@ -389,7 +389,7 @@ class Store(Protocol):
         ...
 
     async def holder(self, invocation: str) -> str:
-        """Return who holds the key of an invocation that never left memory, if that one has; empty if not known."""
+        """Return the holder of the key of an invocation in an inbox, if the holder has left memory; else empty."""
         ...
 
     async def outcome(self, invocation: str) -> bytes | None:
@@ -409,23 +409,25 @@ class Store(Protocol):
     async def renew(
         self, incarnation: str, owned: Mapping[Shard, Epoch], about: bytes, read: Mapping[Shard, Cursor] = NOTHING_READ
     ) -> dict[Shard, int]:
-        """Renew leases and say what this host is; return the last commit's number of each that is still ours.
+        """Renew leases and store this host's description; return the last commit's number of each shard that is still
+        ours.
 
-        Of one that the store has lost something of, or less of than was read, it is `WENT_BACK`. Ends of streams are
-        compared after each reconnect, since a store goes back when it starts again or another takes its place.
+        For a shard of which the store has lost data, or ends before the last id that was read, it is `WENT_BACK`. Ends
+        of streams are compared after each reconnect, since a store goes back when it starts again or another takes its
+        place.
         """
         ...
 
     async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
-        """Find what is open or has finished in a torn shard, end the rest (`GONE`), and return the ids of that."""
+        """Find open and finished invocations in a torn shard; end the lost ones (`GONE`), and return their ids."""
         ...
 
     async def has_gone(self, shard: Shard, cursor: int) -> tuple[int, bool]:
-        """Look through some of what is open; return where to go on (0: at the beginning), and whether one is gone."""
+        """Look through some open invocations; return where to go on (0: at the beginning), and whether one is gone."""
         ...
 
     async def lose(self) -> None:
-        """Count a loss, so that every driver attaches anew to what it waits for."""
+        """Count a loss, so that every driver attaches anew to the invocations that it waits for."""
         ...
 
     async def release(self, incarnation: str, owned: Mapping[Shard, Epoch], *, leaving: bool) -> None:
@@ -436,16 +438,16 @@ class Store(Protocol):
         """Free all leases of a host that is known to be dead, wake the others, and return how many there were."""
         ...
 
-    async def look(self, shards: int) -> Look:
+    async def membership(self, shards: int) -> Membership:
         """Return hosts and leases, and the store's time."""
         ...
 
     # Hosts: reading
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
-        """Return what is new after the cursors, waiting up to `block_ms`.
+        """Return the messages and events after the cursors, waiting up to `block_ms`.
 
-        At most `count` of each stream, and no more after `READ_BYTES` but for what one write of another has brought.
+        At most `count` of each stream, and no more after `READ_BYTES`, except the rest of a single write.
         """
         ...
 
@@ -466,7 +468,7 @@ class Store(Protocol):
         ...
 
     async def messages(self, shard: Shard, ids: Sequence[str]) -> list[bytes | None]:
-        """Return messages by inbox id, the first ones up to `READ_BYTES`; None for one that is gone."""
+        """Return messages by inbox id, the first ones up to `READ_BYTES`; None for a message that is gone."""
         ...
 
     async def load(self, objects: Sequence[tuple[Shard, str]]) -> list[Loaded]:
@@ -478,7 +480,7 @@ class Store(Protocol):
         ...
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
-        """Return invocations that have left memory once, None for one that has not; the first up to `READ_BYTES`."""
+        """Return invocations that have left memory once, None for others; the first up to `READ_BYTES`."""
         ...
 
     # Hosts: writing
@@ -506,7 +508,7 @@ class Store(Protocol):
     async def put_code(self, digest: str, code: bytes, types: Sequence[str], *, instead_of: bytes = b"") -> None:
         """Keep code under its hash; it becomes current for its types if the hash is new.
 
-        With `instead_of` it takes the place of what is kept there, if that is it, and changes nothing else.
+        With `instead_of` it replaces the stored code, if that is the same, and changes nothing else.
         """
         ...
 

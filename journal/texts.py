@@ -5,8 +5,8 @@ of the user, which may raise anything, return anything, and be of any size. So h
 `str`, `repr` or an f-string.
 
 Invariants:
-    1. Nothing here raises, whatever the object does, and what is returned is a plain `str` of bounded length.
-    2. An object's class is its `type`, never what its attribute `__class__` says.
+    1. Nothing here raises, whatever the object does, and all results are plain `str` of bounded length.
+    2. An object's class is its `type`, never its attribute `__class__`.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ _module_in: Final[Callable[[type], Any]] = type.__dict__["__module__"].__get__
 
 
 def cut(text: str, most: int) -> str:
-    """Return a text, of one that is longer the beginning and how long it is."""
+    """Return a text; of a longer one the beginning, and its length."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 def said(value: object, most: int = MESSAGE_MAX) -> str:
-    """Return what `str` does of an object."""
+    """Return the `str` of an object."""
     return _asked(str, value, most)
 
 
 def shown(value: object, most: int = 1_000) -> str:
-    """Return what `repr` does of an object."""
+    """Return the `repr` of an object."""
     return _asked(repr, value, most)
 
 

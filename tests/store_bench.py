@@ -18,7 +18,7 @@ from journal.store import (
     Limits,
     Outgoing,
     Part,
-    Partly,
+    PartlyApplied,
     Progress,
     Settled,
     Sleep,
@@ -113,17 +113,17 @@ class Driver:
     def teller(self) -> str:
         return teller_of_driver(self.writer)
 
-    async def submit(self, *operations: Outgoing | Attach | Bring) -> Settled | Partly:
+    async def submit(self, *operations: Outgoing | Attach | Bring) -> Settled | PartlyApplied:
         self.number += 1
         return await self.store.submit(self.writer, self.number, operations, self.seen)
 
-    async def call(self, *invocations: str) -> Settled | Partly:
+    async def call(self, *invocations: str) -> Settled | PartlyApplied:
         return await self.submit(*(message(invocation, self.teller) for invocation in invocations))
 
-    async def send(self, *invocations: str) -> Settled | Partly:
+    async def send(self, *invocations: str) -> Settled | PartlyApplied:
         return await self.submit(*(message(invocation) for invocation in invocations))
 
-    async def attach(self, *invocations: str) -> Settled | Partly:
+    async def attach(self, *invocations: str) -> Settled | PartlyApplied:
         return await self.submit(*(Attach(shard_in(invocation), invocation) for invocation in invocations))
 
     async def told(self) -> list[tuple[str, bytes]]:

@@ -548,7 +548,7 @@ async def test_only_hosts_whose_processes_are_known_to_have_ended_are_buried() -
     await asyncio.wait_for(processes.until_ended(there), WITHIN_S)
 
     assert await bury_ended(store) == 1
-    assert (await store.look(16)).hosts.keys() == {me, f"elsewhere {child.pid} 1", "older"}
+    assert (await store.membership(16)).hosts.keys() == {me, f"elsewhere {child.pid} 1", "older"}
 
 
 async def test_a_number_that_was_given_to_another_process_proves_the_end_of_the_first() -> None:

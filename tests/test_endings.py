@@ -57,7 +57,7 @@ async def leases_of(url: str, namespace: str, *, bury: bool) -> list[str]:
     store = RedisStore(url, namespace)
     if bury:
         await bury_ended(store)
-    look = await store.look(SHARDS)
+    look = await store.membership(SHARDS)
     await store.aclose()
     assert not look.hosts
     return [lease for lease in look.leases if lease]

@@ -546,8 +546,8 @@ def test_a_test_owns_its_time_and_fakes() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- English
 
-RIDDLES_PER_1000_WORDS = 9.65
-"""Most riddling clauses in docstrings and comments: a ratchet, lowered with each text that is mended. Goal: below 1."""
+RIDDLES_PER_1000_WORDS = 0.2
+"""Most riddling clauses in docstrings and comments: a ratchet, which never rises."""
 
 _VERB = r"(?:is|are|was|were|has|have|had|does|do|did|may|might|can|could|must|will|would|should)"
 _AFTER_A_PRONOUN = rf"(?=\s+(?:that|which|who|whose|with|without|{_VERB})\b)"

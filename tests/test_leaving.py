@@ -16,7 +16,7 @@ from actors.host.host import Host, Identity
 from journal.clock import wall_ms
 from journal.ids import Epoch, Shard
 from journal.memory.store import MemoryStore
-from journal.store import NOTHING_READ, SHARDS, Cursor, Look
+from journal.store import NOTHING_READ, SHARDS, Cursor, Membership
 
 
 async def drilled(ctx: Context, number: int, seconds: float) -> None:
@@ -53,7 +53,17 @@ class Counted(MemoryStore):
 
     def __getattribute__(self, name: str) -> Any:
         method = super().__getattribute__(name)
-        if name not in ("look", "acquire", "journal", "events", "where", "inbox", "renew", "open_namespace", "now_ms"):
+        if name not in (
+            "membership",
+            "acquire",
+            "journal",
+            "events",
+            "where",
+            "inbox",
+            "renew",
+            "open_namespace",
+            "now_ms",
+        ):
             return method
 
         async def call(*args: Any) -> Any:
@@ -86,11 +96,11 @@ class LateRenewals(MemoryStore):
         return await super().renew(incarnation, owned, about, read)
 
 
-async def seen(store: MemoryStore, holds: Callable[[Look], bool]) -> bool:
-    return holds(await store.look(SHARDS))
+async def seen(store: MemoryStore, holds: Callable[[Membership], bool]) -> bool:
+    return holds(await store.membership(SHARDS))
 
 
-def serves_all(look: Look) -> bool:
+def serves_all(look: Membership) -> bool:
     return all(look.leases)
 
 
@@ -116,7 +126,7 @@ async def test_a_renewal_that_was_under_way_does_not_bring_a_host_back_that_has_
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
-    look = await store.look(SHARDS)
+    look = await store.membership(SHARDS)
     assert (look.hosts, any(look.leases)) == ({}, False)
 
 
@@ -147,7 +157,7 @@ async def test_a_host_that_leaves_at_any_moment_of_its_start_leaves_no_lease_beh
             task.cancel()
         await asyncio.gather(running, reached, serves, return_exceptions=True)
 
-        look = await store.look(SHARDS)
+        look = await store.membership(SHARDS)
         assert (look.hosts, [lease for lease in look.leases if lease]) == ({}, []), f"left at call {at}"
     assert at > SHARDS
 
@@ -165,7 +175,7 @@ async def test_a_host_that_fails_frees_its_leases_for_its_next_life() -> None:
     with pytest.raises(TypeError):
         await running
 
-    look = await store.look(SHARDS)
+    look = await store.membership(SHARDS)
     assert (look.hosts, any(look.leases)) == ({}, False)
 
 
@@ -211,7 +221,7 @@ def test_a_hand_over_waits_for_a_moment_without_steps_and_nobody_waits_for_it(
         assert loop.time() < began + 7
         assert len(outside.seen) == 8 * count, "a step was interrupted, and done again"
         await joining
-        owners = {lease.partition(" ")[0] for lease in (await world.store.look(4)).leases}
+        owners = {lease.partition(" ")[0] for lease in (await world.store.membership(4)).leases}
         assert len(owners) == 2, "nothing was handed over"
 
     played(scenario, None if idle_timeout is None else Policy(idle_timeout=idle_timeout), ["a"])

@@ -94,7 +94,7 @@ def test_values_are_read_with_the_secret_and_at_the_place_they_were_written_for(
     assert not is_refused(data)
     renewed = values.encode({1}, where=where)
     assert renewed != data
-    assert seal.bare(renewed) == seal.bare(data)
+    assert seal.unverified(renewed) == seal.unverified(data)
     seal.use((TWO,), "n")
     assert not is_refused(renewed)
     seal.use((), "n")
@@ -211,17 +211,17 @@ async def test_code_is_sealed_anew_by_who_has_its_secret_alone() -> None:
 
 def test_secrets_come_from_the_environment_and_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_SECRET", f"{ONE.decode()} {TWO.decode()}")
-    assert seal.said() == (ONE, TWO)
-    assert ONE.decode() not in repr(seal.said()) + str(seal.said())
+    assert seal.secrets_in_environment() == (ONE, TWO)
+    assert ONE.decode() not in repr(seal.secrets_in_environment()) + str(seal.secrets_in_environment())
     monkeypatch.delenv("PERDURE_SECRET")
     file = tmp_path / "secrets"
     file.write_bytes(TWO + b"\n" + ONE + b"\n")
     file.chmod(0o600)
     monkeypatch.setenv("PERDURE_SECRET_FILE", str(file))
-    assert seal.said() == (TWO, ONE)
+    assert seal.secrets_in_environment() == (TWO, ONE)
     file.chmod(0o666)
     with pytest.raises(UsageError, match="other users may write: chmod 600"):
-        seal.said()
+        seal.secrets_in_environment()
     for name, value in (("PERDURE_SECRET_FILE", str(tmp_path / "none")), ("PERDURE_SECRET", "short-one")):
         monkeypatch.delenv("PERDURE_SECRET_FILE", raising=False)
         monkeypatch.setenv(name, value)

@@ -9,7 +9,7 @@ import pytest
 
 from actors import Context, VirtualObject, handler
 from actors.client.client import Client
-from actors.client.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, tell
+from actors.client.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, wake
 from actors.errors import UnavailableError
 from actors.requests.current import EMPTY_OPTIONS, Request
 from actors.requests.invocation import Invocation
@@ -38,7 +38,7 @@ def test_a_loop_is_woken_once_for_all_that_wait_on_it() -> None:
     async def scenario() -> list[Any]:
         waits = [asyncio.ensure_future(Wait(end_of(slot, lock))) for slot in [*slots, slots[0]]]
         await asyncio.sleep(0)
-        tell(settle(slots))
+        wake(settle(slots))
         await asyncio.gather(*waits)
         return [slot.result() for slot in slots]
 
@@ -54,7 +54,7 @@ def test_who_waits_on_a_closed_loop_keeps_nobody_else_waiting() -> None:
     gone: asyncio.Future[None] = loop.create_future()
     loop.close()
     told: list[int] = []
-    tell([gone, lambda: told.append(1)])
+    wake([gone, lambda: told.append(1)])
     assert told == [1]
 
 
@@ -66,7 +66,7 @@ async def test_a_wait_that_was_cancelled_leaves_the_others_and_nothing_behind() 
     with pytest.raises(asyncio.CancelledError):
         await first
     assert len(slot.waiting) == 1
-    tell(settle([slot]))
+    wake(settle([slot]))
     await second
     assert slot.waiting == ()
 
@@ -82,7 +82,7 @@ def test_a_wait_that_is_collected_takes_no_lock() -> None:
     wait = loop.run_until_complete(begin())
     with lock:  # as the collector may, in the middle of anything
         wait.close()
-    tell(settle([slot]))
+    wake(settle([slot]))
     loop.close()
 
 
@@ -90,7 +90,7 @@ async def test_an_end_is_an_acceptance_too() -> None:
     slot, lock = Slot(), threading.Lock()
     wait = asyncio.ensure_future(Wait(acceptance_of(slot, lock)))
     await asyncio.sleep(0)
-    tell(settle([slot]))
+    wake(settle([slot]))
     await wait
     assert settle([slot], b"VJ2") == ()
     assert slot.result() == 1
@@ -108,7 +108,7 @@ def test_a_blocking_wait_ends_with_so_many_or_with_the_time() -> None:
         pass
     for slot in slots[1:]:
         assert thread.is_alive()
-        tell(settle([slot]))
+        wake(settle([slot]))
     thread.join()
 
 

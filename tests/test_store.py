@@ -45,7 +45,7 @@ from journal.store import (
     LeaseHeld,
     Loaded,
     Outgoing,
-    Partly,
+    PartlyApplied,
     Progress,
     Settled,
     Sleep,
@@ -322,7 +322,7 @@ async def test_who_brings_an_event_to_the_unknown_is_told_which(store: Store) ->
     operations = message(A), event(B), event(A), event("x-99999"), event("tom's \n:id é-1")
     settled = await driver.submit(*operations)
 
-    assert settled == Partly(unknown=(1, 3, 4))
+    assert settled == PartlyApplied(unknown=(1, 3, 4))
     assert await store.submit(driver.writer, 1, [], "") == settled, "the last one again gets its answer again"
     assert await owner.events() == [(A, "w", 3, b"Vvalue")]
 
@@ -365,14 +365,14 @@ async def test_who_must_be_new_and_is_known_is_left_alone_and_the_answer_says_so
     operations = new(A, other.teller), new(B), event(B), new(B, other.teller), Attach(Shard(0), B), new(FAR), new(FAR)
     settled = await other.submit(*operations)
 
-    assert settled == Partly(known=(0, 3, 6))
+    assert settled == PartlyApplied(known=(0, 3, 6))
     assert await other.store.submit(other.writer, 1, [new(C)], "") == settled, "the last one again gets its answer"
     assert await owner.inbox() == [A, B]
     await owner.finish(A)
     await owner.finish(B)
     assert await other.told() == [(B, b"Vdone")], "who was refused waits for nothing"
     assert await driver.told() == [(A, b"Vdone")]
-    assert await other.submit(new(A), new(B)) == Partly(known=(0, 1)), "known is also who has finished"
+    assert await other.submit(new(A), new(B)) == PartlyApplied(known=(0, 1)), "known is also who has finished"
 
 
 async def test_a_call_that_must_be_new_is_told_its_refusal_and_a_send_stands_in_the_answer(store: Store) -> None:
@@ -411,12 +411,12 @@ async def test_who_must_be_new_and_is_the_same_request_joins(store: Store) -> No
             *(new(B, teller, "two", is_trusted=True), new(C, teller, "one"), new(C, teller, "one", is_trusted=True)),
         ]
 
-    assert await other.submit(*asked(ended=False)) == Partly(known=(1, 2, 4, 5))
+    assert await other.submit(*asked(ended=False)) == PartlyApplied(known=(1, 2, 4, 5))
     assert await owner.inbox() == [A, B, C]
     for one in (A, B, C):
         await owner.finish(one, keep_ms=1_000)
     assert await other.told() == [(A, b"Vdone"), (B, b"Vdone"), (C, b"Vdone")]
-    assert await other.submit(*asked(ended=True)) == Partly(known=(1, 2, 4, 5))
+    assert await other.submit(*asked(ended=True)) == PartlyApplied(known=(1, 2, 4, 5))
 
 
 async def test_the_same_request_of_a_handler_joins_and_another_is_told_its_refusal(store: Store) -> None:
@@ -446,7 +446,7 @@ async def test_full_events_refuse_drivers_and_no_commit(engine: Engine) -> None:
 
     settled = await driver.submit(message(A), event(A), event(B), event(A), event(A), event(FAR), message(B))
 
-    assert settled == Partly(overloaded=(4,), unknown=(2, 5))
+    assert settled == PartlyApplied(overloaded=(4,), unknown=(2, 5))
     assert await owner.inbox() == [A, B]
     await owner.committed(await owner.progress(A, record=b"r", messages=[event(B), event(B)]))
     assert len(await owner.events()) == 4
@@ -461,7 +461,7 @@ async def test_a_full_inbox_refuses_drivers_and_says_which_messages(engine: Engi
         message("s1-0"), message(A, driver.teller), message("s2-0"), message(B, driver.teller)
     )
 
-    assert settled == Partly(overloaded=(2, 3))
+    assert settled == PartlyApplied(overloaded=(2, 3))
     assert await store.submit(driver.writer, 1, [], "") == settled, "the last one again gets its answer again"
     assert await owner.inbox() == ["s1-0", A]
     assert await driver.told() == []
@@ -660,7 +660,7 @@ async def test_burying_frees_the_leases_of_the_dead_alone_and_they_are_not_clean
     assert await store.bury("dead") == 2
     assert await store.bury("dead") == 0
 
-    look = await store.look(SHARDS)
+    look = await store.membership(SHARDS)
     assert look.hosts == {}
     assert [bool(lease) for lease in look.leases] == [False, True, False, False]
     assert await store.renew("deadly", living.owned, b"") == {1: 0}
@@ -675,11 +675,11 @@ async def test_hosts_and_leases_can_be_seen(store: Store) -> None:
 
     await store.renew("one", {}, b"about \xff")
 
-    look = await store.look(SHARDS)
+    look = await store.membership(SHARDS)
     assert look.hosts == {"one": b"1 about \xff"}
     assert look.leases == ["", held.value, "", ""]
     await store.release("one", owner.owned, leaving=True)
-    assert (await store.look(SHARDS)).hosts == {}
+    assert (await store.membership(SHARDS)).hosts == {}
 
 
 async def test_renewal_tells_the_numbers_of_what_is_still_owned(store: Store) -> None:
@@ -1036,7 +1036,7 @@ async def test_outcomes_that_are_asked_for_together_are_told_bit_by_bit(store: S
     second = await driver.submit(*(Attach(Shard(0), id_) for id_ in ids), message(ids[3], driver.teller), message(B))
 
     assert first is again is Settled.APPLIED
-    assert second == Partly(later=(4, 5, 6, 7))
+    assert second == PartlyApplied(later=(4, 5, 6, 7))
     assert await store.status(B) == "open"
     told = [id_ for _ in range(4) for id_, _ in await driver.told()]
     assert told == [*ids[:4], *ids[:4]]

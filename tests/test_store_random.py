@@ -120,7 +120,7 @@ class Side:
             [await self._dormant(id_) for id_ in ids],
             sorted((shard, data) for shard, _, data in arrivals.messages),
             sorted((shard, event.invocation, event.kind, event.index) for shard, event in arrivals.events),
-            [bool(lease) for lease in (await store.look(SHARDS)).leases],
+            [bool(lease) for lease in (await store.membership(SHARDS)).leases],
         ]
 
     async def _dormant(self, invocation: str) -> Any:

@@ -80,7 +80,7 @@ class Scene:
         self.server.kill()
 
     def members(self) -> dict[str, Member]:
-        look = self.client.call(lambda store: store.look(16))
+        look = self.client.call(lambda store: store.membership(16))
         said = {each: orjson.loads(about.partition(b" ")[2]) for each, about in look.hosts.items()}
         return {about["id"]: Member(each, about["pid"], frozenset(about["shards"])) for each, about in said.items()}
 

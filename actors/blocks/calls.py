@@ -19,7 +19,7 @@ from actors.loop.loop import DeterministicLoop
 from actors.objects.handlers import Handler
 from actors.requests.current import Request
 from actors.requests.invocation import Invocation, Waiter
-from actors.requests.message import arguments_of, fingerprint_of, late, message_of, outgoing_of, started_id
+from actors.requests.message import arguments_of, call_timeout, fingerprint_of, message_of, outgoing_of, started_id
 from actors.requests.run_ids import RUN, happens_once
 from actors.values import outcomes
 from actors.values.values import Scope
@@ -206,7 +206,7 @@ class Calls:
         call, timeout_s = self._limited.pop(entry, (None, 0.0))
         if call is None or call.outcome is not None:
             return []
-        call.complete(outcomes.encoded_error(late(call.name.removeprefix("call "), timeout_s)))
+        call.complete(outcomes.encoded_error(call_timeout(call.name.removeprefix("call "), timeout_s)))
         return [] if call.is_cancelled else self._cancels([call])
 
     @cached_property

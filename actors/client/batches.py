@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from actors.backoff import Patience
 from actors.errors import FullError, UnavailableError
-from journal.store import Partly, Settled, makes_room
+from journal.store import PartlyApplied, Settled, makes_room
 
 from .slots import Operation
 
@@ -47,9 +47,9 @@ def freeing_batch(queue: deque[Operation]) -> list[Operation]:
     return taken
 
 
-async def until_settled(
-    submit: Callable[[], Coroutine[Any, Any, Settled | Partly]], patience: Patience
-) -> Settled | Partly | FullError:
+async def submit_until_answered(
+    submit: Callable[[], Coroutine[Any, Any, Settled | PartlyApplied]], patience: Patience
+) -> Settled | PartlyApplied | FullError:
     """Send a write, unchanged, until the store answers; `FullError` is an answer, unless an earlier one was lost."""
     is_first = True
     while True:

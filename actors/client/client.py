@@ -39,13 +39,13 @@ from actors.values import outcomes
 from journal.clock import StoreClock
 from journal.ids import address_of, shard_in, unique_ids
 from journal.records import ReplyKind, order_of, teller_of_driver
-from journal.store import SHARDS, Attach, Bring, Outgoing, Partly, Reply, Settled, Store
+from journal.store import SHARDS, Attach, Bring, Outgoing, PartlyApplied, Reply, Settled, Store
 
 from . import slots
-from .batches import freeing_batch, next_batch, until_settled
+from .batches import freeing_batch, next_batch, submit_until_answered
 from .heartbeat import Heartbeat, Written
 from .run_starts import Start, Starts, refusals
-from .slots import UNKNOWN, Brought, EarlyEvents, Operation, Slot, Started, Wait, Waiting, slot_of, tell, told_to
+from .slots import UNKNOWN, Brought, EarlyEvents, Operation, Slot, Started, Wait, Waiting, notice_text, slot_of, wake
 from .timeouts import Deadlines
 from .uploads import Uploads
 from .watch import Watch, described
@@ -118,7 +118,7 @@ class Client:
         try:
             self._call(self._drained(patience_s))
         finally:
-            slots.say_unacknowledged(list(self._slots.values()), len(self._queue))
+            slots.log_unacknowledged(list(self._slots.values()), len(self._queue))
             self._stop()
 
     def _serve(self) -> None:
@@ -146,7 +146,7 @@ class Client:
         await ask(self._open_writer)
         await self._clock.open(lambda: ask(self._store.now_ms))
         watch = Watch(self._store, self._slots, self._lock)
-        beat = Heartbeat(self._store, self._clock, self._written, self._go_astray)
+        beat = Heartbeat(self._store, self._clock, self._written, self._reopen_writer)
         loops = (self._send, self._receive, self._renew, beat.run, watch.run)
         self._tasks = [asyncio.ensure_future(loop()) for loop in loops]
         for task in self._tasks:
@@ -335,7 +335,7 @@ class Client:
     def _settle(self, slot: Slot, error: Exception) -> None:
         with self._lock:
             told = slot.settle(None, error)
-        tell(told)
+        wake(told)
 
     # Sending and receiving, on the client's loop
 
@@ -369,7 +369,7 @@ class Client:
     async def _submit(self, operations: list[Operation]) -> None:
         number = self._number + 1
         try:
-            settled = await until_settled(
+            settled = await submit_until_answered(
                 lambda: self._store.submit(self._writer, number, operations, self._seen), self._patience
             )
         except DamagedError as error:
@@ -382,7 +382,7 @@ class Client:
         if settled is Settled.REFUSED:
             await self._start_over(operations)
             return
-        missed = settled if isinstance(settled, Partly) else Partly()
+        missed = settled if isinstance(settled, PartlyApplied) else PartlyApplied()
         for operation, error in refusals(operations, missed):
             if not (isinstance(error, NotFoundError) and self._held.hold(operation, self._loop)):
                 self._refuse(operation, error)
@@ -415,7 +415,7 @@ class Client:
         self._is_astray = False
         self._uploads.again()
         with self._lock:
-            waiting = [id_ for id_, slot in self._slots.items() if slot.is_told and not slot.has_ended]
+            waiting = [id_ for id_, slot in self._slots.items() if slot.gets_outcome and not slot.has_ended]
             for id_ in waiting:
                 self._slots[id_].unknown_until = slots.unknown_until(self._loop, is_foreign=False)
             unsent: set[str] = set()
@@ -443,7 +443,7 @@ class Client:
                 await patience.wait(error)
                 continue
             except DamagedError as error:  # its stream is none any more
-                self._go_astray(writer, f"replies: {error}")
+                self._reopen_writer(writer, f"replies: {error}")
                 await patience.wait(error)
                 continue
             if writer != self._writer:
@@ -452,7 +452,7 @@ class Client:
             if replies:
                 self._seen = replies[-1].id
 
-    def _go_astray(self, writer: str, why: str) -> None:
+    def _reopen_writer(self, writer: str, why: str) -> None:
         """Let the sending task open another writer, if this is still the one."""
         if writer == self._writer and not self._is_astray:
             logger.error("%s", why)
@@ -467,11 +467,11 @@ class Client:
             others = [reply for reply in replies if not self._ended(reply, told)]
         for reply in others:  # first: a failed attempt is logged before its invocation's end
             self._take_other(reply)
-        tell(told)
+        wake(told)
 
     def _ended(self, reply: Reply, told: list[Waiting]) -> bool:
         if reply.payload[:1] not in OUTCOMES:
-            return slots.handed(self._slots.get(reply.invocation), reply.payload)
+            return slots.hand_notice(self._slots.get(reply.invocation), reply.payload)
         slot = self._slots.pop(reply.invocation, None)
         if slot is not None:
             told += slot.settle(reply.payload, None)
@@ -480,7 +480,7 @@ class Client:
     def _take_other(self, reply: Reply) -> None:
         id_, slot = reply.invocation, self._slots.get(reply.invocation)
         if reply.payload[:1].decode() == ReplyKind.NOTICE:
-            logger.warning("%s", told_to(slot, reply.payload))
+            logger.warning("%s", notice_text(slot, reply.payload))
         elif slot is not None and slot.is_own:
             why = "the store had forgotten this program, and does not know it: its outcome is unknown"
             self._forget(slot, id_, UnavailableError(f"{id_}: {why}"))

@@ -52,7 +52,7 @@ class Heartbeat:
 
     async def _compare(self) -> None:
         written = self._written()
-        known = await self._store.known(written.writer)
+        known = await self._store.writer_status(written.writer)
         if known is None:
             why = "it has forgotten this program"
         elif known.number < written.number:

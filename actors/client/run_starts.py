@@ -19,9 +19,9 @@ from actors.requests.current import Request
 from actors.values import outcomes
 from journal.ids import shard_in
 from journal.records import Failure, outcome_of
-from journal.store import Attach, Outgoing, Partly
+from journal.store import Attach, Outgoing, PartlyApplied
 
-from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, tell
+from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, wake
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ class Start(Slot):
     """The slot of the invocation, if somebody waits for its outcome."""
 
     @property
-    def is_told(self) -> bool:
+    def gets_outcome(self) -> bool:
         """Whether the store tells this client the outcome: never here, but in the slot that this one follows."""
         return False
 
@@ -82,7 +82,7 @@ class Starts:
         run.waiting += (partial(self._ended, start, run),)
         return ()
 
-    def accepted(self, operations: Sequence[Operation], missed: Partly) -> None:
+    def accepted(self, operations: Sequence[Operation], missed: PartlyApplied) -> None:
         """Note which of these the store has now, and end the waits for their acknowledgement."""
         told: list[Waiting] = []
         not_taken = {*missed.unknown, *missed.later}
@@ -99,12 +99,12 @@ class Starts:
                     told += self._follow(slot)
                 if isinstance(slot, Start) or not (slot.is_attached or slot.waiting):
                     del self._slots[name]  # of a send: a later wait attaches
-        tell(told)
+        wake(told)
 
     def _ended(self, start: Start, run: Slot) -> None:
         with self._lock:
             told = start.settle(run.outcome, run.error)
-        tell(told)
+        wake(told)
 
     def start_over(self, operation: Started) -> bool:
         """Follow the invocation whose start may have been applied; return False if nobody waits for it."""
@@ -115,11 +115,11 @@ class Starts:
             del self._slots[operation.slot]
             start.run.is_own = True
             told = self._follow(start)
-        tell(told)
+        wake(told)
         return True
 
 
-def refusals(operations: Sequence[Operation], missed: Partly) -> Iterator[tuple[Operation, Exception]]:
+def refusals(operations: Sequence[Operation], missed: PartlyApplied) -> Iterator[tuple[Operation, Exception]]:
     """Yield the operations of a write that were not applied, and why."""
     full = "the inbox of its shard is full (inbox_max); its hosts do not keep up"
     for at in missed.overloaded:

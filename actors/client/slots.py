@@ -131,7 +131,7 @@ class Slot:
     """Tuples: most slots have one wait or none, and an empty tuple costs nothing."""
 
     @property
-    def is_told(self) -> bool:
+    def gets_outcome(self) -> bool:
         """Whether the store tells this client the outcome."""
         return self.is_attached
 
@@ -177,7 +177,7 @@ class Slot:
         return outcomes.decoded(self.outcome, self.returns)
 
 
-def told_to(slot: Slot | None, notice: bytes) -> str:
+def notice_text(slot: Slot | None, notice: bytes) -> str:
     """Return the text of a notice, which a wait shows once more when it times out."""
     text = notice[1:].decode(errors="replace")
     if slot is not None:
@@ -185,17 +185,17 @@ def told_to(slot: Slot | None, notice: bytes) -> str:
     return text
 
 
-def say_unacknowledged(slots: Iterable[Slot], queued: int) -> None:
+def log_unacknowledged(slots: Iterable[Slot], queued: int) -> None:
     """Log how many requests the store may not have: the waiting ones, and those of the write that is under way."""
     count = max(queued, sum(slot.is_own and not (slot.is_accepted or slot.has_ended) for slot in slots))
     if count:
         logger.error("%d requests of this program were not acknowledged: whether they happen is unknown", count)
 
 
-def tell(those: Iterable[Waiting]) -> None:
+def wake(waits: Iterable[Waiting]) -> None:
     """End waits, each loop's in one call."""
     futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for one in those:
+    for one in waits:
         if callable(one):
             one()
         else:
@@ -239,7 +239,7 @@ def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]
     slot.check_accepted()
 
 
-def handed(slot: Slot | None, payload: bytes) -> bool:
+def hand_notice(slot: Slot | None, payload: bytes) -> bool:
     """Let the threads that wait for an invocation log a notice of its host; return whether it is one and somebody
     waits.
 
@@ -248,7 +248,7 @@ def handed(slot: Slot | None, payload: bytes) -> bool:
     """
     if slot is None or payload[:1].decode() != ReplyKind.NOTICE:
         return False
-    text = told_to(slot, payload)
+    text = notice_text(slot, payload)
     for one in slot.waiting:
         if isinstance(one, Countdown):
             one.say(text)
@@ -314,9 +314,9 @@ def accepted_within(slot: Slot, lock: threading.Lock, timeout_s: float | None) -
             countdown()
         else:
             slot.accepting += (countdown,)
-    is_told = countdown.wait(timeout_s)
+    gets_outcome = countdown.wait(timeout_s)
     slot.check_accepted()
-    return is_told
+    return gets_outcome
 
 
 def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lock: threading.Lock) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from actors.errors import UnavailableError
 from actors.requests.invocation import Accepted
-from actors.requests.message import late
+from actors.requests.message import call_timeout
 from journal.ids import shard_in
 from journal.records import EventKind
 from journal.store import Bring
@@ -37,7 +37,7 @@ class Deadlines:
     def _over(self, slot: Slot, id_: str, name: str, timeout_s: float) -> None:
         if slot.has_ended:
             return
-        self._forget(slot, id_, late(name, timeout_s, slot.failure))
+        self._forget(slot, id_, call_timeout(name, timeout_s, slot.failure))
         try:
             self._bring(Bring(shard_in(id_), id_, EventKind.CANCEL, 0, b""), f"cancel {id_}")
         except UnavailableError as error:

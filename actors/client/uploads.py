@@ -18,7 +18,7 @@ async def put(store: Store, bundle: Bundle) -> None:
     await store.put_code(bundle.digest, seal.sealed(bundle.data, where), bundle.types)
     if seal.is_used():
         kept = await store.code(bundle.digest)
-        if kept is not None and (renewed := seal.renewed(kept, where)) != kept:
+        if kept is not None and (renewed := seal.resealed(kept, where)) != kept:
             await store.put_code(bundle.digest, renewed, (), instead_of=kept)
 
 

@@ -35,7 +35,7 @@ _PAUSED: Final = "paused: "
 _WAYS_ON: Final = "actors.attach({id!r}) has resume(), restart(), cancel() and kill()"
 
 
-async def standing(store: Store, id_: str) -> str:
+async def status_and_holder(store: Store, id_: str) -> str:
     """Return an invocation's status, and the holder of its key where that has left memory; empty if it is unknown."""
     found = await store.status(id_)
     holder = await store.holder(id_) if found == "open" else ""
@@ -45,7 +45,7 @@ async def standing(store: Store, id_: str) -> str:
 
 async def described(store: Store, id_: str) -> str:
     """Return an invocation's status; after a failed attempt also which, why, and the time of the next."""
-    found = await standing(store, id_)
+    found = await status_and_holder(store, id_)
     if found not in ("open", "asleep"):
         return found
     dormant = (await store.dormant([(shard_in(id_), id_)]))[0]
@@ -87,19 +87,21 @@ class Watch:
         """Look once: invocations that were waited for at the last look too are looked up."""
         with self._lock:
             oldest = islice(self._slots.items(), LOOKED_MAX)
-            waiting = {id_ for id_, slot in oldest if slot.waiting and slot.is_told and not isinstance(slot, Start)}
+            waiting = {
+                id_ for id_, slot in oldest if slot.waiting and slot.gets_outcome and not isinstance(slot, Start)
+            }
         long, self._before = sorted(waiting & self._before), waiting
         self._said &= waiting
         for id_ in long:
             if id_ not in self._said:
                 await self._look_up(id_)
-        has_hosts = not long or bool((await self._store.look(SHARDS)).hosts)
+        has_hosts = not long or bool((await self._store.membership(SHARDS)).hosts)
         if not has_hosts and not self._missed_hosts:
             logger.warning("%s waits, and no host is there to execute it: start some, init(hosts=...)", long[0])
         self._missed_hosts = not has_hosts
 
     async def _look_up(self, id_: str) -> None:
-        found = await standing(self._store, id_)
+        found = await status_and_holder(self._store, id_)
         if _PAUSED in found:
             holder = found.partition(", ")[0].rpartition(" ")[2] if found.startswith("open") else id_
             logger.warning("%s waits: %s. When that is mended: %s", id_, found, _WAYS_ON.format(id=holder))

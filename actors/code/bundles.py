@@ -32,7 +32,7 @@ from actors.errors import UsageError
 from actors.objects.objects import Durable, type_name
 from actors.values.values import Name, living, name_of, note_sent, sent
 
-from .code_hash import CodeHash, Globals, travels
+from .code_hash import CodeHash, Globals, goes_by_value
 
 PYTHON: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _NO_FILE: Final = "<dynamic-code>"
@@ -63,7 +63,7 @@ def bundle_of(cls: type[Durable]) -> Bundle:
         UsageError: an object that its handlers refer to cannot be sent; the message names it.
     """
     try:
-        return _bundle({cls, *_beside(cls)}, values=True)
+        return _bundle({cls, *_types_of_module(cls)}, values=True)
     except UsageError:
         return _bundle({cls}, values=True)  # another class of the module may be the one that cannot be sent
 
@@ -84,7 +84,7 @@ def digest_of(cls: type[Durable]) -> str:
 
 def _bundle(classes: set[type], *, values: bool) -> Bundle:
     with _lock:
-        found = _Reached(classes, {cls.__module__ for cls in classes if travels(cls.__module__)})
+        found = _Reached(classes, {cls.__module__ for cls in classes if goes_by_value(cls.__module__)})
         while (seen := _seen(found)) != found:
             found = seen
         names = _names(found.classes)
@@ -97,7 +97,7 @@ def _bundle(classes: set[type], *, values: bool) -> Bundle:
     return Bundle(digest, header + b"\n" + data, tuple(sorted(types)), seen_globals if values else None)
 
 
-def _beside(cls: type[Durable]) -> set[type]:
+def _types_of_module(cls: type[Durable]) -> set[type]:
     """Return the types that the module of a class defines: they have one hash, whichever is used first."""
     values = vars(sys.modules[cls.__module__]).values() if cls.__module__ in sys.modules else ()
     return {
@@ -125,11 +125,11 @@ class _BundlePickler(cloudpickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if issubclass(type(obj), ModuleType):  # of a proxy, `isinstance` would ask the object
-            if travels(obj.__name__):
+            if goes_by_value(obj.__name__):
                 self._seen.modules.add(obj.__name__)
         elif issubclass(type(obj), type | FunctionType):
             name = obj.__module__
-            if travels(name):
+            if goes_by_value(name):
                 self._seen.modules.add(name)
                 if issubclass(type(obj), type):
                     self._seen.classes.add(obj)
@@ -205,7 +205,7 @@ def portable(value: Any, pickling: Any) -> bytes:
             return _sentinel(obj) or _with_slots(obj, reduced, pickling)
 
     file = io.BytesIO()
-    with _lock, _by_value({module for module, _ in sent() if travels(module)}, pickling):
+    with _lock, _by_value({module for module, _ in sent() if goes_by_value(module)}, pickling):
         _PortablePickler(file).dump(value)
     return file.getvalue()
 

@@ -288,7 +288,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, Declaration]:
     Raises:
         UnusableCodeError: making them raises an error: a metaclass, an `__init_subclass__`, a module that is imported.
     """
-    head, _, body = seal.broken(data, ("code", digest)).partition(b"\n")
+    head, _, body = seal.unsealed(data, ("code", digest)).partition(b"\n")
     header = json.loads(head)
     try:
         return _made(digest, header, body)

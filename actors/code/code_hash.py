@@ -59,7 +59,7 @@ _OF_CLASSES: Final = frozenset({"__annotations__", "__dataclass_fields__", "__py
 """Attributes of a class that count beside its functions and its names without underscores."""
 
 
-def travels(name: str | None) -> bool:
+def goes_by_value(name: str | None) -> bool:
     """Whether a module goes by value: its source is a file of the user's own, or it is the program itself."""
     module = sys.modules.get(name or "")
     if name == "__main__":
@@ -135,7 +135,7 @@ class CodeHash:
             if counts:
                 self._enter(value)
             else:
-                self._pass(value)
+                self._search(value)
             self._depth -= 1
 
     def _put(self, *words: str) -> None:
@@ -149,7 +149,7 @@ class CodeHash:
             self.add(value)
         self._put("end")
 
-    def _pass(self, value: Any) -> None:
+    def _search(self, value: Any) -> None:
         """Look for code in a collection that does not count itself."""
         kind = cast("type[Any]", type(value))
         if kind is dict:
@@ -165,7 +165,7 @@ class CodeHash:
         elif kind is dict or kind is MappingProxyType:
             self._all("dict", (each for item in list(value.items()) for each in item))
         elif kind is set or kind is frozenset:
-            self._put(kind.__name__, *sorted(self._apart(each) for each in value))
+            self._put(kind.__name__, *sorted(self._hash_of_member(each) for each in value))
         elif issubclass(kind, ModuleType):
             self._module(value)
         elif kind is FunctionType:
@@ -175,7 +175,7 @@ class CodeHash:
         else:
             self._object(value)
 
-    def _apart(self, value: Any) -> str:
+    def _hash_of_member(self, value: Any) -> str:
         """Return the hash of one member of a set: sets have no order."""
         other = CodeHash(self._has_source, values=self._values)
         other._depth, other._visits, other.modules, other.globals = (
@@ -189,7 +189,7 @@ class CodeHash:
 
     def _module(self, module: ModuleType) -> None:
         self._put("module", module.__name__)
-        if travels(module.__name__):
+        if goes_by_value(module.__name__):
             self.modules.add(module.__name__)
             names = sorted(name for name in vars(module) if not name.startswith("__"))
             self.globals.note(vars(module), names)
@@ -203,7 +203,7 @@ class CodeHash:
 
     def _function(self, fn: FunctionType) -> None:
         self._put("function", str(fn.__module__), fn.__qualname__)
-        if not travels(fn.__module__):
+        if not goes_by_value(fn.__module__):
             return
         self.modules.add(fn.__module__)
         if not self._has_source(fn.__module__):
@@ -212,7 +212,7 @@ class CodeHash:
             self.add(part)
         self._all("closure", [_content(cell) for cell in fn.__closure__ or ()])
         names = sorted(cast("Any", cloudpickle).cloudpickle._extract_code_globals(fn.__code__))
-        if travels(fn.__globals__.get("__name__")):
+        if goes_by_value(fn.__globals__.get("__name__")):
             self.globals.note(fn.__globals__, names)
         self._named(fn.__globals__, names)
 
@@ -234,7 +234,7 @@ class CodeHash:
 
     def _class(self, cls: type) -> None:
         self._put("class", cls.__module__, cls.__qualname__)
-        if not travels(cls.__module__):
+        if not goes_by_value(cls.__module__):
             return
         self.modules.add(cls.__module__)
         self._all("bases", cls.__bases__)

@@ -29,7 +29,7 @@ from actors.blocks.steps import Steps
 from actors.blocks.timers import Timers
 from actors.errors import Cancelled, NondeterminismError, Refusal, TerminalError, UsageError
 from actors.loop.loop import DeterministicLoop, EntryFuture
-from actors.loop.refusals import of_the_outside
+from actors.loop.refusals import outside_refusal
 from actors.objects.context import Context
 from actors.objects.handlers import Handler
 from actors.objects.objects import Declaration, instance
@@ -256,7 +256,7 @@ class Execution:
             self._end(self._root)
         elif self._foreign and not self.is_compensating:
             self._foreign = False
-            self._end_wait(of_the_outside("a thread called into its event loop, which is done"))
+            self._end_wait(outside_refusal("a thread called into its event loop, which is done"))
         elif not self.repeats:
             self._end_if_too_large()
 

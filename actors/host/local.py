@@ -23,7 +23,7 @@ from actors.processes import has_ended, this_process, until_ended
 from actors.threads import close, new_loop, run_on
 from journal.clock import wall_ms
 from journal.ids import new_id
-from journal.store import SHARDS, Look, Store
+from journal.store import SHARDS, Membership, Store
 
 from .host import Host, Identity
 
@@ -42,7 +42,7 @@ BEGIN_AGAIN_AFTER: Final = 1.0
 """Seconds until a host that failed begins again, as a new incarnation."""
 
 
-def _processes(look: Look) -> list[tuple[str, str]]:
+def _processes(look: Membership) -> list[tuple[str, str]]:
     """Return the incarnation and the process of each host."""
     return [(name, orjson.loads(about.partition(b" ")[2]).get("process", "")) for name, about in look.hosts.items()]
 
@@ -53,7 +53,7 @@ async def bury_ended(store: Store) -> int:
     So a program that is started again after a kill does not wait for its own former leases.
     """
     buried = 0
-    for incarnation, process in _processes(await store.look(SHARDS)):
+    for incarnation, process in _processes(await store.membership(SHARDS)):
         if has_ended(process):
             await store.bury(incarnation)
             buried += 1
@@ -75,7 +75,7 @@ class Neighbours:
         patience = Patience("neighbours")
         try:
             while True:
-                look = await patience.until_answered(lambda: self._store.look(SHARDS), DamagedError)
+                look = await patience.until_answered(lambda: self._store.membership(SHARDS), DamagedError)
                 for incarnation, process in _processes(look):
                     if incarnation not in self._watches and process != self._me and has_ended(process) is not None:
                         self._watches[incarnation] = asyncio.ensure_future(self._mourn(incarnation, process))

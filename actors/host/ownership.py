@@ -126,7 +126,7 @@ class Ownership:
         await self._check()
         await self._leases.renew(self._store)
         asked_ms = self._clock.steady_ms()
-        look = await self._store.look(count)
+        look = await self._store.membership(count)
         if self._clock.learn(asked_ms, look.now_ms):
             self._wake_timers()
         if self._now() - self._looked_at > LEASE_TTL.total_seconds():

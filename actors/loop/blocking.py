@@ -12,7 +12,7 @@ itself. Not seen: reads and writes of an open socket or file; `os.stat`; librari
 said `from time import sleep` before the host began, only Python 3.13 tells; of threads Python 3.11 tells nothing, so
 that `threading` is watched there.
 
-Of Ray those calls are refused that ask the cluster (`RAY`), if Ray was imported when the class was first looked for.
+Calls of Ray that ask the cluster (`RAY`) are refused, if Ray was imported when the class was first looked for.
 
 Why audit events: they come before the effect, from C and Python alike, and cost 0.2 µs where nothing is refused. A hook
 stays until the process ends, so there is one for all its hosts.
@@ -31,7 +31,7 @@ from actors.errors import UsageError
 from journal.clock import watch_sleep
 
 from .loop import DeterministicLoop, running_loop
-from .refusals import of_ray, of_the_outside
+from .refusals import outside_refusal, ray_refusal
 
 _FILES: Final = frozenset({"open", "os.listdir", "os.scandir"})
 """Events of reads that are allowed for installed files; their first argument is the path."""
@@ -116,7 +116,7 @@ def _refused_in_handlers(name: str, call: Callable[..., Any]) -> Callable[..., A
     @wraps(call)
     def watched(*arguments: Any, **named: Any) -> Any:
         if isinstance(running_loop(), DeterministicLoop):
-            raise of_ray(name)
+            raise ray_refusal(name)
         return call(*arguments, **named)
 
     watched.refuses_handlers = True  # pyright: ignore[reportAttributeAccessIssue]
@@ -153,13 +153,13 @@ def _refuse_in_a_handler(call: str, arguments: tuple[Any, ...]) -> None:
         return
     if call in _THREADS:
         if not _is_a_librarys_own(frame):
-            raise of_the_outside("a thread is started")
+            raise outside_refusal("a thread is started")
     elif call == "time.sleep":
         raise UsageError(
             "time.sleep in a handler: await asyncio.sleep(), which is durable; what blocks belongs in ctx.run()"
         )
     elif call != "sqlite3.connect" or arguments[:1] != (":memory:",):
-        raise of_the_outside(call)
+        raise outside_refusal(call)
 
 
 def _is_allowed(frame: FrameType | None) -> bool:

@@ -12,12 +12,12 @@ _WRAPS_A_FUTURE: Final = cast("Any", wrap_future).__code__
 _AS_COMPLETED: Final = {"as_completed", "_AsCompletedIterator.__init__"}
 
 
-def of_the_outside(what: str) -> Refusal:
+def outside_refusal(what: str) -> Refusal:
     """Return the error of a handler that reaches outside."""
     return Refusal(f"{what} in a handler: I/O, threads and processes belong in ctx.run()")
 
 
-def of_ray(what: str) -> Refusal:
+def ray_refusal(what: str) -> Refusal:
     """Return the error of a handler that waits for the cluster, or acts on it."""
     return Refusal(
         f"{what} in a handler stops its whole host, and each replay would do it again: "
@@ -34,7 +34,7 @@ def foreign_future(frame: FrameType) -> Refusal | None:
             "a Ray task or actor is awaited in a handler, and each replay would call it again: "
             'write `await ctx.run("x", f.remote, x)` for `await f.remote(x)`'
         )
-    return of_the_outside("the future of a thread is awaited")
+    return outside_refusal("the future of a thread is awaited")
 
 
 def is_called_by_as_completed(frame: FrameType | None) -> bool:
@@ -51,7 +51,7 @@ def refusal(name: str) -> Callable[..., Any]:
     """Return a method of a loop that raises a `Refusal`."""
 
     def refused(*_args: object, **_kwargs: object) -> Any:
-        raise of_the_outside(name)
+        raise outside_refusal(name)
 
     refused.__name__ = name
     return refused

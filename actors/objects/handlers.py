@@ -36,7 +36,7 @@ from actors.policy import Duration, Policy, check_policy
 from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
 from actors.requests.invocation import Invocation
 from actors.requests.run_ids import RUN, run_id
-from actors.requests.schedule import SaidOptions, Schedule, declared, separated
+from actors.requests.schedule import Schedule, ScheduleOptions, declared, handler_keywords
 from actors.requests.timing import Missed
 from actors.stored import pinned
 from journal.codec import MISSING
@@ -145,8 +145,8 @@ class Call(Generic[Remote]):
             UsageError: the timing is invalid, a name may be an option or an argument, or as with every call.
         """
         handler, owner, target = self._handler, self._owner, self._target
-        options = SaidOptions(cron, every, timezone, missed, name)
-        kwargs = separated(handler.name, handler.fn, args, kwargs, options, arguments)
+        options = ScheduleOptions(cron, every, timezone, missed, name)
+        kwargs = handler_keywords(handler.name, handler.fn, args, kwargs, options, arguments)
         handler.check(args, kwargs, owner)
         if handler.exclusive and owner._runs_once:
             raise UsageError(f"{self!r} happens once for each key: schedule a handler that starts it with a new key")

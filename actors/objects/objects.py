@@ -30,7 +30,7 @@ from actors.policy import Duration, Policy, check_policy
 from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
 from actors.requests.invocation import Invocation
 from actors.requests.run_ids import RUN
-from actors.requests.schedule import INTERNAL, SaidOptions, Schedule, declared, separated
+from actors.requests.schedule import INTERNAL, Schedule, ScheduleOptions, declared, handler_keywords
 from actors.requests.timing import Missed
 from actors.stored import pinned, public
 from actors.values.values import LIVE, scope_of
@@ -295,10 +295,10 @@ class ByName:
 
         If the class is not known here, an argument of the handler that is named as an option goes in `arguments`.
         """
-        options = SaidOptions(cron, every, timezone, missed, name)
+        options = ScheduleOptions(cron, every, timezone, missed, name)
         owner = self._owner or find_type(self._type_name)
         found = self._declared(owner, handler).fn if owner is not None else None
-        kwargs = separated(handler, found, args, kwargs, options, arguments)
+        kwargs = handler_keywords(handler, found, args, kwargs, options, arguments)
         return declared(self._request(handler, args, kwargs, one_way=True), options)
 
     def _check_start(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_way: bool) -> None:

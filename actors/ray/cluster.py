@@ -122,7 +122,7 @@ class Cluster:
             options["include_dashboard"] = False
         with contextlib.nullcontext() if self._address else _as_environment(_of_own_processes()):
             try:
-                with handlers_put_back(), interrupted_later(), _unsaid("SIGTERM handler is not set"):
+                with handlers_put_back(), interrupted_later(), _without_warning("SIGTERM handler is not set"):
                     self._thread.call(
                         lambda: api.init(logging_level=logging.WARNING, namespace=RAY_NAMESPACE, **options)
                     )
@@ -185,7 +185,7 @@ def _of_own_processes() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _unsaid(text: str) -> Generator[None]:
+def _without_warning(text: str) -> Generator[None]:
     """Suppress a warning of Ray's that is of no use here."""
 
     def is_news(record: logging.LogRecord) -> bool:
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
         raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
-    place = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.said())
+    place = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.secrets_in_environment())
     client = Client(place.connect, sends_code=False, payload_max=0)
     client.open()  # refuses a store that could lose what it acknowledges, before anything starts
     client.close()

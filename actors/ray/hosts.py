@@ -7,7 +7,8 @@ Invariants:
     1. The leases of a host are freed early only when its process is known to be gone from its node; a host that merely
        cannot be reached may still act on them.
     2. No call with an effect is repeated by Ray; a host's constructor cannot fail, for that would end it for good.
-    3. The numbers of a cluster's hosts have no gap, but while one is moved: a supervisor that finds one fills it.
+    3. The numbers of a cluster's hosts have no gap, except while a host is moved: a supervisor that finds a gap fills
+       it.
 """
 
 import asyncio
@@ -150,7 +151,13 @@ class HostProcess:
         self._box = BlackBox()
         self._box.look()  # the cause of another host's end may be handed over to this one
         self._host = LocalHost(
-            place.connect, name=name, node=self._node, live=False, policy=policy, stuck=_ended_by, box=self._box
+            place.connect,
+            name=name,
+            node=self._node,
+            live=False,
+            policy=policy,
+            stuck=_end_blocked_process,
+            box=self._box,
         )
         self._host.start()
         self._never = threading.Event()
@@ -169,7 +176,7 @@ class HostProcess:
         self._box.close()
 
 
-def _ended_by(stack: str) -> None:
+def _end_blocked_process(stack: str) -> None:
     """End the process whose handler blocks it: nothing else can, and its other objects go on elsewhere."""
     logger.error("a handler blocked this host too long: long computing and blocking I/O belong in ctx.run()\n%s", stack)
     os._exit(70)
@@ -198,7 +205,7 @@ class Supervisor:
         async with self._lock:
             wanted = count if count is not None else (len(self._hosts) or HOSTS_DEFAULT)
             for name in sorted(self._hosts, key=_number)[wanted:]:
-                await self._ended(name)
+                await self._end_host(name)
             numbers = {_number(name) for name in self._hosts}
             for number in [number for number in range(wanted) if number not in numbers][: wanted - len(numbers)]:
                 await self._start(f"{self._cluster}-{number}")
@@ -272,7 +279,7 @@ class Supervisor:
     async def _move(self, name: str) -> None:
         logger.warning("host %s moves, from a node with too many to one with few", name)
         host = self._hosts[name]
-        await self._ended(name)
+        await self._end_host(name)
         with contextlib.suppress(ActorDiedError):  # from then on its name is free
             while True:
                 await self._about(host)
@@ -341,9 +348,9 @@ class Supervisor:
             logger.warning("leases of process %d are left to expire: %s", about.pid, error)
 
     async def _is_gone(self, about: About) -> bool:
-        gone = _is_over(about.process)
+        gone = _has_ended(about.process)
         if gone is None:
-            asked: Any = api.remote(_is_over)
+            asked: Any = api.remote(_has_ended)
             strategy = NodeAffinitySchedulingStrategy(about.node, soft=False)
             async with asyncio.timeout(ANSWER_MAX):
                 gone = await asked.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(
@@ -351,7 +358,7 @@ class Supervisor:
                 )
         return bool(gone)
 
-    async def _ended(self, name: str) -> None:
+    async def _end_host(self, name: str) -> None:
         """Let one host hand its shards over, and end it."""
         watch, host = self._watches.pop(name, None), self._hosts.pop(name)
         self._nodes.pop(name, None)
@@ -366,10 +373,10 @@ class Supervisor:
     async def leave(self) -> None:
         """Let all hosts hand their shards over, and end them."""
         async with self._lock:
-            await asyncio.gather(*(self._ended(name) for name in list(self._hosts)))
+            await asyncio.gather(*(self._end_host(name) for name in list(self._hosts)))
 
 
-def _is_over(process: str) -> bool | None:
+def _has_ended(process: str) -> bool | None:
     """Whether a process has ended; a killed one answers nobody a little before it is gone."""
     pause = threading.Event()
     for _ in range(50):

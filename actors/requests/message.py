@@ -100,7 +100,7 @@ def _too_long(what: str, data: bytes, payload_max: int) -> UsageError:
     )
 
 
-def late(name: str, timeout_s: float, failure: str = "") -> CallTimeout:
+def call_timeout(name: str, timeout_s: float, failure: str = "") -> CallTimeout:
     """Return the error of a call that took too long; it names the last failure that is known."""
     last = f". The last that is known: {failure}" if failure else ""
     return CallTimeout(f"{name} took longer than {timeout_s:g} s; it is cancelled{last}")
@@ -141,14 +141,14 @@ def outgoing_of(request: Request, id_: str, caller: str, message: Message, found
     if is_run:
         refusal, digest = already_started(message.target), derived_id(key, found)
     else:
-        refusal, digest = asked_otherwise(message, key), found
+        refusal, digest = key_conflict(message, key), found
     data = message.encoded()
     if not digest:
         return Outgoing(shard, id_, caller, data)
     return Outgoing(shard, id_, caller, data, outcomes.encoded_error(refusal), digest, not is_run)
 
 
-def asked_otherwise(message: Message, key: str) -> TerminalError:
+def key_conflict(message: Message, key: str) -> TerminalError:
     """Return the error of a request whose idempotency key is that of another one."""
     where = f"{message.target}.{message.handler}"
     why = f"was asked for with the idempotency key {key!r} before, and with other arguments"

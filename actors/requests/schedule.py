@@ -136,7 +136,7 @@ class Schedule:
         return Schedule, (self._name,)
 
 
-class SaidOptions(NamedTuple):
+class ScheduleOptions(NamedTuple):
     """The options that were given for a schedule; None: not given. Fields are named as the keywords are."""
 
     cron: str | None
@@ -146,12 +146,12 @@ class SaidOptions(NamedTuple):
     name: str | None
 
 
-def separated(
+def handler_keywords(
     handler: str,
     fn: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    options: SaidOptions,
+    options: ScheduleOptions,
     arguments: object,
 ) -> dict[str, Any]:
     """Return the keywords of the handler: no option takes a keyword that may be meant for it.
@@ -182,7 +182,7 @@ def separated(
     return {**kwargs, **named}
 
 
-def declared(request: Request, said: SaidOptions) -> Schedule:
+def declared(request: Request, said: ScheduleOptions) -> Schedule:
     """Declare the schedule of a request, which was checked where its class is known.
 
     Raises:

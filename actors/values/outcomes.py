@@ -17,7 +17,7 @@ from journal.records import Failure, failure, outcome_of, success
 from journal.texts import cut, full_name, said, shown, told
 
 from . import seal
-from .recorded import DESCRIBED_MAX, carried, code_and_metadata
+from .recorded import DESCRIBED_MAX, code_and_metadata, pickled_error
 from .revived import attributes_of
 from .values import LIVE, Scope, decode, encode, unpickled
 
@@ -49,7 +49,7 @@ def terminal(error: BaseException) -> TerminalError | None:
     kind = type(error)
     if issubclass(kind, BaseExceptionGroup) and not issubclass(kind, TerminalError):
         return _terminal_leaf(error)
-    return _by_nature(error)
+    return _terminal_by_class(error)
 
 
 def _refusal_behind(error: BaseException) -> Refusal | None:
@@ -64,15 +64,15 @@ def _refusal_behind(error: BaseException) -> Refusal | None:
 def terminal_of_step(error: BaseException) -> TerminalError | None:
     """Return the terminal error that ends a step, or None if another attempt follows: also after a time-out."""
     found = next((leaf for leaf in leaves(error) if issubclass(type(leaf), TerminalError | UsageError)), None)
-    return None if found is None else _by_nature(found)
+    return None if found is None else _terminal_by_class(found)
 
 
-def _by_nature(error: BaseException) -> Any:
+def _terminal_by_class(error: BaseException) -> Any:
     kind = type(error)
     if issubclass(kind, TerminalError):
         return error
     if issubclass(kind, TimeoutError):
-        return _caused(TerminalError(_worded(error) if said(error) else "timed out", 408, _kind(error)), error)
+        return _caused(TerminalError(_message_of(error) if said(error) else "timed out", 408, _kind(error)), error)
     if issubclass(kind, UsageError):
         return _caused(TerminalError(said(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
@@ -84,9 +84,9 @@ def _terminal_leaf(group: BaseException) -> TerminalError | None:
     found: TerminalError | None = None
     for leaf in leaves(group):
         if issubclass(type(leaf), TerminalError):
-            found = _by_nature(leaf)
+            found = _terminal_by_class(leaf)
             break
-        found = found or _by_nature(leaf)
+        found = found or _terminal_by_class(leaf)
     return None if found is None else _caused(found, group)
 
 
@@ -95,7 +95,7 @@ def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
     return error
 
 
-def _worded(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     """Return an error's message, with its class where the message says little: `KeyError: 'nope'`, not `'nope'`."""
     text, kind = said(error), type(error)
     return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else told(error)
@@ -113,7 +113,7 @@ def name_of(cls: type) -> str:
 def used_up(error: BaseException, what: str, attempts: int) -> TerminalError:
     """Return the terminal error of something whose retries are used up, with the message of the last failure."""
     metadata = {**_kind(error), "attempts": str(attempts), "step": what}
-    return _caused(TerminalError(_worded(error), 500, metadata), error)
+    return _caused(TerminalError(_message_of(error), 500, metadata), error)
 
 
 def encoded_value(value: Any) -> bytes:
@@ -135,7 +135,7 @@ def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
     code, metadata = code_and_metadata(error)
     if not_undone:
         metadata[NOT_UNDONE] = cut(not_undone, ERROR_MAX)
-    pickled = carried(error) if ":" in type_ else b""
+    pickled = pickled_error(error) if ":" in type_ else b""
     return failure(Failure(code, said(error), metadata, type_, pickled))
 
 
@@ -172,11 +172,11 @@ def checked(outcome: bytes) -> bytes:
     """
     found = outcome_of(outcome)
     if isinstance(found, bytes):
-        return success(b"P" + seal.broken(found[1:])) if found[:1] == b"P" else outcome
+        return success(b"P" + seal.unsealed(found[1:])) if found[:1] == b"P" else outcome
     if not found.pickled:
         return outcome
     try:
-        return failure(replace(found, pickled=seal.broken(found.pickled)))
+        return failure(replace(found, pickled=seal.unsealed(found.pickled)))
     except DecodeError:
         return failure(replace(found, pickled=b""))
 

@@ -28,7 +28,7 @@ DESCRIBED_MAX: Final = 1_000
 """Most characters of the description of a part that cannot be recorded."""
 CODE_MAX: Final = 2**31 - 1
 CODE_OF_ANY: Final = 500
-"""The code of an error that has none, or one that is no number."""
+"""The code of an error without a code, or with a code that is no number."""
 
 
 def code_and_metadata(error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -100,7 +100,7 @@ def _refuse(value: Any) -> NoReturn:
     raise TypeError
 
 
-def carried(error: BaseException) -> bytes:
+def pickled_error(error: BaseException) -> bytes:
     """Return the pickle of an error of a user's class; empty if not even the class can be pickled."""
     try:
         return pickled(error, ATTRIBUTES_MAX)

@@ -44,7 +44,8 @@ def parts_of(error: BaseException) -> Parts:
             if isinstance(member, MemberDescriptorType) and not name.startswith("__"):
                 with suppress(AttributeError):  # a slot that is empty
                     members.setdefault(name, member.__get__(error))
-    # Python's own classes tell what was never set, and reads as None, from what was set to it.
+    # Python's own classes distinguish an attribute that was never set, and reads as None, from one that was set to
+    # None.
     members = {name: value for name, value in members.items() if value is not None}
     return kind, _ERROR.args.__get__(error), dict(attributes_of(error)), members
 

@@ -70,7 +70,7 @@ class Secrets(tuple[bytes, ...]):
         return f"<{len(self)} secrets>"
 
 
-def said() -> Secrets:
+def secrets_in_environment() -> Secrets:
     """Return the secrets in the environment.
 
     Raises:
@@ -118,7 +118,7 @@ def sealed(pickle: bytes, where: tuple[str, ...] = ()) -> bytes:
     return MARK + _mac(_ours.keys[0], pickle, where) + pickle if _ours.keys else pickle
 
 
-def broken(data: bytes, where: tuple[str, ...] = ()) -> bytes:
+def unsealed(data: bytes, where: tuple[str, ...] = ()) -> bytes:
     """Return the pickle in bytes that were sealed at this place.
 
     Raises:
@@ -134,7 +134,7 @@ def broken(data: bytes, where: tuple[str, ...] = ()) -> bytes:
     raise _refusal(is_sealed, where)
 
 
-def renewed(data: bytes, where: tuple[str, ...]) -> bytes:
+def resealed(data: bytes, where: tuple[str, ...]) -> bytes:
     """Return sealed bytes, sealed anew with the first secret; unchanged, where none of our secrets has sealed them."""
     if data[:1] != MARK or not any(_is_by(key, data, where) for key in _ours.keys):
         return data
@@ -145,8 +145,8 @@ def _is_by(key: bytes, data: bytes, where: tuple[str, ...]) -> bool:
     return hmac.compare_digest(data[1 : 1 + MAC_BYTES], _mac(key, data[1 + MAC_BYTES :], where))
 
 
-def bare(data: bytes) -> bytes:
-    """Return the result of `broken` for a value (`codec`), unchecked: for a comparison, never to be unpickled."""
+def unverified(data: bytes) -> bytes:
+    """Return the result of `unsealed` for a value (`codec`), unchecked: for a comparison, never to be unpickled."""
     return data[:1] + data[2 + MAC_BYTES :] if data[:2] == b"P" + MARK else data
 
 

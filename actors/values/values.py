@@ -59,7 +59,7 @@ def name_of(cls: type) -> Name:
 
 
 def scope_of(cls: type) -> Scope:
-    """Return the scope that a class was loaded with, `LIVE` for one that lives here."""
+    """Return the scope that a class was loaded with, `LIVE` for a class of this process."""
     return _scopes.get(cls, LIVE)
 
 
@@ -113,7 +113,7 @@ def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE, where: t
     A class that is not where it was when the value was written is looked for in the annotation.
 
     Raises:
-        DecodeError: this process lacks what the value needs.
+        DecodeError: this process lacks something that the value needs.
     """
     if data[:1] == b"J":
         return codec.decode(data)
@@ -134,7 +134,7 @@ def pickled(value: Any, most: int | None = None, where: tuple[str, ...] = ()) ->
 
 def unpickled(data: bytes, scope: Scope = LIVE, annotation: Any = MISSING, where: tuple[str, ...] = ()) -> Any:
     """Return the value of a pickle, with the classes of this scope, if its seal is one of ours."""
-    return _ValueUnpickler(io.BytesIO(seal.broken(data, where)), scope, annotation).load()
+    return _ValueUnpickler(io.BytesIO(seal.unsealed(data, where)), scope, annotation).load()
 
 
 class _Bounded(io.BytesIO):

@@ -104,7 +104,7 @@ def opened(name: str, directory: int | None = None, flags: int = os.O_RDWR | os.
 
 
 def read(name: str, directory: int | None = None) -> str:
-    """Return what a file of ours holds, empty if there is none."""
+    """Return the text of a file of ours, empty if there is none."""
     try:
         with open(opened(name, directory, os.O_RDONLY), encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -221,7 +221,7 @@ def is_ours(sock: socket.socket) -> bool:
 
 
 def ask(directory: str) -> Answer:
-    """Return how the server of this directory is, if it is what listens at its address.
+    """Return the health of this directory's server, if that is the server which listens at its address.
 
     The address may have been copied with the directory, and be that of another.
     """

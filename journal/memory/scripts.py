@@ -34,7 +34,7 @@ from journal.store import (
     Limits,
     Outgoing,
     Part,
-    Partly,
+    PartlyApplied,
     Progress,
     Settled,
     Sleep,
@@ -134,7 +134,7 @@ class ShardData:
         """Whether its timers are known to be gone."""
 
     def ends_before(self, read: Cursor) -> bool:
-        """Whether a stream ends before what was read of it."""
+        """Whether a stream ends before the last id that was read of it."""
         pairs = ((self.inbox, read.inbox), (self.events, read.events))
         return any(order_of(stream.last) < order_of(id_) for stream, id_ in pairs)
 
@@ -152,7 +152,7 @@ class WriterData:
 
     until: int
     number: int = 0
-    answer: Settled | Partly = Settled.APPLIED
+    answer: Settled | PartlyApplied = Settled.APPLIED
     replies: Stream[tuple[str, bytes]] = field(default_factory=Stream[tuple[str, bytes]])
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from journal.errors import DamagedError, FullError
 from journal.ids import Epoch, Shard, new_id, shard_in
-from journal.losses import WENT_BACK, Known
+from journal.losses import WENT_BACK, WriterStatus
 from journal.records import Event, EventKind, order_of, target_of
 from journal.store import (
     NOTHING_READ,
@@ -26,10 +26,10 @@ from journal.store import (
     LeaseHeld,
     Limits,
     Loaded,
-    Look,
+    Membership,
     Outgoing,
     Part,
-    Partly,
+    PartlyApplied,
     Reply,
     Settled,
     Trimmed,
@@ -111,7 +111,7 @@ class MemoryStore:
 
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
-    ) -> Settled | Partly:
+    ) -> Settled | PartlyApplied:
         world = self._world
         now, known = world.tick(), world.writer(writer)
         if known is None or number not in (known.number, known.number + 1):
@@ -140,8 +140,8 @@ class MemoryStore:
                 else:
                     world.accept(operation)
             known.replies.discard([id_ for id_ in known.replies.entries if seen and order_of(id_) < order_of(seen)])
-            missed = Partly(tuple(overloaded), tuple(unknown), tuple(not_new), tuple(later))
-            known.number, known.answer = number, Settled.APPLIED if missed == Partly() else missed
+            missed = PartlyApplied(tuple(overloaded), tuple(unknown), tuple(not_new), tuple(later))
+            known.number, known.answer = number, Settled.APPLIED if missed == PartlyApplied() else missed
             world.wake()
         return known.answer
 
@@ -158,10 +158,10 @@ class MemoryStore:
 
         return await self._blocking(read, block_ms)
 
-    async def known(self, writer: str) -> Known | None:
+    async def writer_status(self, writer: str) -> WriterStatus | None:
         self._world.tick()
         known = self._world.writer(writer)
-        return None if known is None else Known(known.number, known.replies.last, str(self._world.losses))
+        return None if known is None else WriterStatus(known.number, known.replies.last, str(self._world.losses))
 
     async def status(self, invocation: str) -> str:
         shard = self._world.shard(shard_in(invocation))
@@ -274,9 +274,9 @@ class MemoryStore:
         self._world.wake()
         return len(freed)
 
-    async def look(self, shards: int) -> Look:
+    async def membership(self, shards: int) -> Membership:
         leases = [shard.lease for shard in self._world.shards[:shards]]
-        return Look(dict(self._world.hosts), leases, self._world.clock())
+        return Membership(dict(self._world.hosts), leases, self._world.clock())
 
     # Hosts: reading
 

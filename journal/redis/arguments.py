@@ -1,6 +1,6 @@
 """Arguments: transitions as arguments of the scripts, and the server's answers as values.
 
-Owns the Python side of what the heads of `scripts/*.lua` say; pure, so that it needs no server.
+Owns the Python side of the interface in the heads of `scripts/*.lua`; pure, so that it needs no server.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from journal.store import (
     Limits,
     Outgoing,
     Part,
-    Partly,
+    PartlyApplied,
     Progress,
     Reply,
     Settled,
@@ -56,11 +56,11 @@ def _told_refusal(message: Outgoing, refusal: bytes) -> bytes:
     return b"n%s\n%s\n%s" % (message.caller.encode(), _digest_of(message).encode(), refusal)
 
 
-def parse_submitted(missed: Sequence[bytes] | None) -> Settled | Partly:
+def parse_submitted(missed: Sequence[bytes] | None) -> Settled | PartlyApplied:
     """Return the result of a driver's write."""
     if not missed:
         return Settled.REFUSED if missed is None else Settled.APPLIED
-    return Partly(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"), _places(missed, b"l"))
+    return PartlyApplied(_places(missed, b"o"), _places(missed, b"u"), _places(missed, b"k"), _places(missed, b"l"))
 
 
 def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ def parse_answer(data: bytes) -> Answer:
 
 
 def parse_replies(found: Any) -> list[Reply]:
-    """Return the replies in what XREAD of one reply stream brought: pairs of invocation and payload."""
+    """Return the replies in the answer to XREAD of one reply stream: pairs of invocation and payload."""
     out: list[Reply] = []
     for id_, fields in found[0][1] if found else ():
         key = id_.decode()
@@ -185,7 +185,7 @@ def parse_dormant(fields: Mapping[bytes, bytes]) -> Dormant | None:
 
 
 def pairs_in(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Return what a flat list holds two by two, such as fields and values."""
+    """Return the pairs in a flat list, such as fields and values."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 

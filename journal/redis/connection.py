@@ -7,8 +7,8 @@ parser in between, a tenth of what a driver and a host take for a call went ther
 
 Invariants:
     1. Nothing is repeated: a command without an answer is an error, and its connection is closed.
-    2. A connection whose answer was not read to its end, or that says what nobody asked for, is closed, so that no
-       answer is taken for that of another command.
+    2. A connection whose answer was not read to its end, or that brings an answer without a command, is closed, so that
+       no answer is taken for that of another command.
 """
 
 import asyncio
@@ -206,7 +206,7 @@ class _OwnSocket(UnixDomainSocketConnection):
 
 
 class Connection:
-    """One connection; it opens with the first command, and again after one that failed."""
+    """One connection; it opens with the first command, and again after a failure."""
 
     def __init__(self, connection: AbstractConnection, greet: Greet | None = None) -> None:
         self._connection, self._greet = connection, greet
@@ -301,7 +301,7 @@ def _unreachable(error: Exception) -> DurableError:
 def _packed(connection: AbstractConnection, command: Command) -> bytes:
     try:
         return _pack(tuple(command))
-    except UnicodeEncodeError:  # a user's text may hold what is no valid UTF-8
+    except UnicodeEncodeError:  # a user's text may hold invalid UTF-8
         return b"".join(connection.pack_command(*command))
 
 

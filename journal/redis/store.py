@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, cast
 from journal.errors import DamagedError, SettingsError, UnavailableError
 from journal.ids import Epoch, Shard, new_id, shard_in
 from journal.keys import Keys
-from journal.losses import WENT_BACK, Known
+from journal.losses import WENT_BACK, WriterStatus
 from journal.records import Event, target_of, teller_of_driver
 from journal.store import (
     NOTHING_READ,
@@ -35,10 +35,10 @@ from journal.store import (
     LeaseHeld,
     Limits,
     Loaded,
-    Look,
+    Membership,
     Outgoing,
     Part,
-    Partly,
+    PartlyApplied,
     Reply,
     Settled,
     Trimmed,
@@ -199,7 +199,7 @@ class RedisStore:
 
     async def submit(
         self, writer: str, number: int, operations: Sequence[Outgoing | Attach | Bring], seen: str
-    ) -> Settled | Partly:
+    ) -> Settled | PartlyApplied:
         self._trust.check()
         head = (writer, number, self._session_ms, seen, self._limits.inbox_max)
         arguments = submit_arguments(teller_of_driver(writer), operations)
@@ -210,7 +210,7 @@ class RedisStore:
         groups = (((self._keys.replies(writer), after),),)
         return parse_replies(await self._read(1000, block_ms, groups, is_new=False))
 
-    async def known(self, writer: str) -> Known | None:
+    async def writer_status(self, writer: str) -> WriterStatus | None:
         key, opened = self._keys.replies(writer), self._lines.opened
         looks = opened != self._compared
         look = ("XINFO", "STREAM", key) if looks else ("EXISTS", key)
@@ -226,7 +226,7 @@ class RedisStore:
             raise stream
         self._compared = opened
         last = dict(pairs_in(stream))[b"last-generated-id"].decode() if looks else ""
-        return Known(int(number.split(b" ")[0]), last, text_of(losses))
+        return WriterStatus(int(number.split(b" ")[0]), last, text_of(losses))
 
     async def status(self, invocation: str) -> str:
         place = await self._place(invocation)
@@ -314,10 +314,12 @@ class RedisStore:
     async def bury(self, incarnation: str) -> int:
         return int(await self._run("bury", incarnation))
 
-    async def look(self, shards: int) -> Look:
+    async def membership(self, shards: int) -> Membership:
         names = [self._keys.lease(Shard(shard)) for shard in range(shards)]
         time, hosts, leases = await self._lines.ask_all(("TIME",), ("HGETALL", self._keys.hosts), ("MGET", *names))
-        return Look({k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases], ms_of(time))
+        return Membership(
+            {k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases], ms_of(time)
+        )
 
     # Hosts: reading
 
@@ -336,7 +338,7 @@ class RedisStore:
                 raise
 
     async def _read(self, count: int, block_ms: int, groups: Sequence[Streams], *, is_new: bool) -> list[Page]:
-        """Return what is new in streams: without a wait and bounded where there may be much, else as it comes."""
+        """Return the new entries of streams: without a wait and bounded where there may be many, else as they come."""
         time, found = asyncio.get_running_loop().time, list[Page]()
         if is_new or self._is_behind or time() - self._read_at > LONG_AGO:
             found = await self._bounded_read(count, groups)
