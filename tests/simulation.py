@@ -1,14 +1,16 @@
 """Simulation: drivers and hosts in one process, on the memory store and a virtual clock, with crashes at will.
 
 A simulated crash cancels everything that the host does, at a store call that was or was not applied, and answers it
-nothing any more. What remains is what the store holds: the next host starts from that alone.
+nothing any more. What remains is what the store holds: the next host starts from that alone. A `Survey` of a run
+without a crash tells which calls leave the same behind, so that each difference that a crash can make is tried once.
 """
 
 import asyncio
+import pickle
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -31,6 +33,11 @@ SHARDS = 4
 SUSPEND = Policy(idle_timeout=timedelta(0))
 """Every wait leaves memory: the journal is all that a handler is resumed from."""
 LATENCY_S = 0.05
+DYING = 12
+"""Turns of the loop within which a host is gone that has crashed."""
+TAIL_S = 5.0
+"""How long a host is watched that has not crashed when all has ended; it may crash then, too."""
+QUIET_WITHIN_S = 60.0
 STUCK_AFTER_S = 600.0
 """Virtual seconds after which a schedule that has not ended never will."""
 
@@ -41,8 +48,13 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = START_S
+        self.turns = 0
+        self.before_turn: Callable[[], None] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
+        if self.before_turn is not None:
+            self.before_turn()
         found = super().select(0)
         if not found and timeout is None:
             raise RuntimeError("nothing is left to happen")
@@ -90,6 +102,62 @@ class Faults:
     """With it, calls and answers take up to `LATENCY_S` each."""
     calls: int = 0
     crashed: asyncio.Event = field(default_factory=asyncio.Event)
+    survey: "Survey | None" = None
+    """With it, the host does not crash: it is noted what a crash at each place would leave behind."""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A place for a crash: before or after a store call took effect."""
+
+    at: int
+    applied: bool
+
+
+class Survey:
+    """The places for a crash in a run, and which of them come to the same.
+
+    The next host starts from what outlives this one, and nothing else: the store, the program, what steps did outside,
+    and the time. Where all of that is the same at two places, all that follows is, too. But a host does not die at
+    once: it may go on for `DYING` turns of the loop, unanswered. A place is like no other if a step acts in these.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Crash, int, bytes]] = []
+        self._acted: list[int] = []
+        self._outside: Any = None
+
+    def begin(self, world: "World") -> None:
+        """Begin, in a world in which nothing has happened yet."""
+        self._world, self._selector = world, world.loop.selector
+        self._selector.before_turn = self._look
+
+    def _look(self) -> None:
+        """Note whether a step has acted in this turn."""
+        if self._outside != (outside := self._world.outside()):
+            self._outside = outside
+            self._acted.append(self._selector.turns)
+
+    def note(self, crash: Crash) -> None:
+        """Note what outlives the host at this place."""
+        self._found.append((crash, self._selector.turns, self._world.outliving()))
+
+    def places(self) -> list[list[Crash]]:
+        """Return the places, those together that come to the same."""
+        out: dict[bytes | Crash, list[Crash]] = {}
+        for crash, turn, outliving in self._found:
+            is_acting = any(turn < acted <= turn + DYING for acted in self._acted)
+            out.setdefault(crash if is_acting else outliving, []).append(crash)
+        return list(out.values())
+
+
+def _position(task: "asyncio.Future[Any] | None") -> list[Any]:
+    """Return where the coroutine of a task waits."""
+    coroutine, out = task.get_coro() if isinstance(task, asyncio.Task) else None, list[Any]()
+    while frame := getattr(coroutine, "cr_frame", None):
+        out.append((frame.f_code.co_qualname, frame.f_lasti))
+        coroutine = getattr(coroutine, "cr_await", None)
+    return out
 
 
 class FaultyStore:
@@ -112,8 +180,13 @@ class FaultyStore:
             if is_last and not faults.applied:
                 faults.crashed.set()
                 await asyncio.Event().wait()
+            number = faults.calls
+            if faults.survey is not None:
+                faults.survey.note(Crash(number, applied=False))
             await self._travel()
             answer = await method(*args, **kwargs)
+            if faults.survey is not None:
+                faults.survey.note(Crash(number, applied=True))
             if is_last:
                 faults.crashed.set()
             await self._travel()
@@ -193,6 +266,12 @@ class Driver:
         """Submit a cancel or a kill."""
         await self.bring(Bring(shard_in(id_), id_, kind, 0, b""))
 
+    def outliving(self) -> list[Any]:
+        """Return all that it knows, and where it waits."""
+        waiting = [(id_, future.done()) for id_, future in self._waiting.items()]
+        known = [self._number, self._started, self._seen, list(self.replies.items()), list(self.notices), waiting]
+        return [known, _position(self._reader)]
+
     async def result(self, id_: str) -> Any:
         return outcomes.decoded(await self._waiting[id_])
 
@@ -215,6 +294,17 @@ class World:
         self.violations: list[str] = []
         self.crashes = 0
         self.calls = 0
+        self.dying = 0
+        """Turns of the loop that hosts took to be gone, at most."""
+        self.outside: Callable[[], Any] = lambda: None
+        """Return a copy of what steps did outside."""
+        self._work: asyncio.Future[Any] | None = None
+
+    def outliving(self) -> bytes:
+        """Return all that outlives a host, as bytes."""
+        store = {name: value for name, value in vars(self.store._world).items() if name not in ("clock", "changed")}  # pyright: ignore[reportPrivateUsage]
+        program = [self.driver.outliving(), _position(self._work), self.violations]
+        return pickle.dumps([self.loop.time(), store, program, self.outside()])
 
     def recorded(self, step_id: str) -> bool:
         """Whether the store holds the outcome of a step."""
@@ -280,25 +370,32 @@ class World:
         )
         return asyncio.ensure_future(host.run())
 
-    async def run(self, scenario: Callable[["World"], Awaitable[Any]], crashes: Iterator[Faults]) -> Any:
+    async def run(self, scenario: Callable[["World"], Coroutine[Any, Any, Any]], crashes: Iterator[Faults]) -> Any:
         """Run a scenario while hosts crash, one after the other, as the iterator says; then without."""
         await self.driver.open()
-        work = asyncio.ensure_future(scenario(self))
+        work = self._work = asyncio.ensure_future(scenario(self))
         async with asyncio.timeout(STUCK_AFTER_S):
             while not work.done():
                 faults = next(crashes, Faults())
+                if faults.survey is not None:
+                    faults.survey.begin(self)
                 serving = self.host(faults)
                 crashed = asyncio.ensure_future(faults.crashed.wait())
                 await asyncio.wait({work, crashed, serving}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
-                crashed.cancel()
-                if work.done():
-                    await asyncio.sleep(5)  # what was sent without waiting ends
+                if work.done() and self.crashes and not faults.at:
+                    await self.until_quiet()
+                elif work.done():
+                    await asyncio.wait({crashed}, timeout=TAIL_S)
                 self.calls += faults.calls
                 self.crashes += faults.crashed.is_set()
+                faults.survey = None
+                turns = self.loop.selector.turns
+                crashed.cancel()
                 serving.cancel()
                 await asyncio.gather(serving, crashed, return_exceptions=True)
+                self.dying = max(self.dying, self.loop.selector.turns - turns + 3)  # three tasks have passed it on
                 if faults.crashed.is_set() and work.done():
                     await self._run_dry()
         await self.driver.close()
@@ -306,26 +403,27 @@ class World:
 
     async def _run_dry(self) -> None:
         serving = self.host(Faults())
-        await asyncio.sleep(10)
+        await self.until_quiet()
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
+    async def until_quiet(self) -> None:
+        """Wait until nothing is left to be done: what was sent ends too. Then a second more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_WITHIN_S):
+                while self.leftovers():  # noqa: ASYNC110  # nothing says it: it looks from outside
+                    await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+
 
 def simulate(
-    scenario: Callable[[World], Awaitable[Any]], crashes: Iterator[Faults], *, policy: Policy | None = None
+    scenario: Callable[[World], Coroutine[Any, Any, Any]], crashes: Iterator[Faults], *, policy: Policy | None = None
 ) -> tuple[World, Any]:
     """Return the world after a scenario, and what the scenario returned."""
     with virtual_loop() as loop:
         world = World(loop, policy=policy)
         result = loop.run_until_complete(world.run(scenario, crashes))
         return world, result
-
-
-def everywhere(calls: int) -> Iterator[Faults]:
-    """One crash, before and after each of so many store calls."""
-    for at in range(1, calls + 1):
-        for applied in (False, True):
-            yield Faults(at=at, applied=applied)
 
 
 def at_random(seed: int, calls: int) -> Iterator[Faults]:
@@ -337,4 +435,16 @@ def at_random(seed: int, calls: int) -> Iterator[Faults]:
         yield Faults(latency=source)
 
 
-__all__ = ["SUSPEND", "Driver", "Faults", "Shard", "World", "at_random", "everywhere", "simulate", "virtual_loop"]
+__all__ = [
+    "DYING",
+    "SUSPEND",
+    "Crash",
+    "Driver",
+    "Faults",
+    "Shard",
+    "Survey",
+    "World",
+    "at_random",
+    "simulate",
+    "virtual_loop",
+]

@@ -7,7 +7,6 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -36,7 +35,6 @@ MODES: Final[dict[str, Policy | None]] = {
 """When an invocation leaves memory."""
 STUCK_AFTER_S: Final = 1_500.0
 """Virtual seconds after which a program that has not ended never will."""
-QUIET_WITHIN_S: Final = 60.0
 LATENCY_S: Final = 0.02
 
 
@@ -230,7 +228,7 @@ class ProgramWorld(World):
             self.violations.append("it did not end")
         self.weather.each = 0.0
         self.weather.crashes, deaths = 0, crashes - self.weather.crashes
-        await self._quiet()
+        await self.until_quiet()
         for member in members:
             member.task.cancel()
         await asyncio.gather(*(member.task for member in members), return_exceptions=True)
@@ -264,13 +262,6 @@ class ProgramWorld(World):
             if (late_s := self.loop.time() - asked_at) > LATE_S:
                 self.violations.append(f"{key} was answered {late_s:.2f} s late")
             await asyncio.sleep(0.1)
-
-    async def _quiet(self) -> None:
-        """Wait until nothing is left to be done: what was sent ends too."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(QUIET_WITHIN_S):
-                while self.leftovers():  # noqa: ASYNC110  # nothing says it: it looks from outside
-                    await asyncio.sleep(0.1)
 
     def _wrong(self, roots: list[Root], results: dict[str, Any]) -> list[str]:
         objects = {
