@@ -1,7 +1,13 @@
-"""Fixtures that every test may ask for: one real server of each kind for the whole session, synced at every write."""
+"""Fixtures that every test may ask for, and who runs what when the whole suite runs on several workers.
 
+One real server of each kind for each worker, synced at every write.
+"""
+
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from servers import Server, redis_binary, valkey_binary
@@ -9,6 +15,62 @@ from servers import Server, redis_binary, valkey_binary
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what is to run in the background: the programs of the tests would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PROCESSES = (
+    *("test_ray", "test_kill", "test_under_fire", "test_node_lost", "test_linearizability", "test_bench_growth"),
+    *("test_bench", "test_chaos", "test_promotion", "test_endings"),
+)
+"""Files whose tests start many processes, or Ray, and whose faults have times: one after the other, on one worker."""
+SPREAD = ("test_crash_everywhere", "test_programs", "test_semantics")
+"""Files of long computations; each of their tests goes where there is time. Every other file stays on one worker."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker for each core where the whole suite runs; a part of it begins sooner without."""
+    is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.keyword
+    return max(2, os.cpu_count() or 1) if is_whole and not config.option.collectonly else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for the workers: what has to run one after the other comes first, what can be spread last."""
+    seen: set[tuple[Path, str]] = set()
+    for item in items:
+        if item.get_closest_marker("slow_after_first") is not None:
+            test = item.path, item.name.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(test)
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        file = Path(item.path).stem
+        if file not in SPREAD and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("processes" if file in PROCESSES else file))
+    items.sort(key=_turn)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let reports reach the terminal whose texts hold halves of surrogate pairs, as some tests print and log."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [_encodable(each) for each in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        return tuple(_encodable(each) for each in cast("tuple[Any, ...]", value))
+    return value
+
+
+def _turn(item: pytest.Item) -> int:
+    group = item.get_closest_marker("xdist_group")
+    return 2 if group is None else group.args[0] != "processes"
 
 
 @pytest.fixture(scope="session")

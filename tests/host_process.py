@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -227,12 +228,24 @@ class Fleet:
         finally:
             await store.aclose()
 
-    def kill_at_random(self, seed: int, kills: int, pause_s: tuple[float, float], over: threading.Event) -> None:
-        """Kill so many times, or until it is over; each time one by chance, also one that has only begun."""
+    def kill_at_random(
+        self,
+        seed: int,
+        kills: int,
+        pause_s: tuple[float, float],
+        over: threading.Event,
+        done: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        """Kill so many times, or until it is over; each time one by chance, also one that has only begun.
+
+        There are never more kills than what is `done`: a slow machine gets under a load, too.
+        """
         choose = random.Random(seed)
-        for _ in range(kills):
+        for number in range(kills):
             if over.wait(choose.uniform(*pause_s)):
                 return
+            while done() < number and not over.wait(0.05):
+                pass
             self.kill(choose.choice(sorted(self._processes)))
 
     def close(self) -> None:

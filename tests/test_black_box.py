@@ -39,6 +39,7 @@ def ended(directory: Path, how: str) -> None:
     subprocess.run([sys.executable, "-c", DIES, str(directory), how], cwd=ROOT, check=False, timeout=60)
 
 
+@pytest.mark.slow
 def test_what_a_process_executed_as_it_ended_is_held_back_while_no_other_host_is_left(tmp_path: Path) -> None:
     """Issue 15.30: however it ended; what it did not execute any more is not."""
     boxes = tmp_path / "boxes"

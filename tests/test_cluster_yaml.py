@@ -86,6 +86,7 @@ def test_the_head_starts_a_module_that_exists() -> None:
     assert [found["module"] for found in starts() if not file_of(found["module"]).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_module_knows_the_command_and_its_options() -> None:
     written()
     (found,) = starts()

@@ -169,6 +169,7 @@ def test_a_process_without_the_source_runs_the_class_with_all_that_it_refers_to(
     run(BACK, tmp_path, shop)
 
 
+@pytest.mark.slow
 def test_the_hash_is_that_of_the_sources_of_all_modules_that_are_reached(shop: Path, tmp_path: Path) -> None:
     first, again = run(SEND, tmp_path, shop), run(SEND, tmp_path, shop)
     (shop / "prices.py").write_text(PRICES.replace("10", "11"))
@@ -241,6 +242,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_the_hash_covers_the_values_that_travel(tmp_path: Path) -> None:
     """Issue 15.24: a host had the value that the environment of another program gave a constant.
 

@@ -1,8 +1,8 @@
 """A crash before and after every single store call: the same result, state and messages every time (promises 1 to 7).
 
-Each scenario runs once without a fault, to learn how many store calls it makes; then once for every call with a crash
-before it took effect, and once with a crash after; then with up to three crashes at seeded random calls. All of it a
-second time with every wait turned into suspend-and-replay.
+Each scenario runs once without a fault, to learn its store calls and what a crash before and after each of them would
+leave behind; then once for each difference that such a crash makes; then with up to three crashes at seeded random
+calls. All of it a second time with every wait turned into suspend-and-replay.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ from journal.records import EventKind
 from journal.store import Bring
 
 SEEDS = 40
+QUICK = ("ahead", "hastened", "promises", "tries")
+"""Scenarios of the inner loop; the others are slow."""
 LONG_INBOXES = ("signals", "tree", "kills", "chases", "expiries", "whole")
 """Scenarios in which much waits when a host dies."""
 
@@ -1308,6 +1310,9 @@ SCENARIOS: dict[str, tuple[Callable[[World], Coroutine[Any, Any, Any]], Callable
 }
 
 
+EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in SCENARIOS]
+
+
 def schedule(name: str, crashes: Iterable[Faults], policy: Policy | None) -> World:
     """Run one schedule and check all that must hold after it."""
     scenario, check = SCENARIOS[name]
@@ -1346,11 +1351,12 @@ def crash_everywhere(name: str, policy: Policy | None) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_crash_at_any_store_call_changes_nothing(name: str, policy: Policy | None) -> None:
     crash_everywhere(name, policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
 @pytest.mark.parametrize("name", LONG_INBOXES)
 def test_nor_does_it_where_a_takeover_reads_one_message_and_serves_before_the_rest(
@@ -1361,7 +1367,7 @@ def test_nor_does_it_where_a_takeover_reads_one_message_and_serves_before_the_re
 
 
 @pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", EACH)
 def test_several_crashes_change_nothing(name: str, policy: Policy | None) -> None:
     calls = schedule(name, [], policy).calls
     for seed in range(SEEDS):
@@ -1372,6 +1378,7 @@ def test_several_crashes_change_nothing(name: str, policy: Policy | None) -> Non
             raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
 def test_a_crash_changes_nothing_where_commits_are_as_small_as_they_may_be(
     policy: Policy | None, monkeypatch: pytest.MonkeyPatch

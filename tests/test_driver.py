@@ -453,6 +453,7 @@ def test_a_program_that_ends_leaves_no_process_and_its_next_life_waits_for_nothi
     assert program.leaves_nothing()
 
 
+@pytest.mark.slow
 def test_a_program_without_the_class_ends_nothing_of_the_one_that_has_it(program: Program) -> None:
     """Its handlers refer to what no pickle can hold, so that its class lives in its own processes alone."""
     unsendable = PROGRAM.replace("class Waiter", "LOCK = threading.Lock()\n\nclass Waiter")
@@ -468,6 +469,7 @@ def test_a_program_without_the_class_ends_nothing_of_the_one_that_has_it(program
     assert program.ran(GOES_ON, *ids, fired) == "['sesame', 1, 1]\n"
 
 
+@pytest.mark.slow
 def test_a_program_without_the_class_goes_on_with_the_code_of_the_one_that_has_it(program: Program) -> None:
     ids = program.ran(BEGINS).split()
 
@@ -515,6 +517,7 @@ def test_ctrl_c_ends_a_waiting_program_with_one_traceback_and_leaves_no_process(
     assert program.leaves_nothing()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_wait_for_a_step_that_hangs(program: Program) -> None:
     process = program.started("hang")
     assert process.stdout is not None

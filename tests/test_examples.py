@@ -53,6 +53,7 @@ def promised_output(module: str) -> str:
     return "".join(f"{line}\n" for line in re.findall(r"^#   (.*)$", comment, re.MULTILINE))
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize(
     "module",
     ["examples.counter", "examples.shopping_cart", "examples.cron", "examples.trip_saga", "examples.signup_workflow"],
@@ -63,6 +64,7 @@ def test_an_example_prints_what_it_says(module: str, tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == (promised_output(module), 0), done.stderr
 
 
+@pytest.mark.slow
 def test_a_sale_ends_with_an_audit_that_finds_nothing(tmp_path: Path) -> None:
     done = ran(tmp_path, "examples.seat_map", "--seats", "20", "--buyers", "60", "--payment", "0.05")
 

@@ -445,6 +445,7 @@ def test_an_error_says_its_class_at_the_caller(mode: Policy | None) -> None:
     played(scenario, mode, ["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_a_time_out_says_what_is_open_and_why() -> None:
     """Issue 15.42."""

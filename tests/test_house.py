@@ -525,6 +525,7 @@ def says(line: str, word: str) -> bool:
     return line.removeprefix("--").strip().startswith(word)
 
 
+@pytest.mark.slow
 def test_a_test_owns_its_time_and_fakes() -> None:
     # ruff's banned names are off in tests, where handlers sleep durably; these two stay banned here.
     wrong = [

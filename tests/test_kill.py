@@ -70,7 +70,11 @@ def runs_by_step(fleet: Fleet) -> dict[str, list[str]]:
 
 def test_sagas_are_right_however_often_their_hosts_are_killed(fleet: Fleet, client: Client) -> None:
     """Promises 1 to 5 and 7: results, state and messages; and a recorded step never runs again."""
-    results = asyncio.run(_sagas(lambda: fleet.kill_at_random(1, SAGA_KILLS, (0.05, 1.0), threading.Event())))
+    results: dict[tuple[int, str], list[str | int]] = {}
+    never = threading.Event()
+    asyncio.run(
+        _sagas(results, lambda: fleet.kill_at_random(1, SAGA_KILLS, (0.05, 1.0), never, done=lambda: len(results)))
+    )
     assert fleet.kills == SAGA_KILLS
     runs = runs_by_step(fleet)
     _check_sagas(results)
@@ -86,7 +90,8 @@ def test_sagas_are_right_when_hosts_are_stopped_for_longer_than_their_leases(fle
         for name in "abab":
             fleet.stop_for(name, 4.0)
 
-    results = asyncio.run(_sagas(stop_each_twice))
+    results: dict[tuple[int, str], list[str | int]] = {}
+    asyncio.run(_sagas(results, stop_each_twice))
     runs = runs_by_step(fleet)
     _check_sagas(results)
     # A host stopped in the instant before the effect may repeat one that was recorded meanwhile (promise 4).
@@ -94,10 +99,9 @@ def test_sagas_are_right_when_hosts_are_stopped_for_longer_than_their_leases(fle
         assert all(run in runs[step] for run, step in zip(result[1:4], _steps_of(runs, result), strict=True))
 
 
-async def _sagas(disturb: Callable[[], None]) -> dict[tuple[int, str], list[str | int]]:
-    """Run sagas, so many at once, until the disturbance is over; return the results by key and name."""
+async def _sagas(results: dict[tuple[int, str], list[str | int]], disturb: Callable[[], None]) -> None:
+    """Run sagas, so many at once, until the disturbance is over; keep the results by key and name."""
     over = threading.Event()
-    results: dict[tuple[int, str], list[str | int]] = {}
 
     async def one_after_the_other(worker: int) -> None:
         turn = 0
@@ -113,7 +117,6 @@ async def _sagas(disturb: Callable[[], None]) -> dict[tuple[int, str], list[str 
         over.set()
     async with asyncio.timeout(60):
         await asyncio.gather(*workers)
-    return results
 
 
 def _check_sagas(results: dict[tuple[int, str], list[str | int]]) -> None:

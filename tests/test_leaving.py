@@ -130,6 +130,7 @@ async def test_a_renewal_that_was_under_way_does_not_bring_a_host_back_that_has_
     assert (look.hosts, any(look.leases)) == ({}, False)
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("cut_short", [False, True])
 @pytest.mark.parametrize("applied", [False, True])
 async def test_a_host_that_leaves_at_any_moment_of_its_start_leaves_no_lease_behind(

@@ -16,9 +16,12 @@ from host_process import Fleet, launch
 from linearizability import Operation, broken
 from servers import ask
 
+from journal.embedded import guard
 from journal.ids import new_id
 
 PROGRAMS, CLIENTS_EACH, CELLS = 3, 4, 8
+OPERATIONS = 2_000
+"""So many at least, however slow the machine is."""
 
 
 def ran(*operations: tuple[Any, ...]) -> list[Operation]:
@@ -104,10 +107,18 @@ class Programs:
         self._running.append(program)
 
     def kill_first(self) -> None:
+        log = self.logs[-len(self._running)]
+        while not (log.exists() and log.stat().st_size):  # it has only begun
+            guard.pause()
         program = self._running.pop(0)
         program.kill()
         program.communicate()
         self.start()
+
+    def wait_for(self, operations: int) -> None:
+        """Wait until so many have ended."""
+        while sum(log.read_text().count("returned_at") for log in self.logs if log.exists()) < operations:
+            guard.pause()
 
     def end(self) -> None:
         """Let all end what they have under way."""
@@ -124,8 +135,10 @@ class Programs:
 
 def forget_a_writer(url: str, namespace: str) -> None:
     """Delete what the store has of one client: it opens another writer, and what it cannot know is unknown."""
-    lua = f"return redis.call('DEL', redis.call('KEYS', '{namespace}:writer:*')[1])"
-    assert ask(url, f'EVAL "{lua}" 0') == [b":1"]
+    lua = f"local w = redis.call('KEYS', '{namespace}:writer:*')[1] return w and redis.call('DEL', w) or 0"
+    while (deleted := ask(url, f'EVAL "{lua}" 0')) == [b":0"]:  # the programs have only begun
+        guard.pause()
+    assert deleted == [b":1"]
 
 
 @pytest.mark.slow
@@ -143,6 +156,7 @@ def test_cells_are_linearizable_whatever_is_killed(valkey_url: str, tmp_path: Pa
             programs.kill_first()
             forget_a_writer(valkey_url, namespace)
         fleet.stop_for("a", 4.0)
+        programs.wait_for(OPERATIONS)
         programs.end()
     finally:
         programs.close()

@@ -99,6 +99,7 @@ def works() -> None:
         assert ref.result(SOON) >= 1
 
 
+@pytest.mark.slow_after_first
 def test_an_emptied_store_is_noticed_and_used_again(
     session: actors.Session, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,6 +116,7 @@ def test_an_emptied_store_is_noticed_and_used_again(
     assert "the store has lost something: it has forgotten this program" in caplog.text
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("key", ["writer", "replies"])
 def test_a_lost_writer_is_noticed_by_who_merely_waits(session: actors.Session, server: Server, key: str) -> None:
     """Issue 15.31: without its reply stream a program that sends nothing was never told."""
@@ -129,6 +131,7 @@ def test_a_lost_writer_is_noticed_by_who_merely_waits(session: actors.Session, s
     works()
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("name", ["ids", "timers", "head", "lease", "journal", "events", "done", "held"])
 def test_a_key_of_a_shard_that_somebody_deletes_holds_nobody(
     session: actors.Session, server: Server, name: str, caplog: pytest.LogCaptureFixture
@@ -167,6 +170,7 @@ def test_timers_that_somebody_deletes_are_set_again(
     assert "its timers are gone, and are set again" in caplog.text
 
 
+@pytest.mark.slow_after_first
 def test_a_deleted_inbox_is_said_and_who_waits_is_told(
     session: actors.Session, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +233,7 @@ def newest(directory: Path) -> Path:
     return max(directory.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime)
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("cut", ["submit", "commit"])
 def test_a_file_that_was_cut_costs_what_was_in_it_and_no_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, cut: str

@@ -29,6 +29,7 @@ COUNT = 200
 FOUND_WITHIN = 400
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("first", range(0, COUNT, COUNT // 4))
 def test_programs_do_what_the_model_says(first: int) -> None:
     for seed in range(first, first + COUNT // 4):
@@ -128,6 +129,7 @@ def test_an_end_of_a_pest_that_is_none_of_its_ends_is_seen(monkeypatch: pytest.M
     assert all(" came to " in what for what in found)
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize(
     "plant",
     [former_values_are_forgotten, events_do_not_wait_for_outcomes, signals_are_not_recorded],

@@ -194,6 +194,7 @@ def test_a_link_that_leads_nowhere_is_seen() -> None:
     assert not leads("README.md", "nowhere.md", "")
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_a_program_prints_what_the_page_says(number: int, tmp_path: Path) -> None:
     program, output = PROGRAMS[number]

@@ -97,6 +97,7 @@ def test_whatever_the_server_says_programs_and_hosts_wait_and_go_on(
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize(
     "command", ["EVALSHA", "XREAD", "SCRIPT", "HGETALL", "HMGET", "CLIENT", "CONFIG", "ROLE", "MULTI"]
 )
@@ -109,6 +110,7 @@ def test_one_command_that_is_refused_is_waited_for(session: actors.Session, rela
     assert ref.result(SOON) == 1
 
 
+@pytest.mark.slow
 def test_a_program_that_connects_waits_for_a_server_that_is_not_ready(relay: Refusing) -> None:
     """Issue 15.11: `init` gave up at the first `-LOADING`."""
     relay.refuse("LOADING Redis is loading the dataset in memory", "*", times=20)
@@ -138,6 +140,7 @@ def test_what_the_store_refuses_for_good_fails_alone(
     assert "a defect" not in caplog.text
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("key", ["writer", "replies"])
 def test_a_writer_that_is_none_any_more_is_replaced(
     session: actors.Session, valkey_url: str, key: str, caplog: pytest.LogCaptureFixture
@@ -175,6 +178,7 @@ def test_an_unknown_id_is_said_at_once(session: actors.Session) -> None:
         assert clock.boot_seconds() - began < 2.0  # 0.1 s; a machine under load
 
 
+@pytest.mark.slow
 def test_an_invocation_that_came_from_another_program_may_be_on_its_way(session: actors.Session) -> None:
     """Issue 15.25: what came as a pickle may be here before its start is."""
     sent = actors.attach(f"{new_id()}-3")

@@ -105,6 +105,7 @@ print(fingerprint(None, ({"x", "y", "z", "w"}, frozenset(map(str, range(50)))), 
 """
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_every_process() -> None:
     ran = [
         subprocess.run(

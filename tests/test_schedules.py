@@ -291,6 +291,7 @@ def test_of_too_many_missed_ticks_the_oldest_are_skipped_and_a_warning_says_so(
     assert "missed more than 3 ticks, the oldest are skipped" in caplog.text
 
 
+@pytest.mark.slow_after_first
 def test_a_week_of_ticks(mode: Policy | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock leaps from just before each tick to the next; each leap is a host that was cut off."""
     monkeypatch.setattr(test_semantics, "IN_TIME", 1_000_000.0)

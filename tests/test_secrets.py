@@ -136,6 +136,7 @@ class Unsaid(VirtualObject):
         return 1
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("url", ["redis://:{mark}@127.0.0.1:{port}/0", "redis://127.0.0.1:{port}/0?password={mark}"])
 def test_a_program_in_use_shows_no_secret(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]

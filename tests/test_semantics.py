@@ -2350,6 +2350,7 @@ class Weather:
         self._away.discard(name)
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("first_seed", range(0, WEATHERS, 10))
 def test_hosts_that_sleep_leave_and_die_at_any_moment_change_nothing(mode: Policy | None, first_seed: int) -> None:
     """Promises 1 to 7, on a network that takes its time."""
@@ -2361,6 +2362,7 @@ def test_hosts_that_sleep_leave_and_die_at_any_moment_change_nothing(mode: Polic
             raise
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_what_no_crash_changes_hosts_that_come_and_go_do_not_change_either(mode: Policy | None, name: str) -> None:
     """Promises 1 to 7, on the scenarios of the crashes."""

@@ -137,6 +137,7 @@ def test_a_killed_last_program_stops_the_server(directory: Path, start: Callable
     until(lambda: stopped(directory))
 
 
+@pytest.mark.slow
 def test_eight_programs_at_once_get_one_server(start: Callable[..., Program]) -> None:
     programs = [start() for _ in range(8)]
     assert len({(program.opened().url, program.server) for program in programs}) == 1
@@ -173,6 +174,7 @@ def test_a_killed_server_comes_back_at_its_address_while_it_is_used(directory: P
         assert ask(server.url, "GET k") == [b"v"]
 
 
+@pytest.mark.slow
 def test_guard_and_server_that_are_killed_together_come_back(directory: Path, start: Callable[..., Program]) -> None:
     """Issue 15.12, 16.6: nothing started them again until somebody called `init`; of four programs one starts them."""
     programs = [start().opened() for _ in range(4)]
@@ -244,6 +246,7 @@ def test_who_joins_waits_while_a_guard_stops_the_server(directory: Path, start: 
     assert ask(program.opened().url, "PING") == [b"+PONG"]
 
 
+@pytest.mark.slow
 def test_a_kept_server_stays_until_somebody_stops_it(directory: Path, start: Callable[..., Program]) -> None:
     first, kept = start().opened(), start(keep=True).opened()
     kept.end()

@@ -134,11 +134,11 @@ async def test_a_new_writer_may_ask_for_its_number_before_it_has_written(store: 
 
 
 async def test_a_silent_writer_is_forgotten_and_a_repeated_number_keeps_it(engine: Engine) -> None:
-    store = await engine.open(session=timedelta(milliseconds=300))
+    store = await engine.open(session=timedelta(milliseconds=1_500))
     driver, silent = await Driver.open(store), await Driver.open(store)
 
     for _ in range(3):
-        await engine.elapse(store, 150)
+        await engine.elapse(store, 600)
         assert await store.submit(driver.writer, 0, [], "") is Settled.APPLIED
 
     assert await silent.send(A) is Settled.REFUSED
@@ -1597,6 +1597,7 @@ async def test_twenty_thousand_fields_in_one_write(store: Store) -> None:
     assert await store.load([(Shard(0), ODD)]) == [Loaded({}, "")]
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("end", [Finish(b"V", b"s"), Sleep(holds=True)])
 async def test_twenty_thousand_records_of_one_invocation(store: Store, end: Finish | Sleep) -> None:
     driver, owner = await Driver.open(store), await Owner.acquire(store)

@@ -242,6 +242,7 @@ async def test_a_store_without_memory_refuses_drivers_whole_and_lets_hosts_make_
     assert await driver.told() == [(A, b"Vdone")]
 
 
+@pytest.mark.slow
 async def test_a_slow_link_is_waited_for_while_something_passes(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

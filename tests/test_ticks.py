@@ -67,6 +67,7 @@ def test_a_doubled_tick_is_once_at_the_first_of_both() -> None:
     assert following(Timing("*/30 * * * *", BERLIN), "2026-10-25T01:10", 1) == ["2026-10-25T03:00+01:00"]
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("cron", ["15,45 * * * *", "30 2 * * *", "@daily"])
 @pytest.mark.parametrize(
     ("zone", "year"),

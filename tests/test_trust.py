@@ -76,6 +76,7 @@ WEAK = [
 ]
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize(("harm", "mend", "why"), WEAK, ids=[" ".join(harm) for harm, _, _ in WEAK])
 def test_a_store_that_becomes_weak_is_given_no_new_work_until_it_is_well(
     session: actors.Session,
@@ -101,6 +102,7 @@ def test_a_store_that_becomes_weak_is_given_no_new_work_until_it_is_well(
     assert len(said) == len(set(said)), said
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_with_weaker_settings_is_given_no_work(tmp_path: Path) -> None:
     """Issue 15.32: a restart without the settings went unnoticed."""
     server = Server(valkey_binary(), tmp_path)
@@ -121,6 +123,7 @@ def test_a_server_that_comes_back_with_weaker_settings_is_given_no_work(tmp_path
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_primary_that_has_a_replica_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Issue 16.5, promise 10: it may fail over to one that lacks the last writes."""
     (tmp_path / "primary").mkdir()
