@@ -30,7 +30,7 @@ from actors.code.code import (
 )
 from actors.code.code_hash import CodeHash
 from actors.objects.objects import object_handle
-from actors.objects.scheduler import Clockwork
+from actors.objects.scheduler import ScheduleObject
 from actors.values import values
 from actors.values.values import Scope, name_of
 from journal.memory.store import MemoryStore
@@ -487,10 +487,10 @@ async def test_a_class_of_ours_is_the_installed_one_whatever_code_comes_along(br
     book = CodeBook(store, live=False)
 
     assert book.find("perdure.Schedule", digest) is None
-    assert (await book.fetch("perdure.Schedule", digest)).cls is Clockwork
+    assert (await book.fetch("perdure.Schedule", digest)).cls is ScheduleObject
     found = book.find("perdure.Schedule", digest)
     assert found is not None
-    assert found.cls is Clockwork
+    assert found.cls is ScheduleObject
 
 
 def test_a_live_host_runs_the_latest_class_of_a_name_and_none_that_is_gone() -> None:

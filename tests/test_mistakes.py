@@ -590,7 +590,7 @@ LIMIT = "the limit payload_max is 8,000,000: keep large data elsewhere"
         (Kiosk.give, "Kiosk.give returned what cannot be sent: ", "the result takes 8,000,0"),
         (
             Kiosk.give_from_a_step,
-            "the step 'charge' returned what cannot be recorded: ",
+            "the step 'charge' returned a value that cannot be recorded: ",
             "the result of the step 'charge' takes 8,000,0",
         ),
         (Basket["b"].keep, "state 'note': ", "state 'note' takes 8,000,0"),

@@ -517,7 +517,7 @@ async def _answer(self: object, ctx: Context) -> int:
         (with_state_in_a_service, "Wrong.n: a service has no state"),
         (with_no_run, "Wrong is a Workflow: it needs `@handler async def run"),
         (with_no_run_at_all, "Runless is a Workflow: it needs `@handler async def run"),
-        (with_a_shared_run, "Wrong.run is what the workflow does"),
+        (with_a_shared_run, "Wrong.run is the workflow itself"),
         (with_a_second_exclusive_handler, "Wrong.approve: run is the only @handler of a Workflow"),
         (with_a_mixins_exclusive_handler, "run is the only @handler of a Workflow; make this one @shared"),
         (with_a_generator, "pages yields"),

@@ -376,7 +376,7 @@ def test_names_of_ours_are_no_names_of_users() -> None:
 
     with pytest.raises(UsageError, match="are of Perdure itself"):
         actors.object("perdure.Schedule", "x")
-    assert find_type("perdure.Schedule") is scheduler.Clockwork
+    assert find_type("perdure.Schedule") is scheduler.ScheduleObject
 
 
 class Refuses(VirtualObject):

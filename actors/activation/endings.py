@@ -25,7 +25,7 @@ def used_up(run: OpenInvocation, error: BaseException) -> TerminalError:
     return outcomes.used_up(error, f"{run.message.target}.{run.message.handler}", run.attempt)
 
 
-def last_word(
+def final_failure(
     run: OpenInvocation, error: BaseException, recorded: str, now_ms: int
 ) -> tuple[str, TerminalError] | None:
     """Return the entry and the error of an attempt that no other attempt follows; None if another follows.

@@ -20,7 +20,7 @@ SAY_EVERY: Final = 60.0
 """Seconds between two lines of one kind."""
 KINDS_MAX: Final = 1_000
 """Kinds of failures that are told apart; beyond it the kind that was logged longest ago is forgotten."""
-UNHEARD_AFTER: Final = 6
+LOG_ANYWAY_AFTER: Final = 6
 """From this many failures on a failure is logged although a driver waits: that program may have ended long ago."""
 
 _DRIVER: Final = teller_of_driver("")
@@ -36,7 +36,7 @@ class Failures:
 
     def note(self, run: OpenInvocation, error: BaseException, failed: int, text: str, what: str = "") -> None:
         """Log a failed attempt, the `failed`-th in a row, unless a caller waits or the kind was logged a moment ago."""
-        if run.message.caller.startswith(_DRIVER) and failed < UNHEARD_AFTER:
+        if run.message.caller.startswith(_DRIVER) and failed < LOG_ANYWAY_AFTER:
             return
         kind, now = (run.type_name, run.message.handler, what, name_of(type(error))), self._now()
         said_at, unsaid = self._said.pop(kind, (now - SAY_EVERY, 0))

@@ -124,7 +124,9 @@ def rejections(activation: Activation) -> list[Leaving]:
     told: list[Leaving] = []
     for field in activation.fields or ():
         if field.startswith(WAIT):
-            why = f"the promise {_promise_of(field)!r} never came: what {activation.target} kept is over"
+            why = (
+                f"the promise {_promise_of(field)!r} was never completed: the state of {activation.target} has expired"
+            )
             invocation, _, mark = _waiter_of(field).rpartition(":")
             outcome = outcomes.encoded_error(TerminalError(why, 410))
             told.append(Bring(activation.shard, invocation, EventKind.PROMISE, int(mark), outcome))

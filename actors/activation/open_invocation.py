@@ -44,7 +44,7 @@ class OpenInvocation:
         "exclusive",
         "execution",
         "handler",
-        "heard",
+        "deliveries",
         "holder",
         "id",
         "idle",
@@ -102,7 +102,7 @@ class OpenInvocation:
         """Fields whose former value is recorded."""
         self.reads: set[str] = set()
         """Fields whose value, as a shared handler read it before its first wait, is recorded."""
-        self.reader, self.heard = False, 0
+        self.reader, self.deliveries = False, 0
         """Whether it is a shared handler of an object, and the number of events and step outcomes delivered to it."""
         self.timers: dict[str, str] = {}
         """Durable timers to clear at the end, by the mark of their entry or by `staging.BACK_OFF`."""

@@ -411,8 +411,8 @@ def changes_of(run: OpenInvocation, activation: Activation, field_max: int) -> d
         written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
         if written > WRITTEN_MAX:
             raise UsageError(
-                f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, with those that they "
-                f"take the place of, before it waits, the limit written_max is {WRITTEN_MAX:,}: let it wait for "
+                f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, former values "
+                f"included, before it waits, the limit written_max is {WRITTEN_MAX:,}: let it wait for "
                 "something, a step or a sleep, after each few of the large fields"
             )
     return changed

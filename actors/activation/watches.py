@@ -45,7 +45,7 @@ def posted_of(
     run: OpenInvocation, execution: Execution, activation: Activation, changes: Changes, posted: Posted | None
 ) -> Posted | None:
     """Return the posted part of a commit, with the events for watchers and the new watches."""
-    others = [posted, told(activation, changes) if changes else None]
+    others = [posted, change_events(activation, changes) if changes else None]
     if execution.watching:
         others.append(_added(run, activation, execution.watching, execution.restarts))
         execution.watching = {}
@@ -71,7 +71,7 @@ def _added(run: OpenInvocation, activation: Activation, watching: dict[int, Seen
     return posted
 
 
-def told(activation: Activation, changes: Iterable[str]) -> Posted | None:
+def change_events(activation: Activation, changes: Iterable[str]) -> Posted | None:
     """Return the events for the watchers of these changes, None if there are none."""
     if activation.watches is None:
         fields = activation.fields or {}
@@ -86,7 +86,7 @@ def told(activation: Activation, changes: Iterable[str]) -> Posted | None:
     return posted if posted.events else None
 
 
-def farewells(activation: Activation, field: str) -> list[Leaving]:
+def expiry_events(activation: Activation, field: str) -> list[Leaving]:
     """Return the events that tell watchers of the expiry of this field, or of all state."""
     found: list[Leaving] = []
     for name, value in (activation.fields or {}).items():
@@ -95,13 +95,13 @@ def farewells(activation: Activation, field: str) -> list[Leaving]:
     return found
 
 
-def ended(
+def end_watches(
     run: OpenInvocation, activation: Activation, changes: dict[str, bytes | None], brings: Sequence[Bring]
 ) -> tuple[dict[str, bytes | None], Sequence[Bring]]:
     """Return the changes and messages of an invocation's end, with the events for watchers and its own watches."""
     if activation.watches == {}:
         return changes, brings
-    if changes and (found := told(activation, changes)) is not None:
+    if changes and (found := change_events(activation, changes)) is not None:
         changes, brings, activation.watches = changes | found.fields, [*brings, *found.events], None
     mine = f"{WATCH}{run.id}:"
     is_shared = run.staged and not run.exclusive
@@ -110,7 +110,7 @@ def ended(
     return changes, brings
 
 
-def hear(
+def refresh_view(
     run: OpenInvocation,
     activation: Activation,
     seen: dict[str, bytes | None] | None = None,
@@ -121,16 +121,16 @@ def hear(
     assert run.execution is not None
     view = run.execution.view
     assert view is not None
-    if not run.heard:
+    if not run.deliveries:
         view.note_recorded(run.reads)
     if seen is not None:
-        view.show(seen, run.heard + 1)
+        view.show(seen, run.deliveries + 1)
     elif not is_recorded:
         assert activation.fields is not None
         if activation.fields is not view.is_shown:
-            view.refresh(activation.fields, run.heard + 1)
+            view.refresh(activation.fields, run.deliveries + 1)
             run.leave_after = max(run.leave_after, activation.staged)
-    run.heard += 1
+    run.deliveries += 1
 
 
 def _names(value: bytes) -> set[str]:

@@ -108,7 +108,7 @@ class Calls:
         around = self._surroundings
         address = address_of(request.type_name, request.key)
         arguments = arguments_of(request, address, around.payload_max)
-        self.leaves(arguments)
+        self.count_sent(arguments)
         name = f"{'send' if request.one_way else 'call'} {address}.{request.handler}"
         is_run = request.handler == RUN and happens_once(request)
         if is_run or request.options.idempotency_key is not None:
@@ -134,7 +134,7 @@ class Calls:
             self.messages.append(outgoing_of(request, id_, caller, message, fingerprint_of(request)))
         return Invocation(id_, source, call if is_named else None)
 
-    def leaves(self, data: bytes) -> None:
+    def count_sent(self, data: bytes) -> None:
         """Count the bytes of a message that leaves before the handler waits again; a replay counts alike.
 
         Raises:
@@ -201,7 +201,7 @@ class Calls:
         self._limited[made] = call, timeout_s
         call.limit = timers.call_later(timeout_s, f"{TIMEOUT} {made - 1}", _over)
 
-    def too_late(self, entry: int) -> list[Bring]:
+    def time_out(self, entry: int) -> list[Bring]:
         """Take a due timer: if it is a call's time-out, fail the call, and return the events that cancel the callee."""
         call, timeout_s = self._limited.pop(entry, (None, 0.0))
         if call is None or call.outcome is not None:

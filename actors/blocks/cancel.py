@@ -103,7 +103,7 @@ class Unheeded:
         self._is_said, self._loop.watch = True, None
         self._say(
             f"it was cancelled, has caught that, and {what}. `except Exception` and gather(return_exceptions=True) "
-            "catch `Cancelled` too: to end with it, write `except Cancelled: raise` before; ref.kill() asks nobody"
+            "catch `Cancelled` too: to end with it, write `except Cancelled: raise` before; ref.kill() needs no handler"
         )
 
 

@@ -17,7 +17,7 @@ ENTRIES_MAX: Final = 100_000
 """Most entries of one invocation; compensations may make as many again."""
 JOURNAL_BYTES_MAX: Final = 64_000_000
 """Most bytes of entries and deliveries of one invocation; compensations may take as many again."""
-ASK_AGAIN: Final = "end this invocation before it is so long: let it .send() one of its own kind what is left to do"
+ASK_AGAIN: Final = "end this invocation before its limit: let it .send() the rest of its work to a new invocation"
 
 
 class Entries:

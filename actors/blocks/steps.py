@@ -258,7 +258,9 @@ class StepRunner:
         try:
             data = outcomes.encoded_value(value)
         except UsageError as error:
-            raise UsageError(f"the step {step.name!r} returned what cannot be recorded: {said(error)}") from error
+            raise UsageError(
+                f"the step {step.name!r} returned a value that cannot be recorded: {said(error)}"
+            ) from error
         return bounded(data, f"result of the step {step.name!r}", self._payload_max)
 
 

@@ -66,7 +66,7 @@ class Execution:
     """Recorded events are being delivered: the handler repeats an earlier attempt."""
     has_given_up = False
     """It failed as the last attempt and compensates: its uncommitted changes are discarded."""
-    last_word: Callable[["Execution", BaseException, str], tuple[str, TerminalError] | None]
+    final_failure: Callable[["Execution", BaseException, str], tuple[str, TerminalError] | None]
     """Returns the entry and the error that end the invocation, or None if another attempt follows.
 
     Its last argument is the entry that the journal holds at this place.
@@ -167,7 +167,7 @@ class Execution:
             # Where the store's clock was set back, ids of events stand still until it has caught up: timers go on.
             self._set_time(max(event.time_ms, int(handle.when() * 1000)))
             self.loop.fire(handle)
-            self._pass_on(self.calls.too_late(event.index))
+            self._pass_on(self.calls.time_out(event.index))
         else:
             expected = self.calls.expects(event.index)
             if expected is None:
@@ -312,7 +312,7 @@ class Execution:
             return False
         self._entries.unbind()
         if outcomes.terminal(error) is None:
-            found = self.last_word(self, error, self._entries.next_recorded())
+            found = self.final_failure(self, error, self._entries.next_recorded())
             if found is None:
                 return False
             entry, error = found
@@ -329,9 +329,9 @@ class Execution:
         self._drain()
         return True
 
-    def _has_last_word(self, error: BaseException) -> bool:
+    def _is_final(self, error: BaseException) -> bool:
         """Whether no attempt follows after this failure of a compensation; an entry notes it for replays."""
-        found = self.last_word(self, error, self._entries.next_recorded())
+        found = self.final_failure(self, error, self._entries.next_recorded())
         if found is not None:
             self._entries.make(found[0])
         return found is not None
@@ -452,7 +452,7 @@ class Execution:
         """Its compensations."""
         if self._sagas is None:
             self._sagas = Sagas(
-                self._message, self.steps.run, lambda: self.is_replaying, self.calls.is_sent, self._has_last_word
+                self._message, self.steps.run, lambda: self.is_replaying, self.calls.is_sent, self._is_final
             )
         return self._sagas
 
@@ -538,7 +538,7 @@ class Execution:
         """Make the entry of an event for another invocation; it leaves with the next commit."""
         if in_step.get() is not None:
             raise not_in_a_step()
-        self.calls.leaves(event.data)
+        self.calls.count_sent(event.data)
         bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
         self._tell(event, entry)
         return Invocation(entry, self).accepted()

@@ -190,7 +190,7 @@ class StateView:
             data = self._encoded(name, value)
             if data == before:
                 continue
-            is_same = type(before) is bytes and data == self._as_of_today(name, before)
+            is_same = type(before) is bytes and data == self._reencoded(name, before)
             if is_same and not self._is_to_be_sealed(data, before):
                 continue
             if data != self._base.get(name):
@@ -213,7 +213,7 @@ class StateView:
         annotation = MISSING if field is None else field.annotation
         return decode(data, annotation, self._scope, ("state", self._target, name))
 
-    def _as_of_today(self, name: str, data: bytes) -> bytes:
+    def _reencoded(self, name: str, data: bytes) -> bytes:
         """Return the found value as it is encoded here and now: a set may have another order, a class a new field."""
         if data[:1] == b"J":
             return data

@@ -28,7 +28,7 @@ DRAIN_MAX: Final = 30.0
 
 
 @dataclass(slots=True)
-class _Going:
+class _MovingShard:
     """A shard that the placement gives to another host."""
 
     owned: OwnedShard
@@ -43,30 +43,30 @@ class HandOver:
 
     def __init__(self, now: Callable[[], float], now_ms: Callable[[], int]) -> None:
         self._now, self._now_ms = now, now_ms
-        self._going: dict[Shard, _Going] = {}
+        self._moving: dict[Shard, _MovingShard] = {}
 
     def ready(self, extra: Iterable[OwnedShard]) -> list[OwnedShard]:
         """Return the shards of `extra` that may be released; a shard that is no longer in `extra` stays here."""
-        going = {owned.shard: self._known(owned) for owned in extra}
-        for shard, each in self._going.items():
-            if going.get(shard) is not each and not each.owned.is_lost:
+        moving = {owned.shard: self._known(owned) for owned in extra}
+        for shard, each in self._moving.items():
+            if moving.get(shard) is not each and not each.owned.is_lost:
                 each.owned.hold(False)
-        self._going = going
-        for each in going.values():
+        self._moving = moving
+        for each in moving.values():
             if not each.owned.is_draining:
                 self._approach(each)
-        return [each.owned for each in going.values() if self._is_ready(each)]
+        return [each.owned for each in moving.values() if self._is_ready(each)]
 
     @property
-    def is_near(self) -> bool:
+    def is_under_way(self) -> bool:
         """Whether `ready` should be called again at once."""
-        return any(each.since for each in self._going.values())
+        return any(each.since for each in self._moving.values())
 
-    def _known(self, owned: OwnedShard) -> _Going:
-        known = self._going.get(owned.shard)
-        return known if known is not None and known.owned is owned else _Going(owned)
+    def _known(self, owned: OwnedShard) -> _MovingShard:
+        known = self._moving.get(owned.shard)
+        return known if known is not None and known.owned is owned else _MovingShard(owned)
 
-    def _approach(self, each: _Going) -> None:
+    def _approach(self, each: _MovingShard) -> None:
         now = self._now()
         if not each.owned.is_acting:
             each.owned.drain()
@@ -82,5 +82,5 @@ class HandOver:
             each.owned.hold(True)
             each.since = now
 
-    def _is_ready(self, each: _Going) -> bool:
+    def _is_ready(self, each: _MovingShard) -> bool:
         return each.owned.is_draining and (each.owned.is_drained or self._now() - each.since >= DRAIN_MAX)

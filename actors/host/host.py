@@ -436,7 +436,7 @@ class Host:
         if not shard.is_lost:
             ask = partial(self._store.mend, shard.shard, shard.epoch, self.incarnation)
             lost = await self._patience.until_answered(ask)
-            self._ownership.went_back(shard, ", ".join(lost[:NAMED_MAX]) or "what had been lost already")
+            self._ownership.went_back(shard, ", ".join(lost[:NAMED_MAX]) or "invocations that are known to be lost")
 
     # Time
 

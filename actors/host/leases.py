@@ -101,7 +101,7 @@ class Leases:
                 self._until[shard] = asked_at + self._ttl
                 number = known[shard][0] if shard in known else 0
                 if numbers[shard] == WENT_BACK:
-                    self._behind[shard] = "something of it that was there"
+                    self._behind[shard] = "some of its data"
                 elif numbers[shard] < number:
                     self._behind[shard] = f"its last {number - numbers[shard]} commits"
 

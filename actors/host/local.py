@@ -78,7 +78,7 @@ class Neighbours:
                 look = await patience.until_answered(lambda: self._store.membership(SHARDS), DamagedError)
                 for incarnation, process in _processes(look):
                     if incarnation not in self._watches and process != self._me and has_ended(process) is not None:
-                        self._watches[incarnation] = asyncio.ensure_future(self._mourn(incarnation, process))
+                        self._watches[incarnation] = asyncio.ensure_future(self._bury_when_ended(incarnation, process))
                 for incarnation in self._watches.keys() - look.hosts.keys():
                     self._watches.pop(incarnation).cancel()
                 await asyncio.sleep(LOOK_EVERY)
@@ -87,7 +87,7 @@ class Neighbours:
                 task.cancel()
             await self._store.aclose()
 
-    async def _mourn(self, incarnation: str, process: str) -> None:
+    async def _bury_when_ended(self, incarnation: str, process: str) -> None:
         await until_ended(process)
         freed = await Patience("neighbours").until_answered(lambda: self._store.bury(incarnation), DamagedError)
         if freed:

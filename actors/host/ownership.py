@@ -218,7 +218,7 @@ class Ownership:
 
     async def _mend(self, shard: Shard, granted: Granted) -> None:
         """Recover the remaining data of a shard that has lost data in the store, and end lost invocations."""
-        logger.error("shard %d: something of it is gone from the store; looking for what is there", shard)
+        logger.error("shard %d: the store has lost some of its data; recovering the rest", shard)
         if granted.is_untimed:
             logger.error(
                 "shard %d: its timers are gone, and are set again; only state that was to expire (ttl, or after a "
@@ -277,7 +277,7 @@ class Ownership:
         """Log the loss of the store, and step down, so that the rest is recovered."""
         if owned.is_lost:
             return
-        logger.error("shard %d: the store has lost %s; recovering what it has", owned.shard, lost)
+        logger.error("shard %d: the store has lost %s; recovering the rest", owned.shard, lost)
         self._losses += 1
         self.lose(owned, "the store went back")
 
@@ -299,7 +299,7 @@ class Ownership:
     async def _give_up(self, extra: list[OwnedShard]) -> None:
         """Hand over shards that belong to other hosts, each as soon as none of its steps runs."""
         await self._release(self._hand_over.ready(extra), leaving=False)
-        if self._hand_over.is_near:
+        if self._hand_over.is_under_way:
             self._again.set()
             await asyncio.sleep(0.01)
 
@@ -345,7 +345,7 @@ class Ownership:
             try:
                 await self._store.bury(self._leases.incarnation)
             except (UnavailableError, DamagedError) as error:
-                logger.warning("host %s: %s; another one takes it off the list", self._host, error)
+                logger.warning("host %s: %s; another host takes it off the list", self._host, error)
 
     def drop(self) -> None:
         """Forget all shards, as a crash would."""

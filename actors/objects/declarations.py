@@ -67,7 +67,7 @@ def check_run(cls: type, handlers: Mapping[str, Handler[Any, Any]]) -> None:
     if run is None:
         raise UsageError(f"{cls.__name__} is a Workflow: it needs `@handler async def run(self, ctx, ...)`")
     if not run.exclusive:
-        raise UsageError(f"{cls.__name__}.run is what the workflow does, once for each key: make it a @handler")
+        raise UsageError(f"{cls.__name__}.run is the workflow itself, once for each key: make it a @handler")
     for name, found in handlers.items():
         if found.reentrant:
             raise UsageError(

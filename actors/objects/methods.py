@@ -67,7 +67,7 @@ def _what(fn: Any) -> str:
     if isinstance(fn, type):
         return f"the class {fn.__name__}: {INSTEAD}"
     if callable(fn) and callable(inner := getattr(fn, "__wrapped__", None)):
-        return f"what a decorator has made of {getattr(inner, '__name__', inner)!s} ({type(fn).__name__}): {WRAPS}"
+        return f"the wrapper of {getattr(inner, '__name__', inner)!s} by a decorator ({type(fn).__name__}): {WRAPS}"
     if callable(fn):
         return f"{fn!r}, a {type(fn).__name__}: {INSTEAD}, which calls it"
     return f"{fn!r}: {INSTEAD}"

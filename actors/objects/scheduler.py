@@ -49,7 +49,7 @@ _FIELD: Final = "name "
 """The prefix of the registry's fields: a schedule's name may begin with a character that no field may begin with."""
 
 
-class Clockwork(VirtualObject, name=ONE):
+class ScheduleObject(VirtualObject, name=ONE):
     """A schedule."""
 
     spec: Spec | None = state(None)
@@ -69,7 +69,7 @@ class Clockwork(VirtualObject, name=ONE):
     @handler
     def declare(self, ctx: Context, spec: Spec, timing: Timing) -> None:
         """Take a declaration; with the same timing the ticks stay as they are."""
-        Directory[REGISTRY].note.send(ctx.key, True)
+        ScheduleRegistry[REGISTRY].note.send(ctx.key, True)
         self.spec = spec
         if timing == self.timing:
             return
@@ -107,7 +107,7 @@ class Clockwork(VirtualObject, name=ONE):
     @handler
     def delete(self, ctx: Context) -> None:
         """Forget everything."""
-        Directory[REGISTRY].note.send(ctx.key, False)
+        ScheduleRegistry[REGISTRY].note.send(ctx.key, False)
         self._stop()
         ctx.clear_all()
 
@@ -210,7 +210,7 @@ def _fired(due: list[int], timing: Timing, missed_before_ms: int) -> list[int]:
             return due[len(missed) :] or missed[-1:]
 
 
-class Directory(VirtualObject, name=ALL):
+class ScheduleRegistry(VirtualObject, name=ALL):
     """The names of all schedules, each as a field."""
 
     @handler
@@ -242,5 +242,5 @@ def schedules() -> list[Schedule]:
     if current.execution() is not None:
         raise UsageError("actors.schedules() is for programs: a handler names its schedules, Schedule(name)")
     client: Any = current.caller()
-    names: list[str] = client.result(Directory[REGISTRY].names.remote())
+    names: list[str] = client.result(ScheduleRegistry[REGISTRY].names.remote())
     return [Schedule(name) for name in names]

@@ -158,7 +158,7 @@ def state(
     if isinstance(default, type) or inspect.isfunction(default):
         name = getattr(default, "__name__", "...")
         made = "..." if name == "<lambda>" else name
-        raise UsageError(f"state({made}): the default is a value; what makes one is state(default_factory={made})")
+        raise UsageError(f"state({made}): the default is a value, not a function: use state(default_factory={made})")
     if type(default).__hash__ is None:
         raise UsageError(f"state({default!r}): every object would share one value; use state(default_factory=...)")
     return State[Any](default, default_factory, ttl_ms(ttl, "state()"))

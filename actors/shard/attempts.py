@@ -17,13 +17,13 @@ from datetime import timedelta
 from typing import Final
 
 from actors.activation.activation import Activation
-from actors.activation.endings import is_last, last_word, named, used_up
+from actors.activation.endings import final_failure, is_last, named, used_up
 from actors.activation.key_promises import KeyPromises, with_waits
 from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
 from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
-from actors.activation.watches import ended, hear, posted_of
+from actors.activation.watches import end_watches, posted_of, refresh_view
 from actors.blocks.calls import SENT_MAX
 from actors.blocks.cancel import after_failure, brought, ending_in
 from actors.blocks.restarts import at_its_entry
@@ -59,7 +59,7 @@ class Attempts:
         self._step_tasks = StepTasks(services, staging, self, leased)
         self.reentry = Reentry(services, staging, turns, self.begin)
         self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
-        self._word = self._last_word  # bound once: each execution gets it
+        self._final_failure = self._final_failure_of  # bound once: each execution gets it
         self.is_draining = False
         """Nothing new begins, and no invocation leaves memory."""
 
@@ -95,8 +95,8 @@ class Attempts:
             time_of(run.inbox_id),
         )
         run.execution, run.staged, run.replays = execution, len(recorded), len(recorded)
-        run.reader, run.heard = not run.exclusive and activation.key is not None, 0
-        execution.last_word = self._word
+        run.reader, run.deliveries = not run.exclusive and activation.key is not None, 0
+        execution.final_failure = self._final_failure
         if run.declared.is_workflow:
             execution.board = KeyPromises(run, activation, self._services.limits.payload_max, self._commit_now)
         if run.records:
@@ -116,7 +116,8 @@ class Attempts:
             if execution.has_ended:
                 break
             if run.reader:
-                hear(run, self._turns.activation_of(run), seen.get(run.heard + 1), is_recorded=run.heard < covered)
+                activation, is_recorded = self._turns.activation_of(run), run.deliveries < covered
+                refresh_view(run, activation, seen.get(run.deliveries + 1), is_recorded=is_recorded)
             if isinstance(item, Delivered) and item.kind is EventKind.STATE:
                 self.reentry.tell(execution, item)
             elif isinstance(item, Delivered):
@@ -231,10 +232,10 @@ class Attempts:
                     continue
             run.delivered.append(delivered)  # first: the handler's reaction may be committed at once
             if run.reader:
-                hear(run, self._turns.activation_of(run))
+                refresh_view(run, self._turns.activation_of(run))
             if not execution.deliver(delivered):
                 run.delivered.pop()
-                run.heard -= 1
+                run.deliveries -= 1
             if event.kind is EventKind.CANCEL and run.running:
                 self._step_tasks.stop(run, [index for index in run.running if not execution.steps.holds(index)])
         if not (run.settling or execution.has_ended):
@@ -299,7 +300,7 @@ class Attempts:
         for index, outcome in record.steps:
             if not execution.has_ended:
                 if run.reader:
-                    hear(run, self._turns.activation_of(run))
+                    refresh_view(run, self._turns.activation_of(run))
                 execution.deliver_outcome(index, outcome, time_ms)
         self.deliver(run)
 
@@ -443,7 +444,7 @@ class Attempts:
             self.reentry.pass_on(run, activation, changes)
         brings: Sequence[Bring] = messages or ()
         if changes or (run.staged and not run.exclusive):
-            changes, brings = ended(run, activation, changes, brings)
+            changes, brings = end_watches(run, activation, changes, brings)
         if run.message.chain or run.records or self.reentry.inner:
             brings = [*brings, *self.reentry.closing(run, activation)]
         number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
@@ -500,9 +501,11 @@ class Attempts:
         activation.staged = self._staging.paused(run, reason, text)
         self._end_attempt(run, activation, text, sleeps=True)
 
-    def _last_word(self, execution: Execution, error: BaseException, recorded: str) -> tuple[str, TerminalError] | None:
+    def _final_failure_of(
+        self, execution: Execution, error: BaseException, recorded: str
+    ) -> tuple[str, TerminalError] | None:
         run = self._turns.in_flight[execution.id]
-        return last_word(run, error, recorded, self._services.surroundings.now_ms())
+        return final_failure(run, error, recorded, self._services.surroundings.now_ms())
 
     def _end_attempt(self, run: OpenInvocation, activation: Activation, text: str, *, sleeps: bool) -> None:
         logger.info("attempt ended: %s", text)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from actors.activation.activation import Activation
 from actors.activation.key_promises import rejections
 from actors.activation.staging import Staging
-from actors.activation.watches import farewells
+from actors.activation.watches import expiry_events
 from journal.records import Event
 
 
@@ -61,7 +61,7 @@ class Expiries:
             number = 0
             for event in self._due.pop(target):
                 field = event.payload.decode("utf-8", "surrogatepass")
-                told = farewells(activation, field) + ([] if field else rejections(activation))
+                told = expiry_events(activation, field) + ([] if field else rejections(activation))
                 number = self._staging.expire(event, told)
             activation.loading = activation.stale = True
             self._clearing[target] = number, activation

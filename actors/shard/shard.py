@@ -22,7 +22,7 @@ from actors.activation.open_invocation import OpenInvocation
 from actors.activation.pauses import COMMANDS, answer, command_in
 from actors.activation.services import Services
 from actors.activation.staging import CommitBudget, Staging, Unwritten
-from actors.activation.watches import told
+from actors.activation.watches import change_events
 from actors.blocks.cancel import ENDING, ended_before, ending_in, killed, never_begun, while_paused
 from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX, dropped, is_early
 from journal.ids import Epoch, Shard
@@ -317,7 +317,7 @@ class OwnedShard:
         """After expired state was read again: tell the watchers that came meanwhile, and deliver the events held."""
         activation.stale, now = False, activation.fields or {}
         changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-        if (posted := told(activation, changed)) is not None:
+        if (posted := change_events(activation, changed)) is not None:
             self.staging.tell("", list(posted.events))
         for run in list(activation.sharing):
             if run.pending:
