@@ -32,7 +32,7 @@ from journal.errors import (
     UnavailableError,
     UsageError,
 )
-from journal.texts import told
+from journal.texts import error_text
 
 from .stored import pinned, public
 
@@ -122,7 +122,7 @@ class NondeterminismError(DurableError):
 
     def explain(self, raised: BaseException) -> None:
         """Add the error that the handler has raised, which is the likelier fault: it explains other commands."""
-        self.args = (f"{self.args[0]} It raised {told(raised, 1_000)}",)
+        self.args = (f"{self.args[0]} It raised {error_text(raised, 1_000)}",)
         self.__cause__ = raised
 
     def __reduce__(self) -> tuple[type[NondeterminismError], tuple[str, int, str, str]]:

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, cast
 
 from journal import errors
-from journal.texts import told
+from journal.texts import error_text
 
 CHAIN_MAX: Final = 16
 """Most errors that are shown of an error and its causes: the first and the last of them."""
@@ -85,7 +85,7 @@ def traced(error: BaseException, *, whole: bool = False) -> str:
     try:
         text = "".join(_ErrorTree(whole).of(error, 0).format()).rstrip()
     except BaseException:  # noqa: BLE001 # sources, names and notes are the user's: the error itself is shown all the same
-        text = told(error)
+        text = error_text(error)
     if len(text) <= TRACEBACK_MAX:
         return text
     half = TRACEBACK_MAX // 2
@@ -115,7 +115,7 @@ class _ErrorText(traceback.TracebackException):
         try:
             lines = list(super().format_exception_only(**options))
         except BaseException:  # noqa: BLE001  # of a class without a name, for one
-            lines = [f"{told(self._error)}\n"]
+            lines = [f"{error_text(self._error)}\n"]
         yield from lines
 
 
@@ -148,7 +148,7 @@ class _ErrorTree:
         try:
             said = _ErrorText(error)
         except BaseException:  # noqa: BLE001  # its notes are a property that raises, for one
-            said = _left_out(told(error))
+            said = _left_out(error_text(error))
         if not self._whole:
             kept = [frame for frame in said.stack if not frame.filename.startswith(_UNSAID)]
             said.stack = traceback.StackSummary.from_list(kept or list(said.stack))
@@ -163,7 +163,9 @@ class _ErrorTree:
                 found.append(_left_out(f"… {len(members) - number:,} more in this group are left out"))
                 break
             is_new = id(member) not in self._seen
-            found.append(self.of(member, depth + 1) if is_new else _left_out(f"{told(member, 1_000)} (said elsewhere)"))
+            found.append(
+                self.of(member, depth + 1) if is_new else _left_out(f"{error_text(member, 1_000)} (said elsewhere)")
+            )
         return found
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .errors import DecodeError
-from .texts import said, shown
+from .texts import repr_of, str_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -45,7 +45,7 @@ def rebuilt(text: bytes, annotation: Any) -> Any:
     if adapter is None:
         raise DecodeError(
             "a stored value was written by the annotation of its handler or field, and is read without it "
-            f"(annotation here: {shown(annotation)}). Read it where the class is defined."
+            f"(annotation here: {repr_of(annotation)}). Read it where the class is defined."
         )
     try:
         return adapter.validate_json(text)
@@ -54,8 +54,8 @@ def rebuilt(text: bytes, annotation: Any) -> Any:
             return _as_data(adapter, text)
         except Exception:  # noqa: BLE001 - the code below says why it cannot be read
             raise DecodeError(
-                f"a stored value does not fit its annotation {shown(annotation)}: {said(exc, 2_000)}. Has the class "
-                "changed since it was written? Give new fields a default, and keep old ones readable."
+                f"a stored value does not fit its annotation {repr_of(annotation)}: {str_of(exc, 2_000)}. Has the "
+                "class changed since it was written? Give new fields a default, and keep old ones readable."
             ) from exc
 
 

@@ -33,7 +33,7 @@ import orjson
 
 from .annotated import rebuilt
 from .errors import DecodeError, DurableError, UsageError
-from .texts import full_name, said, told
+from .texts import error_text, full_name, str_of
 
 
 class _Missing(Enum):
@@ -120,8 +120,8 @@ def decode(data: bytes, annotation: Any = MISSING, *, loads: Callable[[bytes], A
     except BaseException as exc:  # unpickling runs code of users, which may raise anything
         _let_through(exc)
         raise DecodeError(
-            f"a stored value cannot be read in this process: {told(exc, _TOLD_MAX)}. Are its module and class here, as "
-            "they were when it was written?"
+            f"a stored value cannot be read in this process: {error_text(exc, _TOLD_MAX)}. Are its module and class "
+            "here, as they were when it was written?"
         ) from exc
     if mark == b"T":
         return rebuilt(data[1:], None if _is_no_hint(annotation) else annotation)
@@ -167,7 +167,7 @@ def _pickle(value: Any, dumps: Callable[[Any], bytes]) -> bytes:
         _let_through(exc)
         kind = cast("type[object]", type(value))
         raise UsageError(
-            f"a value of type {'.'.join(full_name(kind))} cannot be stored: {said(exc, _TOLD_MAX)}. "
+            f"a value of type {'.'.join(full_name(kind))} cannot be stored: {str_of(exc, _TOLD_MAX)}. "
             "Arguments, results and state are plain data: make sockets, locks, files, generators and clients inside a "
             "step, and store what they give; or tell pickle how to rebuild the class (__reduce__)."
         ) from exc

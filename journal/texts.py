@@ -23,31 +23,31 @@ _qualname_in: Final[Callable[[type], Any]] = type.__dict__["__qualname__"].__get
 _module_in: Final[Callable[[type], Any]] = type.__dict__["__module__"].__get__
 
 
-def cut(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
     """Return a text; of a longer one the beginning, and its length."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
-def said(value: object, most: int = MESSAGE_MAX) -> str:
+def str_of(value: object, most: int = MESSAGE_MAX) -> str:
     """Return the `str` of an object."""
     return _asked(str, value, most)
 
 
-def shown(value: object, most: int = 1_000) -> str:
+def repr_of(value: object, most: int = 1_000) -> str:
     """Return the `repr` of an object."""
     return _asked(repr, value, most)
 
 
 def _asked(ask: Callable[[object], str], value: object, most: int) -> str:
     try:
-        return cut(str.__str__(ask(value)), most)  # plain: a subclass has methods of its own
+        return shortened(str.__str__(ask(value)), most)  # plain: a subclass has methods of its own
     except BaseException as error:  # noqa: BLE001 - code of the user, which may raise anything
         return f"<{class_name(type(value))}, whose {ask.__name__}() raised {class_name(type(error))}>"
 
 
-def told(error: BaseException, most: int = MESSAGE_MAX) -> str:
+def error_text(error: BaseException, most: int = MESSAGE_MAX) -> str:
     """Return an error's class and message, as the last line of a traceback does: `KeyError: 'nope'`."""
-    message = said(error, most)
+    message = str_of(error, most)
     return f"{class_name(type(error))}: {message}" if message else class_name(type(error))
 
 
@@ -63,6 +63,6 @@ def full_name(cls: type) -> tuple[str, str]:
 
 def _name(get: Callable[[type], Any], cls: type) -> str:
     try:
-        return cut(str.__str__(get(cls)), NAME_MAX)
+        return shortened(str.__str__(get(cls)), NAME_MAX)
     except Exception:  # noqa: BLE001 - a module that is no text
         return "?"

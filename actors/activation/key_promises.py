@@ -16,7 +16,7 @@ from actors.requests.run_ids import RUN, run_id
 from actors.values import outcomes
 from journal.records import EventKind
 from journal.store import Bring, Leaving
-from journal.texts import said
+from journal.texts import str_of
 
 from .activation import Activation
 from .open_invocation import OpenInvocation
@@ -63,7 +63,7 @@ class KeyPromises:
             self._changes = changes_of(self._run, self._activation, self._field_max)
             bound_state(self._activation.target, _fields(self._activation), self._changes | {PROMISE + name: outcome})
         except UsageError as error:
-            return outcomes.encoded_error(TerminalError(said(error), 400))
+            return outcomes.encoded_error(TerminalError(str_of(error), 400))
         return None
 
     def complete(self, name: str, outcome: bytes, /) -> None:

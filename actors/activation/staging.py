@@ -25,7 +25,7 @@ from actors.values.outcomes import ERROR_MAX, NOTICE_MAX
 from journal.ids import Epoch, Shard
 from journal.records import Delivered, Event, EventKind, Message, Record, Tries, order_of, timer_of, timer_of_object
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
-from journal.texts import cut, shown, told
+from journal.texts import error_text, repr_of, shortened
 
 from .activation import Activation
 from .open_invocation import FORGOTTEN_AFTER_MS, OpenInvocation, Renewal
@@ -167,7 +167,9 @@ class Staging:
 
     def failed(self, run: OpenInvocation, error: BaseException, delay_s: float, notice: str, *, sleeps: bool) -> int:
         """Stage the end of an attempt and the timer of the next; the rest of its uncommitted progress is dropped."""
-        record = Record(events=run.delivered, attempt=run.attempt, error=shown(error, ERROR_MAX), began_ms=run.began_ms)
+        record = Record(
+            events=run.delivered, attempt=run.attempt, error=repr_of(error, ERROR_MAX), began_ms=run.began_ms
+        )
         progress = _progress_of(run, {})
         member = self._member(run.id, BACK_OFF, record.timers)
         record.next_ms = self._now_ms() + int(delay_s * 1000)
@@ -198,7 +200,7 @@ class Staging:
         assert run.execution is not None
         record = _record_of(run, run.execution, {}, [])
         record.tries.append(tries)
-        record.error, record.next_ms = shown(error, ERROR_MAX), tries.next_ms
+        record.error, record.next_ms = repr_of(error, ERROR_MAX), tries.next_ms
         progress = _progress_of(run, {})
         self._take_commands(run, run.execution, progress, record)
         run.began_again = False
@@ -208,7 +210,7 @@ class Staging:
     def paused(self, run: OpenInvocation, reason: str, notice: str) -> int:
         """Stage an invocation that waits for an operator."""
         progress = _progress_of(run, {})
-        reason = cut(reason, REASON_MAX)
+        reason = shortened(reason, REASON_MAX)
         progress.end = Sleep(holds=run.holds, paused=reason)
         return self._end_attempt(run, progress, Record(events=run.delivered, error=reason), notice)
 
@@ -396,7 +398,7 @@ def changes_of(run: OpenInvocation, activation: Activation, field_max: int) -> d
     except UsageError:
         raise
     except BaseException as error:
-        raise UsageError(f"state cannot be compared with what is stored: {told(error)}") from error
+        raise UsageError(f"state cannot be compared with what is stored: {error_text(error)}") from error
     for name in run.olds:
         seen.setdefault(name, view.found(name))
     if not seen:
@@ -486,7 +488,7 @@ def _progress_of(run: OpenInvocation, changes: dict[str, bytes | None]) -> Progr
 
 
 def _noticed(notice: str) -> bytes:
-    return cut(notice, NOTICE_MAX).encode(errors="backslashreplace")
+    return shortened(notice, NOTICE_MAX).encode(errors="backslashreplace")
 
 
 def _size(progress: Progress) -> int:

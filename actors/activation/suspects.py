@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from actors.tracebacks import frames_of, traced
 from journal.ids import Shard
 from journal.records import Event, Message
-from journal.texts import told
+from journal.texts import error_text
 
 from .open_invocation import OpenInvocation
 
@@ -64,7 +64,7 @@ class Suspects:
             f", at {invocation}" if invocation else "",
             traced(error, whole=True),
         )
-        said = told(error, 500)
+        said = error_text(error, 500)
         self._keep(shard, invocation, said, at_ms)
         if not invocation:
             return False
@@ -77,7 +77,7 @@ class Suspects:
 
     def cannot_read(self, shard: Shard, invocation: str, error: Exception, at_ms: int) -> None:
         """Set an invocation aside whose journal or message cannot be read."""
-        why = f"what the store holds of it cannot be read: {told(error, 500)}"
+        why = f"what the store holds of it cannot be read: {error_text(error, 500)}"
         logger.error("shard %d: %s: %s", shard, invocation, why)
         self._keep(shard, invocation, why, at_ms)
         self.set_aside[invocation] = f"{why}. It is left as it is: resume it with a version that can, or end it"

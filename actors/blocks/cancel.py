@@ -40,7 +40,7 @@ from actors.tracebacks import caused
 from journal.ids import shard_in
 from journal.records import Event, EventKind, time_of
 from journal.store import Bring
-from journal.texts import shown
+from journal.texts import repr_of
 
 from .steps import Steps
 from .timers import Timers
@@ -148,6 +148,6 @@ def after_failure(error: BaseException, kind: EventKind) -> Cancelled:
     """Return the outcome of an invocation whose attempt failed before the cancel was delivered."""
     if kind is EventKind.KILL:
         return killed()
-    found = Cancelled(f"cancelled after a failed attempt, with no further one: {shown(error)}")
+    found = Cancelled(f"cancelled after a failed attempt, with no further one: {repr_of(error)}")
     caused(found, error)
     return found

@@ -29,7 +29,7 @@ from actors.requests.message import bounded
 from actors.values import outcomes
 from actors.values.values import Scope
 from journal.records import Tries
-from journal.texts import full_name, said
+from journal.texts import full_name, str_of
 
 from .step_threads import Holder, Threads
 
@@ -259,7 +259,7 @@ class StepRunner:
             data = outcomes.encoded_value(value)
         except UsageError as error:
             raise UsageError(
-                f"the step {step.name!r} returned a value that cannot be recorded: {said(error)}"
+                f"the step {step.name!r} returned a value that cannot be recorded: {str_of(error)}"
             ) from error
         return bounded(data, f"result of the step {step.name!r}", self._payload_max)
 

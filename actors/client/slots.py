@@ -19,7 +19,7 @@ from journal.clock import boot_seconds
 from journal.codec import MISSING
 from journal.records import EventKind, ReplyKind
 from journal.store import Attach, Bring, Outgoing
-from journal.texts import cut
+from journal.texts import shortened
 
 logger = logging.getLogger("actors")
 
@@ -163,7 +163,7 @@ class Slot:
         """The error of the last failed attempt, as far as it is known; else empty."""
         lines = [line.strip(" |+-") for line in self.last.splitlines()]
         said = [line for line in lines[1:] if line]
-        return cut(f"{lines[0]}: {said[-1]}" if said else lines[0], FAILURE_MAX) if lines else ""
+        return shortened(f"{lines[0]}: {said[-1]}" if said else lines[0], FAILURE_MAX) if lines else ""
 
     def check_accepted(self) -> None:
         """Raise the error of a request that has not reached the store, as far as it is known."""

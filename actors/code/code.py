@@ -32,7 +32,7 @@ from actors.values import seal
 from actors.values.values import Name, Scope, adopt, living, name_of, scope_of
 from journal.clock import boot_seconds
 from journal.store import Store
-from journal.texts import told
+from journal.texts import error_text
 
 from .bundles import PYTHON, Bundle, bundle_of, digest_of, is_type, living_bundle_of
 from .code_hash import Globals
@@ -294,7 +294,7 @@ def _loaded(digest: str, data: bytes) -> dict[str, Declaration]:
         return _made(digest, header, body)
     except BaseException as error:  # the user's code may raise anything
         types = ", ".join(header["types"])
-        raise UnusableCodeError(f"the code of {types} cannot be loaded: {told(error)}") from error
+        raise UnusableCodeError(f"the code of {types} cannot be loaded: {error_text(error)}") from error
 
 
 def _made(digest: str, header: Any, body: bytes) -> dict[str, Declaration]:

@@ -22,7 +22,7 @@ from actors.values.values import LIVE, Scope, decode, encode
 from journal.codec import MISSING
 from journal.keys import OWN
 from journal.records import pack, unpack
-from journal.texts import said
+from journal.texts import str_of
 
 NAMES: Final = f"{OWN}names"
 """A read of this name records that the invocation listed the fields: they are the ones read together with it."""
@@ -207,7 +207,7 @@ class StateView:
         try:
             return encode(value, ("state", self._target, name))
         except UsageError as error:
-            raise UsageError(f"state {name!r}: {said(error)}") from error
+            raise UsageError(f"state {name!r}: {str_of(error)}") from error
 
     def _decoded(self, name: str, data: bytes, field: State[Any] | None) -> Any:
         annotation = MISSING if field is None else field.annotation

@@ -29,7 +29,7 @@ from journal.clock import StoreClock
 from journal.ids import Shard
 from journal.records import Event, EventKind
 from journal.store import READ_BYTES, Cursor, Granted, Store, Where
-from journal.texts import told
+from journal.texts import error_text
 
 from .handover import HandOver
 from .leases import LEASE_TTL, Leases
@@ -288,7 +288,7 @@ class Ownership:
         rest = 0.0 if self._suspects.note(owned.shard, error, self._clock.now_ms()) else REST
         logger.error("shard %d: host %s failed on it, and serves it again in %g s", owned.shard, self._host, rest)
         self._resting[owned.shard] = self._now() + rest
-        self.lose(owned, told(error, ERROR_MAX))
+        self.lose(owned, error_text(error, ERROR_MAX))
 
     def broken(self, error: BaseException) -> None:
         """Step down from the shard of a failed task; from all shards, if it is unknown."""

@@ -28,7 +28,7 @@ from actors.requests.invocation import Invocation
 from actors.requests.schedule import ALL, ONE, REGISTRY, Firing, Schedule, ScheduleStatus, Spec, fire
 from actors.requests.timing import Timing, instant_of, time_of
 from actors.stored import public
-from journal.texts import said
+from journal.texts import str_of
 
 from .context import Context
 from .handlers import handler
@@ -191,7 +191,9 @@ async def _outcome(id_: str) -> str:
         await Invocation[Any](id_, current.execution())
     except TerminalError as error:
         return (
-            "unknown" if error.code == 404 and said(error).startswith(id_) else f"failed: {said(error)}"[:OUTCOME_MAX]
+            "unknown"
+            if error.code == 404 and str_of(error).startswith(id_)
+            else f"failed: {str_of(error)}"[:OUTCOME_MAX]
         )
     except DecodeError:
         pass  # its class is not known here

@@ -26,7 +26,7 @@ from actors.values import seal
 from actors.values.values import Name, sent
 from journal.ids import new_id
 from journal.redis.url import shown
-from journal.texts import told
+from journal.texts import error_text
 
 from .hosts import (
     HEAD,
@@ -58,7 +58,7 @@ def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
         try:
             yield name, portable(cls, api.cloudpickle)
         except Exception as error:  # noqa: BLE001  # a user's globals may hold anything
-            logger.info("%s.%s is not sent along with references: %s", *name, told(error))
+            logger.info("%s.%s is not sent along with references: %s", *name, error_text(error))
 
 
 class Cluster:

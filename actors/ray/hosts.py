@@ -40,7 +40,7 @@ from journal.codec import MISSING
 from journal.redis.store import Durability, RedisStore
 from journal.redis.url import shown
 from journal.store import Store
-from journal.texts import told
+from journal.texts import error_text
 
 logger = logging.getLogger("actors")
 api: Final[Any] = ray
@@ -430,7 +430,7 @@ def _restored(outcome: bytes, returns: bytes, classes: Classes) -> Any:
             try:
                 _kept[name] = api.cloudpickle.loads(code)
             except Exception as error:  # noqa: BLE001  # making a class runs code of users; its values say what is missing
-                logger.info("%s.%s cannot be made of its code: %s", *name, told(error))
+                logger.info("%s.%s cannot be made of its code: %s", *name, error_text(error))
             else:
                 note_sent(_kept[name], name)
     annotation = MISSING

@@ -8,7 +8,7 @@ from actors.values.values import encode, encode_arguments
 from journal.ids import derived_id, invocation_id, shard_in
 from journal.records import Message
 from journal.store import Outgoing
-from journal.texts import said
+from journal.texts import str_of
 
 from .current import EMPTY_OPTIONS, Request
 from .fingerprints import fingerprint
@@ -69,7 +69,7 @@ def _unsendable(request: Request, error: UsageError) -> UsageError:
         except UsageError as found:
             which, error = f"argument {name!r} of {request.type_name}.{request.handler}", found
             break
-    return UsageError(f"{which} cannot be sent: {said(error)}")
+    return UsageError(f"{which} cannot be sent: {str_of(error)}")
 
 
 def bounded(data: bytes, what: str, payload_max: int) -> bytes:
@@ -89,7 +89,7 @@ def outcome_of_result(result: Any, message: Message, payload_max: int) -> tuple[
         return bounded(outcomes.encoded_value(result), "result", payload_max), None
     except UsageError as error:
         where = f"{message.target}.{message.handler}"
-        refused = TerminalError(f"{where} returned what cannot be sent: {said(error)}", 400)
+        refused = TerminalError(f"{where} returned what cannot be sent: {str_of(error)}", 400)
         return outcomes.encoded_error(refused), refused
 
 

@@ -35,7 +35,7 @@ from actors.policy import resolve
 from actors.values import outcomes
 from journal.records import Delivered, Event, EventKind, Record, time_of
 from journal.store import Bring
-from journal.texts import said, told
+from journal.texts import error_text, str_of
 
 from .deadlock import Deadlocks
 from .reentry import Reentry
@@ -312,7 +312,7 @@ class Attempts:
             return changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
             execution.drop()
-            self._finish(run, activation, outcomes.encoded_error(TerminalError(said(error), 400)), {}, commands=False)
+            self._finish(run, activation, outcomes.encoded_error(TerminalError(str_of(error), 400)), {}, commands=False)
             return None
 
     def _commit_first(self, run: OpenInvocation, execution: Execution) -> None:
@@ -403,7 +403,7 @@ class Attempts:
             self.fail(run, activation, error)
         else:
             assert error is not None
-            reason = said(error)
+            reason = str_of(error)
             text = f"paused: {reason}" if error.__cause__ is None else f"paused: {reason}\n{outcomes.traced(error)}"
             self._staging.paused(run, reason, text)
             self._end_attempt(run, activation, text, sleeps=True)
@@ -413,7 +413,7 @@ class Attempts:
         try:
             changes = changes_of(run, activation, self._services.limits.payload_max)
         except UsageError as error:
-            outcome, changes = outcomes.encoded_error(TerminalError(said(error), 400)), {}
+            outcome, changes = outcomes.encoded_error(TerminalError(str_of(error), 400)), {}
         self._finish(run, activation, outcome, changes, commands=True)
 
     def reject(self, run: OpenInvocation, activation: Activation, error: TerminalError) -> None:
@@ -495,7 +495,7 @@ class Attempts:
             while run.outcomes:
                 self._commit(run, activation, {}, outcomes_of(run, execution), sleeps=False)
         tries = "the only attempt" if attempts == 1 else f"the last of {attempts} attempts"
-        reason = f"{what}: {tries} failed: {told(error, outcomes.ERROR_MAX)}"
+        reason = f"{what}: {tries} failed: {error_text(error, outcomes.ERROR_MAX)}"
         text = f"{what}: {tries} failed; it is paused until it is resumed\n{outcomes.traced(error)}"
         self._services.failures.note(run, error, attempts, text, "paused")
         activation.staged = self._staging.paused(run, reason, text)

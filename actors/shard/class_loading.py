@@ -25,7 +25,7 @@ from actors.objects.objects import Declaration
 from actors.requests.schedule import SCHEDULED_AT
 from actors.tracebacks import traced
 from journal.records import EventKind
-from journal.texts import told
+from journal.texts import error_text
 
 from .attempts import Attempts
 
@@ -133,7 +133,7 @@ class ClassLoader:
         try:
             return await self._patience.until_answered(lambda: self._services.code.fetch(run.type_name, digest))
         except (SystemExit, KeyboardInterrupt) as error:  # raised by a user's module, they would end the host
-            raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {told(error)}") from error
+            raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {error_text(error)}") from error
 
     def _where(self, run: OpenInvocation) -> str:
         if run.message.code == UNSENT:

@@ -24,7 +24,7 @@ from actors.errors import TerminalError, UsageError
 from actors.execution.execution import Execution
 from actors.values import outcomes
 from journal.records import Tries
-from journal.texts import said
+from journal.texts import str_of
 
 
 class StepListener(Protocol):
@@ -88,7 +88,7 @@ class StepTasks:
         except Exhausted as error:
             exhausted = error
         except UsageError as error:
-            outcome = outcomes.encoded_error(TerminalError(said(error), 400))
+            outcome = outcomes.encoded_error(TerminalError(str_of(error), 400))
         finally:
             self._tasks.pop((run.id, step.index), None)
             if box is not None:

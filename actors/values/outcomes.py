@@ -14,7 +14,7 @@ from actors.errors import DecodeError, OverloadedError, Refusal, TerminalError, 
 from actors.tracebacks import caused, leaves, led_to, traced
 from journal.codec import MISSING
 from journal.records import Failure, failure, outcome_of, success
-from journal.texts import cut, full_name, said, shown, told
+from journal.texts import error_text, full_name, repr_of, shortened, str_of
 
 from . import seal
 from .recorded import DESCRIBED_MAX, code_and_metadata, pickled_error
@@ -72,11 +72,11 @@ def _terminal_by_class(error: BaseException) -> Any:
     if issubclass(kind, TerminalError):
         return error
     if issubclass(kind, TimeoutError):
-        return _caused(TerminalError(_message_of(error) if said(error) else "timed out", 408, _kind(error)), error)
+        return _caused(TerminalError(_message_of(error) if str_of(error) else "timed out", 408, _kind(error)), error)
     if issubclass(kind, UsageError):
-        return _caused(TerminalError(said(error), 400, _kind(error)), error)
+        return _caused(TerminalError(str_of(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
-    return None if refusal is None else _caused(TerminalError(said(refusal), 400, _kind(refusal)), error)
+    return None if refusal is None else _caused(TerminalError(str_of(refusal), 400, _kind(refusal)), error)
 
 
 def _terminal_leaf(group: BaseException) -> TerminalError | None:
@@ -97,8 +97,8 @@ def _caused(error: TerminalError, cause: BaseException) -> TerminalError:
 
 def _message_of(error: BaseException) -> str:
     """Return an error's message, with its class where the message says little: `KeyError: 'nope'`, not `'nope'`."""
-    text, kind = said(error), type(error)
-    return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else told(error)
+    text, kind = str_of(error), type(error)
+    return text if text and issubclass(kind, Exception) and not issubclass(kind, _TERSE) else error_text(error)
 
 
 def _kind(error: BaseException) -> dict[str, str]:
@@ -134,9 +134,9 @@ def encoded_error(error: TerminalError, not_undone: str = "") -> bytes:
     type_ = stored.type_of(type(error))
     code, metadata = code_and_metadata(error)
     if not_undone:
-        metadata[NOT_UNDONE] = cut(not_undone, ERROR_MAX)
+        metadata[NOT_UNDONE] = shortened(not_undone, ERROR_MAX)
     pickled = pickled_error(error) if ":" in type_ else b""
-    return failure(Failure(code, said(error), metadata, type_, pickled))
+    return failure(Failure(code, str_of(error), metadata, type_, pickled))
 
 
 def encoded_rejection(message: str) -> bytes:
@@ -146,7 +146,7 @@ def encoded_rejection(message: str) -> bytes:
         UsageError: it is no text.
     """
     if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
-        raise UsageError(f"what is rejected has a message, a str, not {shown(message)}")
+        raise UsageError(f"what is rejected has a message, a str, not {repr_of(message)}")
     return encoded_error(TerminalError(message))
 
 
@@ -208,7 +208,7 @@ def error_of(found: Failure, scope: Scope = LIVE) -> Exception:
     if not is_named:  # the store's own, or another program's
         return TerminalError(found.message, found.code, dict(found.metadata))
     error = TerminalError(
-        cut(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code
+        shortened(f"{name.rpartition('.')[2]}: {found.message}", len(found.message) + DESCRIBED_MAX), found.code
     )
     error.metadata = {"error": found.type, **found.metadata}
     return error

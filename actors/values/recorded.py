@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final, NoReturn
 
 from journal import codec
-from journal.texts import cut, said, shown
+from journal.texts import repr_of, shortened, str_of
 
 from .revived import Made, Parts, parts_of
 from .values import pickled
@@ -36,7 +36,7 @@ def code_and_metadata(error: BaseException) -> tuple[int, dict[str, Any]]:
     code, found = _attribute(error, "code", CODE_OF_ANY), _attribute(error, "metadata", None)
     number, metadata = _number(code), _entries(found)
     if number is None:
-        metadata.setdefault("code", shown(code, DESCRIBED_MAX))
+        metadata.setdefault("code", repr_of(code, DESCRIBED_MAX))
     return CODE_OF_ANY if number is None else number, metadata
 
 
@@ -65,7 +65,7 @@ def _entries(found: Any) -> dict[str, Any]:
     try:
         items = _items(found)
         for name, value in islice(items, METADATA_ENTRIES):
-            name = said(name, METADATA_NAME_MAX)
+            name = str_of(name, METADATA_NAME_MAX)
             kept, size = _as_json(value, room - len(name))
             entries[name] = kept
             room = max(room - len(name) - size, 0)
@@ -73,7 +73,7 @@ def _entries(found: Any) -> dict[str, Any]:
         if left_out:
             entries["…"] = f"{left_out}{' or more' if left_out == METADATA_ENTRIES else ''} entries are left out"
     except BaseException:  # noqa: BLE001 - no mapping, or one of a user's class
-        entries.setdefault("metadata", shown(found, DESCRIBED_MAX))
+        entries.setdefault("metadata", repr_of(found, DESCRIBED_MAX))
     return entries
 
 
@@ -84,7 +84,7 @@ def _items(found: Any) -> Iterator[tuple[Any, Any]]:
 def _as_json(value: Any, room: int) -> tuple[Any, int]:
     """Return a value, or its text if JSON does not hold it or it is too large, and the size of that."""
     if type(value) is str:
-        text = value if len(value) <= room else cut(value, max(room, 0))
+        text = value if len(value) <= room else shortened(value, max(room, 0))
         return text, len(text)
     try:
         data = codec.encode(value, dumps=_refuse)
@@ -92,7 +92,7 @@ def _as_json(value: Any, room: int) -> tuple[Any, int]:
             return codec.decode(data), len(data)
     except BaseException:  # noqa: BLE001 - nothing that JSON holds
         pass
-    text = said(value, max(min(room, DESCRIBED_MAX), 0))
+    text = str_of(value, max(min(room, DESCRIBED_MAX), 0))
     return text, len(text)
 
 
@@ -121,7 +121,7 @@ def _pickled_parts(error: BaseException) -> Parts:
         try:
             room -= len(pickled(value, room))
         except BaseException:  # noqa: BLE001 - a socket, a lock, code of the user
-            value = said(value, DESCRIBED_MAX)
+            value = str_of(value, DESCRIBED_MAX)
             room = max(room - len(value), 0)
         return value
 
