@@ -240,7 +240,7 @@ class OpenInvocation:
             self.records = kept(self.records)
         self.staged = len(self.recorded)
 
-    def unread(self, journal: list[str]) -> None:
+    def forget_journal(self, journal: list[str]) -> None:
         """Forget the content of a journal that cannot be read, and keep the ids of its records."""
         self.records, self.journal, self.backing_off, self.staged = [], journal, False, 0
 
@@ -251,7 +251,7 @@ class OpenInvocation:
             return True
         return self.declared.is_workflow and self.handler.exclusive and self.id != run_id(self.message.target, shards)
 
-    def unknown(self) -> TerminalError:
+    def misdirected(self) -> TerminalError:
         """Return the outcome of a misdirected invocation: its class has no such handler, or is of another kind."""
         assert self.declared is not None
         name, kind = self.declared.name, "service" if self.declared.is_service else "virtual object"

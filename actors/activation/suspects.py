@@ -86,7 +86,7 @@ class Suspects:
         said = said.encode(errors="backslashreplace").decode()  # it goes through JSON
         self.faults.append(Fault(shard, invocation, said, at_ms))
 
-    def pass_on(self, invocation: str) -> str:
+    def release(self, invocation: str) -> str:
         """Return why an invocation is set aside, and forget it: an operator who resumes it wants it executed."""
         self._counts.pop(invocation, None)
         return self.set_aside.pop(invocation)

@@ -521,7 +521,7 @@ class Execution:
         assert self.view is not None
         return self.view
 
-    # Calls and sends (`place.Caller`, `invocation.Waiter`)
+    # Calls and sends (`current.Caller`, `invocation.Waiter`)
 
     def start(self, request: Request, /) -> Invocation[Any]:
         """Make the entry of a call or a send; the message leaves with the next commit."""

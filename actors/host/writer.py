@@ -88,7 +88,7 @@ class Writer:
                 case Committed():
                     shard.settled(unwritten, answer)
                     if answer.is_torn:
-                        self._went_back(shard, "something that a commit was about")
+                        self._went_back(shard, "data that a commit needs")
                 case Fenced(head) if _is_older(head, unwritten.part):
                     self._went_back(shard, f"commits: its head is {head!r}")
                 case Fenced(head):

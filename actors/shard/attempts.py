@@ -78,7 +78,7 @@ class Attempts:
                 return
             box.runs(run.id)
         if self._services.suspects.set_aside and run.id in self._services.suspects.set_aside:
-            self._set_aside(run, activation, self._services.suspects.pass_on(run.id))
+            self._set_aside(run, activation, self._services.suspects.release(run.id))
             return
         assert run.declared is not None
         assert activation.fields is not None
@@ -199,7 +199,7 @@ class Attempts:
     def deliver(self, run: OpenInvocation) -> None:
         """Deliver durable events in order, then carry out the handler's commands."""
         execution = run.execution
-        if execution is None or run.ended or (self.reentry.inner and self.reentry.stands_still(run)):
+        if execution is None or run.ended or (self.reentry.inner and self.reentry.is_suspended(run)):
             return
         if run.reader and run.pending and self._turns.activation_of(run).stale:
             return
@@ -446,7 +446,7 @@ class Attempts:
         if changes or (run.staged and not run.exclusive):
             changes, brings = end_watches(run, activation, changes, brings)
         if run.message.chain or run.records or self.reentry.inner:
-            brings = [*brings, *self.reentry.closing(run, activation)]
+            brings = [*brings, *self.reentry.end_events(run, activation)]
         number = self._staging.finish(run, outcome, changes, activation.fields, commands=commands, messages=brings)
         self._step_tasks.cancel(run)
         if activation.current is run:

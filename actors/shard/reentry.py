@@ -131,7 +131,7 @@ class Reentry:
         if inner:
             self.inner[run.id] = inner
 
-    def stands_still(self, run: OpenInvocation) -> bool:
+    def is_suspended(self, run: OpenInvocation) -> bool:
         """Whether an inner invocation of it is under way; the event of that one's end is taken first."""
         inner = self.inner.get(run.id)
         if inner is None:
@@ -166,7 +166,7 @@ class Reentry:
 
     # Ends
 
-    def closing(self, run: OpenInvocation, activation: Activation) -> list[Bring]:
+    def end_events(self, run: OpenInvocation, activation: Activation) -> list[Bring]:
         """Return the events of an invocation's end: a kill for its inner invocation, a STATE event for its holder."""
         brings: list[Bring] = []
         inner = self._inner_of(run)

@@ -134,7 +134,7 @@ class OwnedShard:
         try:
             run.adopt([(id_, Record.parse(data)) for id_, data in found])
         except Exception as error:  # noqa: BLE001  # the bytes may be of any origin
-            run.unread(ids)
+            run.forget_journal(ids)
             self._services.suspects.cannot_read(self.shard, run.id, error, self._services.surroundings.now_ms())
 
     def _recovered_of(self, id_: str) -> list[tuple[str, bytes]]:
@@ -352,7 +352,7 @@ class OwnedShard:
         handler = run.handler
         if run.is_misdirected(self._services.surroundings.shards):
             activation.sharing.add(run)
-            self._attempts.reject(run, activation, run.unknown())
+            self._attempts.reject(run, activation, run.misdirected())
             return
         run.policy = self._services.policy_of(handler, run.declared.options.policy)
         if run.policy.keeps or run.message.keep_ms:
@@ -371,7 +371,7 @@ class OwnedShard:
             if run.message.chain:
                 self._attempts.queued(run, activation)
 
-    # Turns (`attempts.Turns`)
+    # Turns (`turns.Turns`)
 
     def _turn(self, activation: Activation) -> None:
         """Give the turn to the next invocation, without recursion: a handler that never waits ends at once."""
