@@ -26,7 +26,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "<ns>:<shard>:events",
         "stream",
-        "what comes to open invocations: replies, due timers, signals, …; expiries of state",
+        "events of open invocations: replies, due timers, signals, …; expiries of state",
     ),
     ("<ns>:<shard>:journal", "stream", "records of invocations in memory; deleted when one ends or is laid to sleep"),
     ("<ns>:<shard>:asleep:<invocation>", "hash", "message, inbox id and records of one that left memory; to its end"),

@@ -501,7 +501,7 @@ if __name__ == "__main__":
             Safe["a"].fail.remote({"x"}).result(timeout=30)
         except Refused:
             print("refused")
-        print(repr(session._cluster._place), actors.status(), ray.util.list_named_actors(all_namespaces=True))
+        print(repr(session._cluster._store), actors.status(), ray.util.list_named_actors(all_namespaces=True))
         sys.stdin.read()
 """
 

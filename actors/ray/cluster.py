@@ -64,9 +64,9 @@ def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
 class Cluster:
     """The Ray that a program uses, and the hosts in it."""
 
-    def __init__(self, address: str | None, place: StoreAddress, policy: Policy | None) -> None:
+    def __init__(self, address: str | None, store: StoreAddress, policy: Policy | None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or None
-        self._place, self._policy = place, policy
+        self._store, self._policy = store, policy
         self._started_ray = self._joined_ray = self._made_hosts = False
         self._supervisor: Any = None
         self._outcomes: Any = None
@@ -83,7 +83,7 @@ class Cluster:
         """
         self.join()
         self._check_reach()
-        name = f"supervisor:{self._place.name}"
+        name = f"supervisor:{self._store.name}"
         try:
             self._supervisor = api.get_actor(name, namespace=RAY_NAMESPACE)
         except ValueError:
@@ -97,7 +97,7 @@ class Cluster:
                 max_restarts=-1,
                 max_task_retries=0,
                 **on_node(nodes_alive(HEAD)[0]),  # without the head nobody could restart anything
-            ).remote(new_id(), self._place, self._policy, {} if self._started_ray else {"PYTHONHASHSEED": "0"})
+            ).remote(new_id(), self._store, self._policy, {} if self._started_ray else {"PYTHONHASHSEED": "0"})
         try:
             return self._got(self._supervisor.ensure.remote(count), READY_MAX)
         except RayError as error:
@@ -132,13 +132,13 @@ class Cluster:
                 raise UnavailableError(f"Ray cannot be used {where}: {error}") from error
 
     def _check_reach(self) -> None:
-        where = urlsplit(self._place.url)
+        where = urlsplit(self._store.url)
         if where.scheme != "unix" and where.hostname not in ("127.0.0.1", "::1", "localhost"):
             return
         nodes: list[dict[str, Any]] = api.nodes()
         if len({node["NodeManagerAddress"] for node in nodes if node["Alive"]}) > 1:
             raise UsageError(
-                f"this Ray cluster has several machines, and only this one reaches {shown(self._place.url)}: give a "
+                f"this Ray cluster has several machines, and only this one reaches {shown(self._store.url)}: give a "
                 "Redis or Valkey that all of them reach, init(redis=...)"
             )
 
@@ -149,7 +149,7 @@ class Cluster:
                 made: Any = api.remote(Outcomes)
                 # Asking again for an outcome is harmless, unlike every other call here.
                 options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
-                self._outcomes = made.options(num_cpus=0, max_concurrency=REFERENCES_MAX, **options).remote(self._place)
+                self._outcomes = made.options(num_cpus=0, max_concurrency=REFERENCES_MAX, **options).remote(self._store)
             classes = sent()
             if self._classes[1] is None or self._classes[0] != classes:
                 self._classes = classes, api.put(dict(_portable(classes)))
@@ -237,11 +237,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
         raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
-    place = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.secrets_in_environment())
-    client = Client(place.connect, sends_code=False, payload_max=0)
+    store = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.secrets_in_environment())
+    client = Client(store.connect, sends_code=False, payload_max=0)
     client.open()  # refuses a store that could lose what it acknowledges, before anything starts
     client.close()
-    cluster = Cluster(asked.address, place, None)
+    cluster = Cluster(asked.address, store, None)
     try:
         for about in cluster.open(asked.hosts):
             print(f"host {about.id} on node {about.node[:12]}, pid {about.pid}")

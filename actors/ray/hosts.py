@@ -67,7 +67,7 @@ ANNOTATIONS_MAX: Final = 1_000
 
 
 class StoreAddress(NamedTuple):
-    """The store of a cluster's hosts."""
+    """The address of the store of a cluster's hosts, with the secrets of its pickles."""
 
     url: str
     namespace: str
@@ -140,9 +140,9 @@ def _log_here() -> None:
 class HostProcess:
     """One host, alone in its process, from its start until the process ends."""
 
-    def __init__(self, name: str, place: StoreAddress, policy: Policy | None) -> None:
+    def __init__(self, name: str, address: StoreAddress, policy: Policy | None) -> None:
         _log_here()
-        seal.use(place.secrets, place.namespace)
+        seal.use(address.secrets, address.namespace)
         self._name, self._node = name, api.get_runtime_context().get_node_id()
         if sys.flags.hash_randomization:
             logger.warning("host %s runs without PYTHONHASHSEED=0: sets of str differ from attempt to attempt", name)
@@ -151,7 +151,7 @@ class HostProcess:
         self._box = BlackBox()
         self._box.look()  # the cause of another host's end may be handed over to this one
         self._host = LocalHost(
-            place.connect,
+            address.connect,
             name=name,
             node=self._node,
             live=False,
@@ -185,9 +185,9 @@ def _end_blocked_process(stack: str) -> None:
 class Supervisor:
     """Starts hosts, spreads them over the nodes, notices their deaths, and frees the leases of dead ones."""
 
-    def __init__(self, cluster: str, place: StoreAddress, policy: Policy | None, env: dict[str, str]) -> None:
+    def __init__(self, cluster: str, address: StoreAddress, policy: Policy | None, env: dict[str, str]) -> None:
         _log_here()
-        self._cluster, self._place, self._policy, self._env = cluster, place, policy, env
+        self._cluster, self._address, self._policy, self._env = cluster, address, policy, env
         self._hosts: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -216,7 +216,7 @@ class Supervisor:
 
     async def _adopt(self) -> None:
         """Take over the hosts that an earlier process of this supervisor started, and note deaths meanwhile."""
-        prefix = f"host:{self._place.name}:"
+        prefix = f"host:{self._address.name}:"
         for entry in api.util.list_named_actors(all_namespaces=True):
             name = str(entry["name"])
             if entry["namespace"] == RAY_NAMESPACE and name.startswith(prefix):
@@ -227,7 +227,7 @@ class Supervisor:
         for number in sorted(set(range(max(numbers, default=0))) - numbers):
             await self._start(f"{self._cluster}-{number}")
             self._watch(f"{self._cluster}-{number}")
-        store = self._place.connect()
+        store = self._address.connect()
         try:
             await bury_ended(store)
         except (UnavailableError, DamagedError) as error:
@@ -241,7 +241,7 @@ class Supervisor:
         node = min(alive, key=list(self._nodes.values()).count)
         made: Any = api.remote(HostProcess)
         self._hosts[name] = made.options(
-            name=f"host:{self._place.name}:{name}",
+            name=f"host:{self._address.name}:{name}",
             namespace=RAY_NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -250,7 +250,7 @@ class Supervisor:
             max_concurrency=8,
             runtime_env={"env_vars": self._env} if self._env else {},
             **on_node(node),
-        ).remote(name, self._place, self._policy)
+        ).remote(name, self._address, self._policy)
         self._nodes[name] = node
 
     async def _keep_spread(self) -> None:
@@ -338,7 +338,7 @@ class Supervisor:
             if not await self._is_gone(about):
                 logger.warning("process %d cannot be reached, but lives: its leases must expire", about.pid)
                 return
-            store = self._place.connect()
+            store = self._address.connect()
             freed = await store.bury(about.incarnation)
             await store.aclose()
             logger.warning(
@@ -393,9 +393,9 @@ def _number(name: str) -> int:
 class Outcomes:
     """Waits for invocations on behalf of Ray's object references; one for each program that asks for any."""
 
-    def __init__(self, place: StoreAddress) -> None:
-        seal.use(place.secrets, place.namespace)
-        self._client = Client(place.connect, sends_code=False, payload_max=0)
+    def __init__(self, address: StoreAddress) -> None:
+        seal.use(address.secrets, address.namespace)
+        self._client = Client(address.connect, sends_code=False, payload_max=0)
         self._opening: asyncio.Future[None] | None = None
 
     async def outcome(self, id_: str, returns: bytes, classes: Classes) -> Any:

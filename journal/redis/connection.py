@@ -337,14 +337,14 @@ class Connections:
         self._pool = pool
         self.opened = 0
         """How many connections were opened."""
-        self._lines: list[Connection] = []
+        self._connections: list[Connection] = []
         self._free: list[Connection] = []
 
     def open(self) -> Connection:
         """Return a connection for the caller alone, on which nothing waits behind others."""
-        line = Connection(self._pool.make_connection(), self._greeted)
-        self._lines.append(line)
-        return line
+        connection = Connection(self._pool.make_connection(), self._greeted)
+        self._connections.append(connection)
+        return connection
 
     async def _greeted(self, send: Callable[..., Awaitable[list[Any]]]) -> None:
         if self._greet is not None:
@@ -359,21 +359,21 @@ class Connections:
         """Ask several commands in one round trip on a free connection; raises as `Connection.ask`."""
         if not commands:
             return []
-        line = self._free.pop() if self._free else self.open()
+        connection = self._free.pop() if self._free else self.open()
         try:
-            return await line.ask(*commands)
+            return await connection.ask(*commands)
         finally:
-            self._free.append(line)
+            self._free.append(connection)
 
     async def answers(self, *commands: Command) -> list[Any]:
         """Ask several commands on a free connection and return their answers; raises as `Connection.answers`."""
-        line = self._free.pop() if self._free else self.open()
+        connection = self._free.pop() if self._free else self.open()
         try:
-            return await line.answers(*commands)
+            return await connection.answers(*commands)
         finally:
-            self._free.append(line)
+            self._free.append(connection)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for line in self._lines:
-            await line.aclose()
+        for connection in self._connections:
+            await connection.aclose()

@@ -30,12 +30,12 @@ FIRST: Final = "0" * 20
 
 
 async def mended(
-    lines: Connections, run: Callable[..., Awaitable[Any]], keys: Keys, shard: Shard, owner: str
+    connections: Connections, run: Callable[..., Awaitable[Any]], keys: Keys, shard: Shard, owner: str
 ) -> list[str]:
     """Make the entries of a shard's open invocations again; return the ids of those that are gone."""
     after = "-"
     while True:
-        page = await lines.ask("XRANGE", keys.inbox(shard), after, "+", "COUNT", PAGE)
+        page = await connections.ask("XRANGE", keys.inbox(shard), after, "+", "COUNT", PAGE)
         await run(shard, owner, GONE, 0, *_entries((fields[1], b"i" + id_, 0) for id_, fields in page))
         if len(page) < PAGE:
             break
@@ -43,9 +43,9 @@ async def mended(
     cursor: Any = 0
     while True:
         pattern = re.sub(r"([\\*?\[\]])", r"\\\1", keys.asleep(shard, "")) + "*"
-        cursor, names = await lines.ask("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
-        found = await lines.ask_all(*(("HMGET", name, "m", "id") for name in names))
-        counts = await lines.ask_all(*(("HLEN", name) for name in names))
+        cursor, names = await connections.ask("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
+        found = await connections.ask_all(*(("HMGET", name, "m", "id") for name in names))
+        counts = await connections.ask_all(*(("HLEN", name) for name in names))
         pairs = zip(found, counts, strict=True)
         there = [(message, b"a" + id_, count) for (message, id_), count in pairs if None not in (message, id_)]
         await run(shard, owner, GONE, 0, *_entries(there))
@@ -53,7 +53,7 @@ async def mended(
             break
     after, begun = "-", set[bytes]()
     while True:
-        page = await lines.ask("XRANGE", keys.journal(shard), after, "+", "COUNT", PAGE)
+        page = await connections.ask("XRANGE", keys.journal(shard), after, "+", "COUNT", PAGE)
         named = {fields[1] for _, fields in page} - begun
         begun |= named
         await run(shard, owner, GONE, 0, *(word for name in sorted(named) for word in (name, b"", b"w")))

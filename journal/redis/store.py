@@ -115,8 +115,8 @@ class RedisStore:
         self._limits = limits or Limits()
         self._session_ms = int(self._limits.session.total_seconds() * 1000)
         self._trust = Trust()
-        self._lines = Connections(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
-        self._reader, self._reading = self._lines.open(), asyncio.Lock()
+        self._connections = Connections(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
+        self._reader, self._reading = self._connections.open(), asyncio.Lock()
         self._reader_id: int | None = None
         self._interrupted = False
         self._is_behind, self._read_at, self._first = False, 0.0, 0
@@ -130,12 +130,12 @@ class RedisStore:
         """How many connections there had been when the ends of streams were compared last."""
 
     async def aclose(self) -> None:
-        await self._lines.aclose()
+        await self._connections.aclose()
 
     # Sending
 
     async def _do(self, *command: Any) -> Any:
-        return await self._lines.ask(*command)
+        return await self._connections.ask(*command)
 
     async def _run(self, name: str, *arguments: Any, refused_when_full: bool = False) -> Any:
         sha = self._shas.get((name, refused_when_full))
@@ -182,7 +182,7 @@ class RedisStore:
 
     async def check(self) -> None:
         if self._durability != "relaxed":
-            await self._trust.ask(self._lines.answers)
+            await self._trust.ask(self._connections.answers)
 
     async def now_ms(self) -> int:
         return ms_of(await self._do("TIME"))
@@ -211,10 +211,10 @@ class RedisStore:
         return parse_replies(await self._read(1000, block_ms, groups, is_new=False))
 
     async def writer_status(self, writer: str) -> WriterStatus | None:
-        key, opened = self._keys.replies(writer), self._lines.opened
+        key, opened = self._keys.replies(writer), self._connections.opened
         looks = opened != self._compared
         look = ("XINFO", "STREAM", key) if looks else ("EXISTS", key)
-        number, losses, stream = await self._lines.answers(
+        number, losses, stream = await self._connections.answers(
             ("GET", self._keys.writer(writer)), ("HGET", self._keys.meta, "losses"), look
         )
         for answer in (number, losses):
@@ -282,7 +282,7 @@ class RedisStore:
         for shard, epoch in owned.items():
             cursor = read.get(shard) or Cursor("0-0", "0-0")
             parts += (shard, epoch, cursor.inbox, cursor.events)
-        opened = self._lines.opened
+        opened = self._connections.opened
         looks = int(opened != self._compared)
         numbers = await self._run("renew", incarnation, about, self._beats, looks, *parts)
         self._compared = opened
@@ -290,7 +290,7 @@ class RedisStore:
         return {shard: number for shard, number in found if number >= 0 or number == WENT_BACK}
 
     async def mend(self, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
-        return await mended(self._lines, partial(self._run, "mend"), self._keys, shard, f"{epoch} {incarnation}")
+        return await mended(self._connections, partial(self._run, "mend"), self._keys, shard, f"{epoch} {incarnation}")
 
     async def has_gone(self, shard: Shard, cursor: int) -> tuple[int, bool]:
         following, found = await self._do("HSCAN", self._keys.ids(shard), cursor, "COUNT", PATROL)
@@ -301,7 +301,9 @@ class RedisStore:
         return int(following), bool(gone and await self._not_there(shard, gone))
 
     async def _not_there(self, shard: Shard, ids: list[str]) -> list[str]:
-        found = await self._lines.ask_all(*(("EXISTS", self._keys.asleep(shard, id_)) for id_ in ids)) if ids else []
+        found = (
+            await self._connections.ask_all(*(("EXISTS", self._keys.asleep(shard, id_)) for id_ in ids)) if ids else []
+        )
         return [id_ for id_, is_there in zip(ids, found, strict=True) if not is_there]
 
     async def lose(self) -> None:
@@ -316,7 +318,9 @@ class RedisStore:
 
     async def membership(self, shards: int) -> Membership:
         names = [self._keys.lease(Shard(shard)) for shard in range(shards)]
-        time, hosts, leases = await self._lines.ask_all(("TIME",), ("HGETALL", self._keys.hosts), ("MGET", *names))
+        time, hosts, leases = await self._connections.ask_all(
+            ("TIME",), ("HGETALL", self._keys.hosts), ("MGET", *names)
+        )
         return Membership(
             {k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases], ms_of(time)
         )
@@ -426,7 +430,7 @@ class RedisStore:
         for shard, target in objects:
             commands += ("HGET", self._keys.held(shard), target), ("HGETALL", self._keys.state(shard, target))
         # A single object is read without the bound: nothing of it could be left for the next time.
-        found = await (self._lines.ask_all(*commands) if len(objects) == 1 else self._bounded(*commands))
+        found = await (self._connections.ask_all(*commands) if len(objects) == 1 else self._bounded(*commands))
         found = found[: len(found) // 2 * 2]
         return [
             Loaded({text_of(name): value for name, value in pairs_in(fields)}, text_of(held))
@@ -435,7 +439,7 @@ class RedisStore:
 
     async def where(self, invocations: Sequence[str]) -> list[Where]:
         asked = (("HGET", self._keys.ids(shard_in(invocation)), invocation) for invocation in invocations)
-        found = [(entry or b"")[:1].decode() for entry in await self._lines.ask_all(*asked)]
+        found = [(entry or b"")[:1].decode() for entry in await self._connections.ask_all(*asked)]
         return [Where(kind) if kind in ("i", "a") else Where.GONE for kind in found]
 
     async def dormant(self, invocations: Sequence[tuple[Shard, str]]) -> list[Dormant | None]:
