@@ -104,6 +104,8 @@ class Faults:
     crashed: asyncio.Event = field(default_factory=asyncio.Event)
     survey: "Survey | None" = None
     """With it, the host does not crash: it is noted what a crash at each place would leave behind."""
+    left: set[bytes] | None = None
+    """With it, the run ends with the host if what it leaves behind is among these; it is added otherwise."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,14 @@ class Driver:
         self._number = 0
         self._started = 0
         self._seen = "0-0"
-        self._writer = ""
+        self.writer = ""
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self.replies: dict[str, int] = {}
         self.notices: list[str] = []
 
     async def open(self) -> None:
         self._shards = await self._store.open_namespace(SHARDS)
-        self._writer = await self._store.open_writer()
+        self.writer = await self._store.open_writer()
         self._reader = asyncio.ensure_future(self._read())
 
     async def close(self) -> None:
@@ -225,7 +227,7 @@ class Driver:
 
     async def _read(self) -> None:
         while True:
-            for reply in await self._store.replies(self._writer, self._seen, 1_000):
+            for reply in await self._store.replies(self.writer, self._seen, 1_000):
                 self._seen = reply.id
                 if reply.payload[:1] == b"N":
                     self.notices.append(reply.payload[1:].decode())
@@ -243,19 +245,19 @@ class Driver:
         id_ = invocation_id(f"driver{self._started}", target, self._shards)
         if once:
             id_ = run_id(target, self._shards)
-        caller = "" if send else teller_of_driver(self._writer)
+        caller = "" if send else teller_of_driver(self.writer)
         due_ms = await self._store.now_ms() + delay_s * 1000 if delay_s else 0
         message = Message(id_, target, handler, encode([list(args), {}]), caller, due_ms=due_ms)
         self._waiting[id_] = asyncio.get_running_loop().create_future()
         self._number += 1
         operation = Outgoing(shard_in(id_), id_, caller, message.encoded())
-        assert await self._store.submit(self._writer, self._number, [operation], self._seen) is Settled.APPLIED
+        assert await self._store.submit(self.writer, self._number, [operation], self._seen) is Settled.APPLIED
         return id_
 
     async def bring(self, event: Bring) -> None:
         """Submit an event for an invocation."""
         self._number += 1
-        assert await self._store.submit(self._writer, self._number, [event], self._seen) is Settled.APPLIED
+        assert await self._store.submit(self.writer, self._number, [event], self._seen) is Settled.APPLIED
 
     async def signal(self, id_: str, name: str, value: Any) -> None:
         """Submit a signal."""
@@ -281,7 +283,7 @@ class Driver:
     async def attach(self, id_: str) -> None:
         self._waiting.setdefault(id_, asyncio.get_running_loop().create_future())
         self._number += 1
-        await self._store.submit(self._writer, self._number, [Attach(shard_in(id_), id_)], self._seen)
+        await self._store.submit(self.writer, self._number, [Attach(shard_in(id_), id_)], self._seen)
 
 
 class World:
@@ -296,15 +298,22 @@ class World:
         self.calls = 0
         self.dying = 0
         """Turns of the loop that hosts took to be gone, at most."""
+        self.is_known = False
+        """Whether it ended where another run has gone on."""
         self.outside: Callable[[], Any] = lambda: None
         """Return a copy of what steps did outside."""
         self._work: asyncio.Future[Any] | None = None
 
     def outliving(self) -> bytes:
-        """Return all that outlives a host, as bytes."""
+        """Return all that outlives a host, as bytes; names that are drawn by chance are numbered."""
         store = {name: value for name, value in vars(self.store._world).items() if name not in ("clock", "changed")}  # pyright: ignore[reportPrivateUsage]
         program = [self.driver.outliving(), _position(self._work), self.violations]
-        return pickle.dumps([self.loop.time(), store, program, self.outside()])
+        found = pickle.dumps([self.loop.time(), store, program, self.outside()])
+        heads = [shard.head.incarnation for shard in self.store._world.shards]  # pyright: ignore[reportPrivateUsage]
+        drawn = [self.driver.writer, *heads, *self.store._world.hosts]  # pyright: ignore[reportPrivateUsage]
+        for number, name in enumerate(dict.fromkeys(drawn)):
+            found = found.replace(name.encode(), f"{number:0{len(name)}}".encode())
+        return found
 
     def recorded(self, step_id: str) -> bool:
         """Whether the store holds the outcome of a step."""
@@ -396,10 +405,21 @@ class World:
                 serving.cancel()
                 await asyncio.gather(serving, crashed, return_exceptions=True)
                 self.dying = max(self.dying, self.loop.selector.turns - turns + 3)  # three tasks have passed it on
+                if faults.left is not None and self._is_among(faults.left):
+                    self.is_known = True
+                    work.cancel()
+                    await asyncio.wait([work])
+                    break
                 if faults.crashed.is_set() and work.done():
                     await self._run_dry()
         await self.driver.close()
-        return work.result()
+        return None if self.is_known else work.result()
+
+    def _is_among(self, left: set[bytes]) -> bool:
+        """Whether what outlives the host is among these; add it."""
+        known, outliving = len(left), self.outliving()
+        left.add(outliving)
+        return len(left) == known
 
     async def _run_dry(self) -> None:
         serving = self.host(Faults())
