@@ -152,7 +152,7 @@ def test_a_program_in_use_shows_no_secret(
                 actors.init(url, hosts="local", namespace="another")
             no_secret_in(everything(caught.value))
             client: Any = session.client
-            for each in (session, session.settings, client, client._store, client._store._lines, actors.status()):
+            for each in (session, session.settings, client, client._store, client._store._connections, actors.status()):
                 no_secret_in(repr(each), str(each))
             for part in vars(session).values():
                 no_secret_in(repr(part) if part is not session.url else "")
