@@ -73,7 +73,9 @@ def completion(id_: str, outcome: bytes) -> Bring:
     """
     found = _ID.fullmatch(id_) if isinstance(id_, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
     if found is None:
-        raise UsageError(f"{id_!r} is not the id of an awakeable: take the `.id` that ctx.awakeable() has")
+        raise UsageError(
+            f"{id_!r} is not the id of an awakeable: take it from `.id` of an awakeable of ctx.awakeable()"
+        )
     invocation = found[1]
     return Bring(shard_in(invocation), invocation, EventKind.AWAKEABLE, int(found[2]), outcome)
 

@@ -218,7 +218,7 @@ class Ownership:
 
     async def _mend(self, shard: Shard, granted: Granted) -> None:
         """Recover the remaining data of a shard that has lost data in the store, and end lost invocations."""
-        logger.error("shard %d: the store has lost some of its data; recovering the rest", shard)
+        logger.error("shard %d: data of it is missing in the store; recovering the rest", shard)
         if granted.is_untimed:
             logger.error(
                 "shard %d: its timers are gone, and are set again; only state that was to expire (ttl, or after a "
