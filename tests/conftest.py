@@ -26,9 +26,9 @@ SPREAD = ("test_crash_everywhere", "test_programs", "test_semantics")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker for each core where the whole suite runs; a part of it begins sooner without."""
+    """For the whole suite one worker more than cores, for many tests wait; a part of it begins sooner without."""
     is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.keyword
-    return max(2, os.cpu_count() or 1) if is_whole and not config.option.collectonly else 0
+    return min((os.cpu_count() or 1) + 1, 8) if is_whole and not config.option.collectonly else 0
 
 
 @pytest.hookimpl(tryfirst=True)
