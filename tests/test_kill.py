@@ -5,6 +5,7 @@ every message, and by the replies of many programs.
 """
 
 import asyncio
+import itertools
 import json
 import subprocess
 import threading
@@ -252,23 +253,27 @@ def test_a_store_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
     current.set_driver(client)
     over = threading.Event()
 
-    def count(worker: int) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
-        while not over.is_set():
-            key = (worker + len(found)) % COUNTERS
-            found.append((key, Meter[f"{key}"].add.remote(1).result(timeout=60)))
-        return found
+    replies: list[tuple[int, int]] = []
+
+    def count(worker: int) -> None:
+        for key in itertools.cycle((worker + n) % COUNTERS for n in range(COUNTERS)):
+            if over.is_set():
+                return
+            replies.append((key, Meter[f"{key}"].add.remote(1).result(timeout=60)))
 
     try:
         with ThreadPoolExecutor(16) as pool:
             counting = [pool.submit(count, worker) for worker in range(16)]
-            for _ in range(4):
+            for turn in range(5):
+                if turn:
+                    server.kill()
+                    server.start()
                 over.wait(1.5)
-                server.kill()
-                server.start()
-            over.wait(1.5)
+                while len(replies) <= 250 * (turn + 1) and not any(each.done() for each in counting):
+                    over.wait(0.05)
             over.set()
-            replies = [reply for each in counting for reply in each.result()]
+            for each in counting:
+                each.result()
         assert len(set(replies)) == len(replies) > 1_000
         totals = Tally(key for key, _ in replies)
         assert {key: Meter[f"{key}"].read.remote().result(timeout=30) for key in totals} == totals
