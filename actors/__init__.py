@@ -16,6 +16,7 @@ from .errors import SettingsError as SettingsError
 from .errors import TerminalError as TerminalError
 from .errors import UnavailableError as UnavailableError
 from .errors import UsageError as UsageError
+from .limits import Limits as Limits
 from .objects.commands import Awakeable as Awakeable
 from .objects.commands import Promise as Promise
 from .objects.context import Context as Context
@@ -55,6 +56,7 @@ __all__ = [
     "DurableError",
     "Duration",
     "Invocation",
+    "Limits",
     "NondeterminismError",
     "NotFoundError",
     "OverloadedError",

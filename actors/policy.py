@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+from journal.texts import repr_of
+
 from .errors import UsageError
 from .stored import public
 from .tracebacks import leaves
@@ -37,18 +39,20 @@ def seconds(duration: Duration) -> float:
     elif isinstance(duration, str):
         value = _seconds_of_text(duration)
     elif isinstance(duration, bool) or not isinstance(duration, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a checker
-        raise UsageError(f"a duration is a timedelta, a number of seconds or text, not {duration!r}")
+        raise UsageError(f"a duration is a timedelta, a number of seconds or text, not {repr_of(duration, 100)}")
     else:
-        value = float(duration)
+        value = float(duration) if abs(duration) < 1e300 else math.inf  # of a larger int there is no float
     if not (math.isfinite(value) and 0 <= value <= DURATION_MAX.total_seconds()):
-        raise UsageError(f"a duration is at least 0 and at most {DURATION_MAX.days} days, not {duration!r}")
+        raise UsageError(f"a duration is at least 0 and at most {DURATION_MAX.days} days, not {repr_of(duration, 100)}")
     return value
 
 
 def _seconds_of_text(text: str) -> float:
     found = _TEXT.fullmatch(text)
     if found is None:
-        raise UsageError(f"{text!r} is no duration: write a number and a unit, as in '10ms', '1.5s', '15m', '2h', '1d'")
+        raise UsageError(
+            f"{repr_of(text, 100)} is no duration: write a number and a unit, as in '10ms', '1.5s', '15m', '2h', '1d'"
+        )
     number, unit = found.groups()
     return float(number) * _UNITS[unit]
 

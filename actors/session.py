@@ -25,14 +25,14 @@ import orjson
 from journal.ids import shard_in
 from journal.redis.store import Durability, RedisStore
 from journal.redis.url import shown
-from journal.store import SHARDS, Store
+from journal.store import Store
 
-from .activation.services import Limits
 from .activation.suspects import Fault
 from .client.client import Client
 from .client.slots import Slot
 from .errors import UsageError
 from .host.local import LocalHost, bury_ended
+from .limits import Limits, limits_of
 from .objects.handlers import Call, run_of
 from .policy import Policy
 from .requests import current
@@ -67,6 +67,7 @@ class Settings:
     namespace: str
     durability: Durability
     policy: Policy | None
+    limits: Limits
     store: str = field(init=False, compare=False)
     """The URL `redis` without its secrets."""
 
@@ -136,14 +137,17 @@ class Session:
             self._server = EmbeddedServer.open(Path(settings.directory))
             self.url = self._server.url
         is_local = settings.hosts == "local"
-        payload_max, object_ref = Limits().payload_max, None if is_local else self.object_ref
         self.client = Client(
-            self.connect, sends_code=True, live=is_local, payload_max=payload_max, object_ref=object_ref
+            self.connect,
+            sends_code=True,
+            limits=settings.limits,
+            live=is_local,
+            object_ref=None if is_local else self.object_ref,
         )
         self.client.open()
         self.client.call(bury_ended)
         if settings.hosts == "local":
-            self._local = LocalHost(self.connect, policy=settings.policy)
+            self._local = LocalHost(self.connect, policy=settings.policy, limits=settings.limits)
             self._local.start()
             started = {self._local.incarnation}
         elif settings.hosts == 0:
@@ -151,7 +155,8 @@ class Session:
         else:
             self._cluster = self._made_cluster()
             started = {about.incarnation for about in self._cluster.open(settings.hosts)}
-        self.client.call(lambda store: _listed(store, started))
+        shards = self.client.limits.shards
+        self.client.call(lambda store: _listed(store, started, shards))
 
     def _made_cluster(self) -> "Cluster":
         from .ray.cluster import Cluster  # takes a second
@@ -159,7 +164,7 @@ class Session:
 
         settings = self.settings
         where = StoreAddress(self.url, settings.namespace, settings.durability, self._server is not None, self._secrets)
-        return Cluster(settings.address, where, settings.policy)
+        return Cluster(settings.address, where, settings.policy, settings.limits)
 
     def connect(self) -> Store:
         """Return a new connection to the store."""
@@ -259,6 +264,7 @@ def init(
     namespace: str | None = None,
     durability: Durability | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
 ) -> Session:
     """Connect this program, and start what is missing: a server in `directory`, Ray, hosts.
 
@@ -274,9 +280,12 @@ def init(
             hosts of other programs, or of a cluster, execute what this one starts.
         durability: "disk" refuses a server that could lose what it acknowledged; "relaxed" takes any.
         policy: defaults for every class, where this call starts the hosts.
+        limits: bounds of the namespace, which the first program fixes; of this program; of the hosts, where this call
+            starts them.
 
     Raises:
-        UsageError: this program is connected otherwise already, or an argument is invalid.
+        UsageError: this program is connected otherwise already, an argument is invalid, or the namespace has other
+            limits.
         SettingsError: the server could lose what it acknowledged.
         UnavailableError: the server does not answer, or the hosts do not start.
     """
@@ -290,6 +299,7 @@ def init(
         namespace or os.environ.get("PERDURE_NAMESPACE") or "default",
         _durability(durability),
         policy,
+        limits_of(limits),
     )
     if settings.address is not None and settings.hosts == "local":
         raise UsageError('hosts="local" runs without Ray: leave out the address, or say how many hosts')
@@ -385,7 +395,7 @@ def attach(target: str | Call[Any]) -> Invocation[Any]:
         if isinstance(target, str):
             shard_in(target)
             return Invocation(target, client)
-        id_, handler = run_of(target, client.shards)
+        id_, handler = run_of(target, client.limits.shards)
         return Invocation(id_, client, Slot(handler, is_accepted=True))
     if isinstance(target, str):
         shard_in(target)
@@ -403,7 +413,7 @@ def status() -> Status:
         UnavailableError: the store does not answer.
     """
     session, client = _session()
-    look = client.call(lambda store: store.membership(SHARDS))
+    look = client.call(lambda store: store.membership(client.limits.shards))
     hosts: list[HostStatus] = []
     for incarnation, about in look.hosts.items():
         said = orjson.loads(about.partition(b" ")[2])
@@ -416,17 +426,17 @@ def status() -> Status:
     return Status(tuple(hosts), shown(session.url), session.settings.namespace, len(look.leases), client.failure)
 
 
-async def _listed(store: Store, incarnations: set[str]) -> None:
+async def _listed(store: Store, incarnations: set[str], shards: int) -> None:
     """Wait until `status()` would name these hosts, and the owner of each shard: a moment after their start."""
     try:
         async with asyncio.timeout(LISTED_MAX):
-            while not incarnations <= (await store.membership(SHARDS)).hosts.keys():  # noqa: ASYNC110  # no event says it
+            while not incarnations <= (await store.membership()).hosts.keys():  # noqa: ASYNC110  # no event says it
                 await asyncio.sleep(0.01)
     except TimeoutError:
         logger.warning("not all hosts are listed after %g s: one may be starting again", LISTED_MAX)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(OWNED_MAX):
-            while not all((await store.membership(SHARDS)).leases):  # noqa: ASYNC110  # as above
+            while not all((await store.membership(shards)).leases):  # noqa: ASYNC110  # as above
                 await asyncio.sleep(0.01)
 
 

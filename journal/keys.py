@@ -11,7 +11,11 @@ OWN = "@"
 """First character of the names of fields that are not the user's: user code can neither read nor write them."""
 
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("<ns>:meta", "hash", "format and number of shards; written once by the first program, read on connect; no expiry"),
+    (
+        "<ns>:meta",
+        "hash",
+        "format, number of shards, limits; written once by the first program, read on connect; no expiry",
+    ),
     ("<ns>:hosts", "hash", "incarnation → id, node, pid and a beat; written by hosts each second until they end"),
     ("<ns>:control", "stream", "wakes all hosts when leases or hosts change; at most about 100 entries"),
     ("<ns>:code", "hash", "object type → hash of its current code; written by drivers, read by hosts; no expiry"),

@@ -18,12 +18,10 @@ from types import MappingProxyType
 from typing import Protocol
 
 from .ids import Epoch, Shard
-from .limits import Limits as Limits
+from .limits import SHARDS as SHARDS
+from .limits import NamespaceLimits as NamespaceLimits
 from .losses import WriterStatus
 from .records import Event, EventKind, Failure, failure
-
-SHARDS = 16
-"""How many shards a new namespace gets."""
 
 READ_BYTES = 4_000_000
 """Bytes that one read brings, about: it ends with the entry, or object, that exceeds them."""
@@ -330,11 +328,12 @@ class Store(Protocol):
         """Close the connections; the store goes on."""
         ...
 
-    async def open_namespace(self, shards: int) -> int:
-        """Return the namespace's number of shards, writing it if it is new.
+    async def open_namespace(self, limits: NamespaceLimits) -> NamespaceLimits:
+        """Return the namespace's limits, and write these if it is new; from here on this connection goes by them.
 
         Raises:
             SettingsError: the store would lose data (promise 10), or the namespace has another format.
+            DamagedError: its limits cannot be read.
         """
         ...
 
@@ -438,8 +437,8 @@ class Store(Protocol):
         """Free all leases of a host that is known to be dead, wake the others, and return how many there were."""
         ...
 
-    async def membership(self, shards: int) -> Membership:
-        """Return hosts and leases, and the store's time."""
+    async def membership(self, shards: int = 0) -> Membership:
+        """Return hosts, the leases of so many shards, and the store's time."""
         ...
 
     # Hosts: reading

@@ -26,7 +26,6 @@ from journal.redis.store import RedisStore
 HERE = Path(__file__).resolve().parent
 EFFECTS = "TEST_EFFECTS"
 """The variable that names the file in which steps leave their effects."""
-PAYLOAD_MAX = 1_000_000
 ANSWER_WITHIN_S = 90.0
 
 _numbers = itertools.count()
@@ -121,7 +120,7 @@ class Meter(VirtualObject):
 
 def connected(url: str, namespace: str) -> Client:
     """Return an open client: a writer of its own."""
-    client = Client(lambda: RedisStore(url, namespace), sends_code=False, payload_max=PAYLOAD_MAX)
+    client = Client(lambda: RedisStore(url, namespace), sends_code=False)
     client.open()
     return client
 

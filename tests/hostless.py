@@ -4,17 +4,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from actors.client.client import Client
+from actors.limits import Limits
 from actors.requests import current
 from journal.ids import new_id
 from journal.redis.store import RedisStore
-from journal.store import Limits
 
 
 @contextmanager
 def hostless(url: str, *, inbox_max: int) -> Generator[Client]:
     """Be the driver of a new namespace whose streams hold so many entries."""
     namespace, limits = new_id(), Limits(inbox_max=inbox_max)
-    client = Client(lambda: RedisStore(url, namespace, limits=limits), sends_code=False, payload_max=1_000)
+    client = Client(lambda: RedisStore(url, namespace), sends_code=False, limits=limits)
     client.open()
     current.set_driver(client)
     try:

@@ -25,7 +25,7 @@ from journal.ids import Shard, invocation_id, shard_in
 from journal.keys import OWN
 from journal.memory.store import MemoryStore
 from journal.records import EventKind, Message, Record, pack, teller_of_driver
-from journal.store import Attach, Bring, Outgoing, Settled
+from journal.store import Attach, Bring, NamespaceLimits, Outgoing, Settled
 
 START_S = 1_700_000_000.0
 SHARDS = 4
@@ -206,8 +206,8 @@ class FaultyStore:
 class Driver:
     """A program that starts invocations and takes each reply, once."""
 
-    def __init__(self, store: MemoryStore) -> None:
-        self._store = store
+    def __init__(self, store: MemoryStore, limits: NamespaceLimits) -> None:
+        self._store, self._limits = store, limits
         self._number = 0
         self._started = 0
         self._seen = "0-0"
@@ -217,7 +217,7 @@ class Driver:
         self.notices: list[str] = []
 
     async def open(self) -> None:
-        self._shards = await self._store.open_namespace(SHARDS)
+        self._shards = (await self._store.open_namespace(self._limits)).shards
         self.writer = await self._store.open_writer()
         self._reader = asyncio.ensure_future(self._read())
 
@@ -289,10 +289,13 @@ class Driver:
 class World:
     """A store, hosts that crash, and one driver."""
 
-    def __init__(self, loop: VirtualLoop, *, policy: Policy | None = None) -> None:
+    def __init__(
+        self, loop: VirtualLoop, *, policy: Policy | None = None, limits: NamespaceLimits | None = None
+    ) -> None:
         self.loop, self.policy = loop, policy
         self.store = MemoryStore(loop.now_ms)
-        self.driver = Driver(self.store.connect())
+        self.limits = limits or NamespaceLimits(shards=SHARDS)
+        self.driver = Driver(self.store.connect(), self.limits)
         self.violations: list[str] = []
         self.crashes = 0
         self.calls = 0
@@ -437,11 +440,15 @@ class World:
 
 
 def simulate(
-    scenario: Callable[[World], Coroutine[Any, Any, Any]], crashes: Iterator[Faults], *, policy: Policy | None = None
+    scenario: Callable[[World], Coroutine[Any, Any, Any]],
+    crashes: Iterator[Faults],
+    *,
+    policy: Policy | None = None,
+    limits: NamespaceLimits | None = None,
 ) -> tuple[World, Any]:
     """Return the world after a scenario, and what the scenario returned."""
     with virtual_loop() as loop:
-        world = World(loop, policy=policy)
+        world = World(loop, policy=policy, limits=limits)
         result = loop.run_until_complete(world.run(scenario, crashes))
         return world, result
 

@@ -15,7 +15,7 @@ from journal.store import (
     Committed,
     Finish,
     Granted,
-    Limits,
+    NamespaceLimits,
     Outgoing,
     Part,
     PartlyApplied,
@@ -32,15 +32,15 @@ TARGET = "Ticket/A"
 class Engine:
     """Where a contract is tried: connections to one new namespace, and its time."""
 
-    def __init__(self, connect: Callable[[Limits], Store], advance: Callable[[int], None] | None) -> None:
+    def __init__(self, connect: Callable[[], Store], advance: Callable[[int], None] | None) -> None:
         self._connect, self._advance = connect, advance
         self._stores: list[Store] = []
 
     async def open(self, **limits: Any) -> Store:
         """Return a new connection; the first one's limits count."""
-        store = self._connect(Limits(**limits))
+        store = self._connect()
         self._stores.append(store)
-        await store.open_namespace(SHARDS)
+        await store.open_namespace(NamespaceLimits(shards=SHARDS, **limits))
         return store
 
     async def aclose(self) -> None:
@@ -61,8 +61,8 @@ def memory_engine() -> Engine:
     now = [1_700_000_000_000]
     first: list[MemoryStore] = []
 
-    def connect(limits: Limits) -> Store:
-        first.append(first[0].connect() if first else MemoryStore(lambda: now[0], limits=limits))
+    def connect() -> Store:
+        first.append(first[0].connect() if first else MemoryStore(lambda: now[0]))
         return first[-1]
 
     def advance(ms: int) -> None:
@@ -73,7 +73,7 @@ def memory_engine() -> Engine:
 
 def redis_engine(url: str, namespace: str | None = None) -> Engine:
     name = namespace or f"test-{new_id()}"
-    return Engine(lambda limits: RedisStore(url, name, limits=limits), None)
+    return Engine(lambda: RedisStore(url, name), None)
 
 
 REFUSAL = failure(Failure(409, "known\n", {}, "TerminalError"))

@@ -4,16 +4,16 @@ Each in memory and with every wait turned into suspend-and-replay, with limits t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from simulation import SUSPEND, Faults, World, at_random, simulate
+from simulation import SHARDS, SUSPEND, Faults, World, at_random, simulate
 
 from actors import Context, Policy, Service, TerminalError, UsageError, VirtualObject, handler, state
 from actors.activation import staging
-from actors.blocks import calls, entries, signals
-from actors.shard import attempts, shard, step_tasks
+from actors.shard import step_tasks
+from journal.store import NamespaceLimits
 
 MODES = pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "asleep"])
 UNDONE: list[str] = []
@@ -100,8 +100,11 @@ class BoundGiver(Service):
         return "x" * size
 
 
-def run(scenario: Callable[[World], Awaitable[Any]], policy: Policy | None, *crashes: Faults) -> Any:
-    world, result = simulate(scenario, iter(crashes), policy=policy)
+def run(
+    scenario: Callable[[World], Coroutine[Any, Any, Any]], policy: Policy | None, *crashes: Faults, **limits: Any
+) -> Any:
+    bounded = NamespaceLimits(shards=SHARDS, **limits)
+    world, result = simulate(scenario, iter(crashes), policy=policy, limits=bounded)
     assert not world.violations
     return result
 
@@ -121,9 +124,8 @@ def weathers() -> Iterator[list[Faults]]:
 
 
 @MODES
-def test_a_journal_has_no_more_entries_than_its_limit(policy: Policy | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_has_no_more_entries_than_its_limit(policy: Policy | None) -> None:
     """Issue 16.2: it grew for as long as the handler went on; what it deferred is done even so."""
-    monkeypatch.setattr(entries, "ENTRIES_MAX", 20)
 
     async def scenario(world: World) -> str:
         assert await world.driver.call("BoundBulk/a", "many", 20, 1) == 20
@@ -131,15 +133,14 @@ def test_a_journal_has_no_more_entries_than_its_limit(policy: Policy | None, mon
 
     for crashes in weathers():
         UNDONE.clear()
-        said = run(scenario, policy, *crashes)
+        said = run(scenario, policy, *crashes, journal_max=20)
         assert "holds 20 entries, the limit journal_max is 20" in said
         assert UNDONE
 
 
 @MODES
-def test_a_journal_takes_no_more_bytes_than_its_limit(policy: Policy | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_takes_no_more_bytes_than_its_limit(policy: Policy | None) -> None:
     """Issue 16.2."""
-    monkeypatch.setattr(entries, "JOURNAL_BYTES_MAX", 10_000)
 
     async def scenario(world: World) -> list[str]:
         assert await world.driver.call("BoundBulk/a", "many", 3, 3_000) == 3
@@ -147,23 +148,19 @@ def test_a_journal_takes_no_more_bytes_than_its_limit(policy: Policy | None, mon
         return [*found, await refused(world, "asks")]
 
     for crashes in weathers():
-        for said in run(scenario, policy, *crashes):
+        for said in run(scenario, policy, *crashes, journal_bytes_max=10_000):
             assert "the limit journal_bytes_max is 10,000" in said
 
 
 @MODES
-def test_who_does_not_heed_the_limit_of_its_journal_ends(
-    policy: Policy | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_does_not_heed_the_limit_of_its_journal_ends(policy: Policy | None) -> None:
     """Issue 16.2: else it would spin, and block its host."""
-    monkeypatch.setattr(entries, "ENTRIES_MAX", 20)
-    assert "journal_max" in run(lambda world: refused(world, "stubborn"), policy)
+    assert "journal_max" in run(lambda world: refused(world, "stubborn"), policy, journal_max=20)
 
 
 @MODES
-def test_a_cancel_reaches_who_has_a_full_journal(policy: Policy | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancel_reaches_who_has_a_full_journal(policy: Policy | None) -> None:
     """Issue 16.2: the cancel of its calls has an entry, for which there is no room."""
-    monkeypatch.setattr(entries, "ENTRIES_MAX", 10)
 
     async def scenario(world: World) -> None:
         waiting = await world.driver.start("BoundCaller/a", "calls", 10)
@@ -172,7 +169,7 @@ def test_a_cancel_reaches_who_has_a_full_journal(policy: Policy | None, monkeypa
         with pytest.raises(TerminalError, match="cancelled"):
             await world.driver.result(waiting)
 
-    run(scenario, policy)
+    run(scenario, policy, journal_max=10)
 
 
 class BoundCaller(VirtualObject):
@@ -210,18 +207,14 @@ def watch_records(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @MODES
-def test_a_handler_sends_no_more_at_once_than_one_write_takes(
-    policy: Policy | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_handler_sends_no_more_at_once_than_one_write_takes(policy: Policy | None) -> None:
     """Issue 16.2: refused where it sends, and alike on each replay."""
-    monkeypatch.setattr(calls, "SENT_MAX", 10_000)
-    monkeypatch.setattr(attempts, "SENT_MAX", 10_000)
 
     async def scenario(world: World) -> Any:
         return await world.driver.call("BoundBulk/a", "sends", 5, 3_000)
 
     for crashes in weathers():
-        assert run(scenario, policy, *crashes) == ["sent"] * 3 + ["sent_max"] * 2
+        assert run(scenario, policy, *crashes, sent_max=10_000) == ["sent"] * 3 + ["sent_max"] * 2
 
 
 @MODES
@@ -229,8 +222,6 @@ def test_what_many_events_let_a_handler_send_leaves_in_several_writes(
     policy: Policy | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 16.2: events that are there together are delivered before anything leaves."""
-    monkeypatch.setattr(calls, "SENT_MAX", 10_000)
-    monkeypatch.setattr(attempts, "SENT_MAX", 10_000)
     largest = watch_records(monkeypatch)
 
     async def scenario(world: World) -> Any:
@@ -244,19 +235,18 @@ def test_what_many_events_let_a_handler_send_leaves_in_several_writes(
         return world.state("BoundBulk/sink")["count"]
 
     for crashes in weathers():
-        assert run(scenario, policy, *crashes) == 20
+        assert run(scenario, policy, *crashes, sent_max=10_000) == 20
     assert max(largest) < 20_000
 
 
 @MODES
-@pytest.mark.parametrize("bound", ["SIGNALS_MAX", "SIGNALS_BYTES_MAX"])
+@pytest.mark.parametrize("bound", ["signals_max", "signals_bytes_max"])
 @pytest.mark.parametrize("where", ["running", "queued", "delayed"])
 def test_signals_that_nobody_asks_for_are_bounded(
-    policy: Policy | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bound: str, where: str
+    policy: Policy | None, caplog: pytest.LogCaptureFixture, bound: str, where: str
 ) -> None:
     """Issue 16.2: the newest is dropped, which the log says; those before are there."""
-    for module in (signals, shard):
-        monkeypatch.setattr(module, bound, 3 if bound == "SIGNALS_MAX" else 3_200)
+    limits = {bound: 3 if bound == "signals_max" else 3_200}
 
     async def scenario(world: World) -> Any:
         if where == "queued":
@@ -269,35 +259,31 @@ def test_signals_that_nobody_asks_for_are_bounded(
         await world.driver.signal(waiting, "go", "last")
         return [value[:1] for value in await world.driver.result(waiting)]
 
-    assert run(scenario, policy) == ["0", "1", "2", "l"]
+    assert run(scenario, policy, **limits) == ["0", "1", "2", "l"]
     assert caplog.text.count("was dropped") == 3
     for crashes in weathers():
-        assert run(scenario, policy, *crashes) == ["0", "1", "2", "l"]
+        assert run(scenario, policy, *crashes, **limits) == ["0", "1", "2", "l"]
 
 
 @MODES
-def test_the_state_of_an_object_is_bounded(policy: Policy | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_an_object_is_bounded(policy: Policy | None) -> None:
     """Issue 16.2: refused where it is written; what is there already may shrink."""
-    monkeypatch.setattr(staging, "STATE_MAX", 10_000)
 
     async def scenario(world: World) -> str:
         for name in ("one", "two", "three"):
             await world.driver.call("BoundBulk/a", "put", name, 3_000)
         said = await refused(world, "put", "four", 3_000)
         assert "four" not in world.state("BoundBulk/a")
-        monkeypatch.setattr(staging, "STATE_MAX", 5_000)
+        object.__setattr__(world.limits, "state_max", 5_000)  # as where it was written before there was a limit
         await world.driver.call("BoundBulk/a", "put", "one", 2_000)
         return said
 
-    assert "the limit state_max is 10,000" in run(scenario, policy)
+    assert "the limit state_max is 10,000" in run(scenario, policy, state_max=10_000)
 
 
 @MODES
-def test_a_handler_writes_no_more_at_once_than_one_write_takes(
-    policy: Policy | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_handler_writes_no_more_at_once_than_one_write_takes(policy: Policy | None) -> None:
     """Issue 16.2: a write of many large fields was repeated for ever; in several it works."""
-    monkeypatch.setattr(staging, "WRITTEN_MAX", 10_000)
 
     async def scenario(world: World) -> str:
         await world.driver.call("BoundBulk/a", "fill", 6, 3_000, True)
@@ -306,7 +292,7 @@ def test_a_handler_writes_no_more_at_once_than_one_write_takes(
         return await refused(world, "fill", 4, 3_001, False)
 
     for crashes in weathers():
-        assert "the limit written_max is 10,000" in run(scenario, policy, *crashes)
+        assert "the limit written_max is 10,000" in run(scenario, policy, *crashes, written_max=10_000)
 
 
 @MODES

@@ -18,7 +18,7 @@ from journal.embedded import guard
 from journal.ids import Shard, shard_in
 from journal.records import EventKind
 from journal.redis.store import RedisStore
-from journal.store import Attach, Limits, Outgoing
+from journal.store import Attach, NamespaceLimits, Outgoing
 
 BYTES = 200_000
 ROOM = 8_000_000
@@ -55,7 +55,7 @@ def test_a_store_full_of_outcomes_recovers_by_itself(
     """Nobody waits for them; meanwhile a cancel gets through, of a program that comes now as well."""
     url, port = full
     kept_ms = 3_600_000
-    monkeypatch.setattr(Limits, "retention_ms", lambda _, is_full=False: kept_ms if is_full else 3_600_000)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(NamespaceLimits, "retention_ms", lambda _, is_full=False: kept_ms if is_full else 3_600_000)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with actors.init(redis=url, hosts="local", namespace="full"):
         waiting = [Filler[f"held{number}"].wait.remote() for number in range(2)]
         assert all(each.accepted().result() is None for each in waiting)
@@ -66,7 +66,7 @@ def test_a_store_full_of_outcomes_recovers_by_itself(
         waiting[0].cancel()
         with pytest.raises(Cancelled):
             waiting[0].result(timeout=60)
-        client = Client(lambda: RedisStore(url, "full"), sends_code=False, payload_max=1_000)
+        client = Client(lambda: RedisStore(url, "full"), sends_code=False)
         client.open()
         client.bring(brought(waiting[1].id, EventKind.CANCEL), "cancel").result(timeout=60)
         client.close()
@@ -129,6 +129,6 @@ def test_a_write_is_bounded_by_count_and_by_bytes(sizes: list[int], expected: li
 
 
 def test_limits_shrink_only_while_the_store_is_full() -> None:
-    limits = Limits(retention=timedelta(hours=1), retention_when_full=timedelta(seconds=10))
+    limits = NamespaceLimits(retention=timedelta(hours=1), retention_when_full=timedelta(seconds=10))
     assert [limits.retention_ms(), limits.retention_ms(is_full=True)] == [3_600_000, 10_000]
-    assert Limits(retention=timedelta(seconds=1)).retention_ms(is_full=True) == 1_000
+    assert NamespaceLimits(retention=timedelta(seconds=1)).retention_ms(is_full=True) == 1_000

@@ -54,6 +54,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "errors",
         "tracebacks",
         "policy",
+        "limits",
         "threads",
         "processes",
         "backoff",

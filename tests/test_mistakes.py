@@ -39,16 +39,16 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.services import Limits
 from actors.objects.objects import object_handle
 from actors.requests.current import EMPTY_OPTIONS, Request, caller
 from actors.session import init, shutdown
 from journal import clock
+from journal.store import NamespaceLimits
 
 SOON = 5.0
 """Seconds for what takes milliseconds on an idle machine."""
 
-TOO_LARGE = "x" * (Limits().payload_max + 1)
+TOO_LARGE = "x" * (NamespaceLimits().payload_max + 1)
 
 PLAIN_DATA = "Arguments, results and state are plain data: make sockets, locks, files"
 

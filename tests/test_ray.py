@@ -461,14 +461,16 @@ def test_up_starts_hosts_once_and_changes_their_number(session: actors.Session) 
         command = ("-m", "actors.ray", "up", "--redis", session.url, "--namespace", "up", "--address", address())
         return ran(*command, *more).splitlines()
 
-    first = up("--hosts", "1")
+    first = up("--hosts", "1", "--limit", "shards=8", "--limit", "waiting_max=100")
     assert len(first) == 1
     assert first[0].startswith("host ")
     assert up() == first
-    two = up("--hosts", "2")
+    two = up("--hosts", "2", "--limit", "waiting_max=200")
     assert (len(two), two[0]) == (2, first[0])
-    assert up("--hosts", "0") == []
     supervisor = api.get_actor(f"supervisor:{StoreAddress(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
+    hosts = api.get(supervisor.ensure.remote(None))
+    assert [host.limits.waiting_max for host in hosts] == [100, 200]
+    assert up("--hosts", "0") == []
     api.kill(supervisor)
 
 

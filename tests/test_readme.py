@@ -11,19 +11,14 @@ from pathlib import Path
 import pytest
 from test_house import ORDER
 
-from actors.activation.services import Limits
-from actors.activation.staging import STATE_MAX, WRITTEN_MAX
-from actors.blocks.calls import SENT_MAX
-from actors.blocks.entries import ENTRIES_MAX, ENTRY_MAX, JOURNAL_BYTES_MAX
-from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX
-from actors.client.client import PENDING_MAX
+from actors.blocks.entries import ENTRY_MAX
 from actors.execution.phases import TRANSITIONS, Happening, Phase
-from actors.host.leases import BLOCK_LIMIT, LEASE_TTL
+from actors.host.leases import LEASE_TTL
+from actors.limits import Limits
 from actors.policy import ResolvedPolicy
 from actors.requests.message import HEADERS_MAX, KEY_MAX
 from journal.keys import TABLE
-from journal.store import SHARDS
-from journal.store import Limits as Kept
+from journal.store import NamespaceLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "examples/README.md", "actors/README.md", "journal/README.md", "tests/README.md")
@@ -224,40 +219,41 @@ def test_the_two_commands_stand_in_blocks_of_their_own(command: str) -> None:
 
 
 def test_every_limit_has_its_default() -> None:
+    kept, own = NamespaceLimits(), Limits()
     said = {
-        "`payload_max`": (Limits().payload_max, 8_000_000, "8 MB"),
+        "`payload_max`": (kept.payload_max, 8_000_000, "8 MB"),
         "`key_max`, `name_max`, `headers_max`": (
             (KEY_MAX, ENTRY_MAX, HEADERS_MAX),
             (8_000, 10_000, 64_000),
             "8,000, 10,000 and 64,000",
         ),
         "`journal_max`, `journal_bytes_max`": (
-            (ENTRIES_MAX, JOURNAL_BYTES_MAX),
+            (kept.journal_max, kept.journal_bytes_max),
             (100_000, 64_000_000),
             "100,000 entries and 64 MB",
         ),
-        "`sent_max`, `written_max`": ((SENT_MAX, WRITTEN_MAX), (32_000_000, 32_000_000), "32 MB each"),
-        "`state_max`": (STATE_MAX, 64_000_000, "64 MB"),
+        "`sent_max`, `written_max`": ((kept.sent_max, kept.written_max), (32_000_000, 32_000_000), "32 MB each"),
+        "`state_max`": (kept.state_max, 64_000_000, "64 MB"),
         "`signals_max`, `signals_bytes_max`": (
-            (SIGNALS_MAX, SIGNALS_BYTES_MAX),
+            (kept.signals_max, kept.signals_bytes_max),
             (10_000, 16_000_000),
             "10,000 and 16 MB",
         ),
-        "`pending_max`": (PENDING_MAX, 100_000, "100,000"),
-        "`inbox_max`": (Kept().inbox_max, 100_000, "100,000"),
-        "`queue_in_memory`": (Limits().queue_in_memory, 100, "100"),
+        "`pending_max`": (own.pending_max, 100_000, "100,000"),
+        "`inbox_max`": (kept.inbox_max, 100_000, "100,000"),
+        "`queue_in_memory`": (own.queue_in_memory, 100, "100"),
         "`done_max`, `retention`": (
-            (Kept().done_max, Kept().retention),
+            (kept.done_max, kept.retention),
             (10_000, timedelta(days=1)),
             "10,000 and 1 day",
         ),
-        "`waiting_max`": (Limits().waiting_max, 5_000, "5,000"),
-        "`activations_max`": (Limits().activations_max, 100_000, "100,000"),
-        "`activation_idle`": (Limits().activation_idle, timedelta(seconds=60), "60 s"),
+        "`waiting_max`": (own.waiting_max, 5_000, "5,000"),
+        "`activations_max`": (own.activations_max, 100_000, "100,000"),
+        "`activation_idle`": (own.activation_idle, timedelta(seconds=60), "60 s"),
         "`idle_timeout`": (ResolvedPolicy().idle_timeout, timedelta(seconds=60), "60 s"),
-        "shards": (SHARDS, 16, "16"),
+        "shards": (kept.shards, 16, "16"),
         "lease": (LEASE_TTL, timedelta(seconds=3), "3 s"),
-        "`block_limit`": (BLOCK_LIMIT, timedelta(seconds=10), "10 s"),
+        "`block_limit`": (own.block_limit, timedelta(seconds=10), "10 s"),
     }
 
     wrong = [name for name, (found, value, _) in said.items() if found != value]

@@ -38,7 +38,6 @@ from actors import (
     shared,
     state,
 )
-from actors.activation.services import Limits
 from actors.code.code import UNSENT
 from actors.host.host import Host, Identity
 from actors.loop import closing
@@ -51,7 +50,7 @@ from journal.codec import MISSING
 from journal.ids import ObjectId, shard_in
 from journal.memory.store import MemoryStore
 from journal.records import ReplyKind, teller_of_driver
-from journal.store import Attach, Bring, Fenced, Outgoing, Settled
+from journal.store import Attach, Bring, Fenced, NamespaceLimits, Outgoing, Settled
 
 WEATHERS = 20
 """Seeds of hosts that come and go."""
@@ -92,7 +91,7 @@ class Program:
         address = str(ObjectId(request.type_name, request.key))
         id_ = started_id(request, address, f"{self._writer}{self._count:x}", self._shards)
         caller = "" if request.one_way else teller_of_driver(self._writer)
-        arguments = arguments_of(request, address, Limits().payload_max)
+        arguments = arguments_of(request, address, NamespaceLimits().payload_max)
         code = "" if request.owner is None else UNSENT
         message = message_of(request, id_, address, arguments, caller, code, self._now_ms())
         self._returns[id_] = request.declared.returns if request.declared is not None else MISSING
@@ -266,7 +265,7 @@ class Simulation(World):
         raise AssertionError(f"{invocation.id} did not become {beginning}")
 
     async def play(self, scenario: "Scenario", hosts: Sequence[str]) -> None:
-        await self.store.open_namespace(4)
+        await self.store.open_namespace(NamespaceLimits(shards=4))
         await self.program.open()
         try:
             async with asyncio.timeout(IN_TIME):

@@ -36,7 +36,7 @@ def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Issue 16.6: "0 were not acknowledged" where 50 were lost; those of the write under way were not counted."""
-    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
+    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False)
     client.open()
     current.set_driver(client)
     try:
@@ -58,7 +58,7 @@ def test_a_program_is_told_how_many_of_its_requests_may_be_lost(
 
 def test_what_was_acknowledged_is_not_said_to_be_lost(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """Issue 16.6: open calls are no lost ones."""
-    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False, payload_max=1_000)
+    client = Client(lambda: RedisStore(server.url, new_id()), sends_code=False)
     client.open()
     current.set_driver(client)
     try:

@@ -346,7 +346,7 @@ def test_signals_survive_the_host(mode: Policy | None) -> None:
 
 
 def connected(url: str, namespace: str) -> Client:
-    client = Client(lambda: RedisStore(url, namespace), sends_code=False, payload_max=1_000)
+    client = Client(lambda: RedisStore(url, namespace), sends_code=False)
     client.open()
     return client
 

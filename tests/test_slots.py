@@ -134,7 +134,7 @@ class Unheard(VirtualObject):
 
 
 def test_a_client_that_fails_tells_everybody(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client(lambda: FailingStore(wall_ms), sends_code=False, payload_max=1_000)
+    client = Client(lambda: FailingStore(wall_ms), sends_code=False)
     client.open()
     try:
         with pytest.raises(UnavailableError, match="a defect"):

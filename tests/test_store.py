@@ -44,6 +44,7 @@ from journal.store import (
     Granted,
     LeaseHeld,
     Loaded,
+    NamespaceLimits,
     Outgoing,
     PartlyApplied,
     Progress,
@@ -80,8 +81,8 @@ async def store(engine: Engine) -> Store:
 async def test_the_number_of_shards_is_chosen_once(engine: Engine) -> None:
     store = await engine.open()
 
-    assert await store.open_namespace(SHARDS + 3) == SHARDS
-    assert await (await engine.open()).open_namespace(1) == SHARDS
+    for other in (store, await engine.open()):
+        assert (await other.open_namespace(NamespaceLimits(shards=SHARDS + 3))).shards == SHARDS
 
 
 # ------------------------------------------------------------------------------------------------- drivers and numbers

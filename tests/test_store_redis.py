@@ -23,7 +23,19 @@ from journal.redis import connection as line
 from journal.redis.connection import Connection, Connections, RefusedCommand
 from journal.redis.settings import check_settings, check_version
 from journal.redis.store import Durability, RedisStore
-from journal.store import Bring, Committed, Cursor, Damaged, Finish, Progress, Settled, Sleep, Store, Trimmed
+from journal.store import (
+    Bring,
+    Committed,
+    Cursor,
+    Damaged,
+    Finish,
+    NamespaceLimits,
+    Progress,
+    Settled,
+    Sleep,
+    Store,
+    Trimmed,
+)
 
 A, B, FAR = "a1-0", "b2-0", "f9-1"
 
@@ -82,7 +94,7 @@ def keys_of(store: Store) -> Keys:
 async def opened(url: str, durability: Durability = "disk") -> AsyncGenerator[RedisStore]:
     store = RedisStore(url, durability=durability)
     try:
-        await store.open_namespace(SHARDS)
+        await store.open_namespace(NamespaceLimits(shards=SHARDS))
         yield store
     finally:
         await store.aclose()
@@ -117,7 +129,7 @@ async def test_a_store_that_could_lose_data_is_refused(
     assert 'durability="relaxed"' in str(error.value)
     if "replicaof" not in " ".join(settings):  # which takes no writes at all
         async with opened(server.url, "relaxed") as store:
-            assert await store.open_namespace(SHARDS) == SHARDS
+            assert (await store.open_namespace(NamespaceLimits())).shards == SHARDS
 
 
 async def test_a_setting_that_is_hidden_counts_as_wrong() -> None:
@@ -224,7 +236,7 @@ async def test_a_store_without_memory_refuses_drivers_whole_and_lets_hosts_make_
         owner = await Owner.acquire(store)
         # Issue 15.34: another program comes, asks and cancels; a host trims.
         await ask(store, "SCRIPT", "FLUSH")
-        assert await store.open_namespace(SHARDS) == SHARDS
+        assert (await store.open_namespace(NamespaceLimits())).shards == SHARDS
         other = await Driver.open(store)
         await other.attach(A)
         end = Bring(Shard(0), B, EventKind.KILL, 0, b"")

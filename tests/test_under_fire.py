@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from host_process import PAYLOAD_MAX, Fleet
+from host_process import Fleet
 from servers import Server, valkey_binary
 from simulation import SHARDS, virtual_loop
 from wire import Monitor, Wire, Write
@@ -28,6 +28,7 @@ from journal.clock import boot_seconds
 from journal.ids import new_id
 from journal.memory.store import MemoryStore
 from journal.redis.store import RedisStore
+from journal.store import NamespaceLimits
 from tests.recovery import (
     WITHIN_S,
     Gauge,
@@ -63,9 +64,7 @@ class Scene:
         self.beside = Fleet(self.server.url, self.namespace, directory)
         self.behind.start("a")
         self.beside.start("b")
-        self.client = Client(
-            lambda: RedisStore(self.server.url, self.namespace), sends_code=True, payload_max=PAYLOAD_MAX
-        )
+        self.client = Client(lambda: RedisStore(self.server.url, self.namespace), sends_code=True)
         self.client.open()
         self.monitor = Monitor(self.server.port, self.namespace)
         current.set_driver(self.client)
@@ -168,7 +167,7 @@ def _of_the_past(writes: list[Write], stopped: Member, epochs: dict[int, int]) -
 def test_a_store_that_dies_after_a_submit_and_before_its_answer_has_it_once(scene: Scene) -> None:
     """Promises 1 and 3: the driver that waits asks again, unchanged, and is given the answer that was kept."""
     wire = Wire(scene.server.port)
-    driver = Client(lambda: RedisStore(wire.url, scene.namespace), sends_code=True, payload_max=PAYLOAD_MAX)
+    driver = Client(lambda: RedisStore(wire.url, scene.namespace), sends_code=True)
     driver.open()
     current.set_driver(driver)
     try:
@@ -289,7 +288,7 @@ def test_after_a_silence_of_the_store_each_host_has_its_shards_back_at_once(sile
             }
 
         async def scenario() -> None:
-            await store.open_namespace(SHARDS)
+            await store.open_namespace(NamespaceLimits(shards=SHARDS))
             hosts = [
                 Host(
                     lambda silent=silent: Silence(store.connect(), silent),  # pyright: ignore[reportArgumentType]  # by delegation

@@ -15,7 +15,7 @@ from actors.policy import resolve
 from actors.requests.run_ids import RUN, run_id
 from actors.values import outcomes
 from journal.records import EventKind
-from journal.store import Bring, Leaving
+from journal.store import Bring, Leaving, NamespaceLimits
 from journal.texts import str_of
 
 from .activation import Activation
@@ -34,10 +34,10 @@ class KeyPromises:
         self,
         run: OpenInvocation,
         activation: Activation,
-        field_max: int,
+        limits: NamespaceLimits,
         commit: Callable[[OpenInvocation, Activation, Changes], None],
     ) -> None:
-        self._run, self._activation, self._field_max, self._commit = run, activation, field_max, commit
+        self._run, self._activation, self._limits, self._commit = run, activation, limits, commit
         self.answers = Answers(run.answers)
         self._changes: Changes = {}
         self._completed: dict[str, bytes] = {}
@@ -60,8 +60,9 @@ class KeyPromises:
             why = f"the promise {name!r} of {self._activation.target} {ALREADY[outcomes.is_failure(found)]}"
             return outcomes.encoded_error(TerminalError(why, 409))
         try:
-            self._changes = changes_of(self._run, self._activation, self._field_max)
-            bound_state(self._activation.target, _fields(self._activation), self._changes | {PROMISE + name: outcome})
+            self._changes = changes_of(self._run, self._activation, self._limits)
+            changes = self._changes | {PROMISE + name: outcome}
+            bound_state(self._activation.target, _fields(self._activation), changes, self._limits.state_max)
         except UsageError as error:
             return outcomes.encoded_error(TerminalError(str_of(error), 400))
         return None
@@ -108,7 +109,7 @@ def with_waits(run: OpenInvocation, activation: Activation, changes: Changes, se
     if run.declared is None and run.message.handler == RUN:
         # It ends without its class, which is not here, or not yet. Only a workflow's run has such an id.
         target, declared = run.message.target, services.code.find(run.type_name, run.message.code)
-        run.exclusive = run.id == run_id(target, services.surroundings.shards)
+        run.exclusive = run.id == run_id(target, services.surroundings.limits.shards)
         handler = declared.handlers.get(RUN) if declared is not None else None
         of_class = (handler.policy, declared.options.policy) if declared is not None and handler is not None else ()
         run.policy = resolve(*of_class, services.policy)

@@ -1,15 +1,15 @@
-"""Services: the parts of a host that its shards use, and the limits of a host's memory."""
+"""Services: the parts of a host that its shards use."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
 from actors.blocks.calls import Surroundings
 from actors.blocks.steps import StepRunner
 from actors.code.code import CodeBook
+from actors.limits import Limits
 from actors.policy import Policy, ResolvedPolicy, resolve
 from journal.records import Event
 
@@ -19,22 +19,6 @@ from .failures import Failures
 from .idle import Idle
 from .open_invocation import OpenInvocation
 from .suspects import Suspects
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The limits of one host's memory."""
-
-    payload_max: int = 8_000_000
-    """Most bytes of a message's arguments, a result, a step's result, or a field."""
-    queue_in_memory: int = 100
-    """Messages of one key that wait in memory with their arguments; of further messages only the ids are kept."""
-    activations_max: int = 100_000
-    """Objects in memory; beyond it idle objects leave."""
-    activation_idle: timedelta = timedelta(seconds=60)
-    """An object that was not used for so long leaves memory."""
-    waiting_max: int = 5_000
-    """Handlers that wait in memory; beyond it the handlers that have waited longest leave before their time."""
 
 
 class Fetcher(Protocol):
@@ -62,6 +46,7 @@ class Services:
     """The parts of a host that its shards use."""
 
     limits: Limits
+    """The bounds of this host; `surroundings` has those of the namespace."""
     policy: Policy | None
     surroundings: Surroundings
     code: CodeBook

@@ -24,7 +24,7 @@ from actors.requests.message import bounded
 from actors.values.outcomes import ERROR_MAX, NOTICE_MAX
 from journal.ids import Epoch, Shard
 from journal.records import Delivered, Event, EventKind, Message, Record, Tries, order_of, timer_of, timer_of_object
-from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
+from journal.store import Bring, Committed, Expire, Finish, Leaving, NamespaceLimits, Part, Progress, Sleep
 from journal.texts import error_text, repr_of, shortened
 
 from .activation import Activation
@@ -36,13 +36,6 @@ COMMANDS_MAX: Final = 2_000
 """Most progress in one commit, of all shards of a host: the store does nothing else meanwhile, for some 50 ms."""
 BYTES_MAX: Final = 4_000_000
 """Most bytes in one commit, except for a single progress that is larger."""
-
-STATE_MAX: Final = 64_000_000
-"""Most bytes of all fields of one object: they are written, and read, at once."""
-
-WRITTEN_MAX: Final = 32_000_000
-"""Most bytes of state in one write of one handler, with the former values: a larger write blocks the store so long that
-leases lapse."""
 
 REASON_MAX: Final = 4_000
 """Most characters of the reason of a pause."""
@@ -383,7 +376,7 @@ class Staging:
             await waiting
 
 
-def changes_of(run: OpenInvocation, activation: Activation, field_max: int) -> dict[str, bytes | None]:
+def changes_of(run: OpenInvocation, activation: Activation, limits: NamespaceLimits) -> dict[str, bytes | None]:
     """Return the writes that turn the stored state into the state as the invocation sees it.
 
     Raises:
@@ -405,32 +398,32 @@ def changes_of(run: OpenInvocation, activation: Activation, field_max: int) -> d
         return seen
     changed = {name: value for name, value in seen.items() if value != stored.get(name)}
     for name, value in changed.items():
-        if value is not None and len(value) > field_max:
-            bounded(value, f"state {name!r}", field_max)
-    if (len(stored) + len(changed)) * field_max > STATE_MAX:  # fewer fields cannot be more
-        bound_state(run.message.target, stored, changed)
-    if 2 * len(changed) * field_max > WRITTEN_MAX:
+        if value is not None and len(value) > limits.payload_max:
+            bounded(value, f"state {name!r}", limits.payload_max)
+    if (len(stored) + len(changed)) * limits.payload_max > limits.state_max:  # fewer fields cannot be more
+        bound_state(run.message.target, stored, changed, limits.state_max)
+    if 2 * len(changed) * limits.payload_max > limits.written_max:
         written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
-        if written > WRITTEN_MAX:
+        if written > limits.written_max:
             raise UsageError(
                 f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, former values "
-                f"included, before it waits, the limit written_max is {WRITTEN_MAX:,}: let it wait for "
+                f"included, before it waits, the limit written_max is {limits.written_max:,}: let it wait for "
                 "something, a step or a sleep, after each few of the large fields"
             )
     return changed
 
 
-def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None]) -> None:
+def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None], state_max: int) -> None:
     """Refuse changes that let the state of an object grow beyond its limit.
 
     Raises:
         UsageError: the state would be larger than `state_max`.
     """
     grown = sum(len(value or b"") - len(stored.get(name, b"")) for name, value in changed.items())
-    if grown > 0 and (size := sum(map(len, stored.values())) + grown) > STATE_MAX:
+    if grown > 0 and (size := sum(map(len, stored.values())) + grown) > state_max:
         largest = max(changed, key=lambda name: len(changed[name] or b""))
         raise UsageError(
-            f"the state of {target} takes {size:,} bytes with what was written, the limit state_max is {STATE_MAX:,} "
+            f"the state of {target} takes {size:,} bytes with what was written, the limit state_max is {state_max:,} "
             f"(the largest of it is {largest!r}): spread it over more keys, or keep large data elsewhere"
         )
 

@@ -26,7 +26,7 @@ from actors.values.values import Scope
 from journal.codec import MISSING
 from journal.ids import address_of, derived_id, invocation_id, shard_in
 from journal.records import EventKind, Message, ReplyKind, teller_of_entry
-from journal.store import Attach, Bring, Leaving, unknown
+from journal.store import Attach, Bring, Leaving, NamespaceLimits, unknown
 
 from .restarts import Restarts, mark_of
 from .timers import Timers
@@ -40,9 +40,7 @@ TIMEOUT: Final = "timeout"
 class Surroundings:
     """Facts about the host that an execution needs."""
 
-    shards: int
-    payload_max: int
-    """Most bytes of arguments, a result, or a field."""
+    limits: NamespaceLimits
     code_of: Callable[[type[Any] | None], str]
     """Returns the hash of the code that a class was uploaded with."""
     now_ms: Callable[[], int]
@@ -53,8 +51,6 @@ def _over() -> None:
     """Do nothing: the execution handles a time-out's timer itself, since it may have entries to make."""
 
 
-SENT_MAX: Final = 32_000_000
-"""Most bytes of messages that a handler makes before it waits again: they leave in one write."""
 CHAIN_MAX: Final = 100
 """Most exclusive handlers that may wait for a call, each through the next."""
 
@@ -107,16 +103,16 @@ class Calls:
         """Make the entry of a call or a send, and its message if the journal does not hold the entry."""
         around = self._surroundings
         address = address_of(request.type_name, request.key)
-        arguments = arguments_of(request, address, around.payload_max)
+        arguments = arguments_of(request, address, around.limits.payload_max)
         self.count_sent(arguments)
         name = f"{'send' if request.one_way else 'call'} {address}.{request.handler}"
         is_run = request.handler == RUN and happens_once(request)
         if is_run or request.options.idempotency_key is not None:
-            name += f" {started_id(request, address, '', around.shards)}"
+            name += f" {started_id(request, address, '', around.limits.shards)}"
         chain = None if request.one_way else self._chain(name)
         index = make(name)
         mark = mark_of(index, self.restarts)
-        id_ = started_id(request, address, derived_id(self._invocation, str(mark)), around.shards)
+        id_ = started_id(request, address, derived_id(self._invocation, str(mark)), around.limits.shards)
         returns = request.declared.returns if request.declared is not None else MISSING
         call = _CallEntry(id_, name, returns, self._loop, self._scope)
         self._by_index[index] = call
@@ -142,16 +138,17 @@ class Calls:
         """
         self.sent += len(data)
         self.unsent += len(data)
-        if self.sent > SENT_MAX:
+        sent_max = self._surroundings.limits.sent_max
+        if self.sent > sent_max:
             raise UsageError(
                 f"{self._message.target}.{self._message.handler} sends {self.sent:,} bytes before it waits, the limit "
-                f"sent_max is {SENT_MAX:,}: await some of it before it sends more, or pass references"
+                f"sent_max is {sent_max:,}: await some of it before it sends more, or pass references"
             )
 
     @property
     def shards(self) -> int:
         """How many shards the namespace has."""
-        return self._surroundings.shards
+        return self._surroundings.limits.shards
 
     def _chain(self, name: str) -> list[str]:
         """Return the exclusive invocations that wait for a call: this one, if it holds a key, and its own chain."""

@@ -10,23 +10,20 @@ from asyncio import CancelledError
 from typing import Final
 
 from actors.errors import NondeterminismError, Refusal, UsageError
+from journal.store import NamespaceLimits
 
 ENTRY_MAX: Final = 10_000
 """Most characters of an entry: its kind, and the name of a step or a wait, or the target of a call."""
-ENTRIES_MAX: Final = 100_000
-"""Most entries of one invocation; compensations may make as many again."""
-JOURNAL_BYTES_MAX: Final = 64_000_000
-"""Most bytes of entries and deliveries of one invocation; compensations may take as many again."""
 ASK_AGAIN: Final = "end this invocation before its limit: let it .send() the rest of its work to a new invocation"
 
 
 class Entries:
     """The entries that the handler has made so far, in program order, compared with the journal."""
 
-    __slots__ = ("_most", "divergence", "full", "invocation", "made", "recorded", "size")
+    __slots__ = ("_limits", "_most", "divergence", "full", "invocation", "made", "recorded", "size")
 
-    def __init__(self, invocation: str, recorded: list[str]) -> None:
-        self.invocation = invocation
+    def __init__(self, invocation: str, recorded: list[str], limits: NamespaceLimits) -> None:
+        self.invocation, self._limits = invocation, limits
         self.recorded = recorded
         self.made: list[str] = []
         self.divergence: NondeterminismError | None = None
@@ -44,7 +41,7 @@ class Entries:
     @property
     def are_too_large(self) -> bool:
         """Whether entries and deliveries take more bytes than a journal may."""
-        return self.size > JOURNAL_BYTES_MAX * self._most
+        return self.size > self._limits.journal_bytes_max * self._most
 
     def refused(self) -> Refusal:
         """Return the error that the journal is full.
@@ -54,9 +51,9 @@ class Entries:
         """
         if self.full is not None:
             raise CancelledError(*self.full.args)
-        what, found, name, most = f"{len(self.made):,} entries", len(self.made), "journal_max", ENTRIES_MAX
+        what, found, name, most = f"{len(self.made):,} entries", len(self.made), "journal_max", self._limits.journal_max
         if found < most * self._most:
-            what, name, most = f"{self.size:,} bytes", "journal_bytes_max", JOURNAL_BYTES_MAX
+            what, name, most = f"{self.size:,} bytes", "journal_bytes_max", self._limits.journal_bytes_max
         self.full = Refusal(f"the journal holds {what}, the limit {name} is {most * self._most:,}: {ASK_AGAIN}")
         return self.full
 
@@ -75,7 +72,7 @@ class Entries:
                     f"`{entry[:60]}…` has {len(entry):,} characters, the limit name_max is {ENTRY_MAX:,}: names of "
                     "steps and waits say what they are for, data is for arguments"
                 )
-            if index >= ENTRIES_MAX * self._most or self.are_too_large:
+            if index >= self._limits.journal_max * self._most or self.are_too_large:
                 raise self.refused()
         elif self.recorded[index] != entry:
             error = NondeterminismError(self.invocation, index, f"`{self.recorded[index]}`", f"`{entry}`")

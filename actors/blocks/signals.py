@@ -24,46 +24,42 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any
 
 from actors.loop.loop import DeterministicLoop, EntryFuture
 from actors.values import outcomes
 from actors.values.values import Scope
 from journal.records import Event, EventKind, unpack
+from journal.store import NamespaceLimits
 
 logger = logging.getLogger("actors")
 
-SIGNALS_MAX: Final = 10_000
-"""Most signals of one invocation that no wait has taken."""
-SIGNALS_BYTES_MAX: Final = 16_000_000
-"""Most bytes of these signals."""
 
-
-def is_early(waiting: Collection[Event], signal: Event) -> bool:
+def is_early(waiting: Collection[Event], signal: Event, limits: NamespaceLimits) -> bool:
     """Whether a signal finds no room among the events of an invocation that does not execute."""
-    if len(waiting) >= SIGNALS_MAX:
+    if len(waiting) >= limits.signals_max:
         return True
-    if len(signal.payload) <= SIGNALS_BYTES_MAX // SIGNALS_MAX:  # so many of them take no more
+    if len(signal.payload) <= limits.signals_bytes_max // limits.signals_max:  # so many of them take no more
         return False
     taken = sum(len(event.payload) for event in waiting if event.kind is EventKind.SIGNAL)
-    return taken + len(signal.payload) > SIGNALS_BYTES_MAX
+    return taken + len(signal.payload) > limits.signals_bytes_max
 
 
-def dropped(where: str, payload: bytes) -> None:
+def dropped(where: str, payload: bytes, limits: NamespaceLimits) -> None:
     """Log that a signal is dropped."""
     (name,), _ = unpack(payload)
     logger.warning(
         "%s: a signal %r was dropped: %s or more signals, or %s or more bytes of them, wait for it to ask for them "
         "(signals_max, signals_bytes_max): let it ask sooner, or its senders wait for an answer",
-        *(where, name, f"{SIGNALS_MAX:,}", f"{SIGNALS_BYTES_MAX:,}"),
+        *(where, name, f"{limits.signals_max:,}", f"{limits.signals_bytes_max:,}"),
     )
 
 
 class Signals:
     """The signals of one execution."""
 
-    def __init__(self, loop: DeterministicLoop, scope: Scope) -> None:
-        self._loop, self._scope = loop, scope
+    def __init__(self, loop: DeterministicLoop, scope: Scope, limits: NamespaceLimits) -> None:
+        self._loop, self._scope, self._limits = loop, scope, limits
         self._kept: dict[str, deque[bytes]] = {}
         """Signals that no wait has taken, by name."""
         self._count = self._bytes = 0
@@ -83,7 +79,7 @@ class Signals:
 
     def has_room(self, payload: bytes) -> bool:
         """Whether a wait takes the signal, or it may be kept."""
-        if self._count < SIGNALS_MAX and self._bytes + len(payload) <= SIGNALS_BYTES_MAX:
+        if self._count < self._limits.signals_max and self._bytes + len(payload) <= self._limits.signals_bytes_max:
             return True
         (name,), _ = unpack(payload)
         return any(not wait.done() for wait, _ in self._asking.get(name, ()))

@@ -30,6 +30,7 @@ from actors.errors import (
     UnavailableError,
     UsageError,
 )
+from actors.limits import DEFAULT, Limits, opened
 from actors.requests.current import Request
 from actors.requests.invocation import Accepted, Foreign, Invocation
 from actors.requests.message import arguments_of, bounded, fingerprint_of, message_of, outgoing_of, started_id
@@ -39,7 +40,7 @@ from actors.values import outcomes
 from journal.clock import StoreClock
 from journal.ids import address_of, shard_in, unique_ids
 from journal.records import ReplyKind, order_of, teller_of_driver
-from journal.store import SHARDS, Attach, Bring, Outgoing, PartlyApplied, Reply, Settled, Store
+from journal.store import Attach, Bring, NamespaceLimits, Outgoing, PartlyApplied, Reply, Settled, Store
 
 from . import slots
 from .batches import freeing_batch, next_batch, submit_until_answered
@@ -52,8 +53,6 @@ from .watch import Watch, described
 
 logger = logging.getLogger("actors")
 
-PENDING_MAX: Final = 100_000
-"""Invocations that may be started and not answered; beyond it `.remote()` raises `OverloadedError`."""
 RENEW_EVERY: Final = 3_600.0
 CLOSE_MAX: Final = 1.0
 """Seconds for which a program that ends waits for its replies to be forgotten; else they expire."""
@@ -68,11 +67,11 @@ class Client:
         connect: Callable[[], Store],
         *,
         sends_code: bool,
-        payload_max: int,
+        limits: Limits = DEFAULT,
         live: bool = False,
         object_ref: Callable[[Invocation[Any], Any], Any] | None = None,
     ) -> None:
-        self._sends_code, self._payload_max, self._object_ref = sends_code, payload_max, object_ref
+        self._sends_code, self._asked, self._object_ref = sends_code, limits, object_ref
         self._store: Store = connect()  # first: an error in the URL leaves no loop behind
         self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="perdure-client", daemon=True)
@@ -85,7 +84,7 @@ class Client:
         self.failure = ""  # why nothing can be started any more
         self._is_woken = False
         self._ids, self._count, self._clock = unique_ids().__next__, 0, StoreClock()
-        self.shards = SHARDS
+        self.limits = NamespaceLimits()
         self._writer, self._number, self._seen = "", 0, "0-0"
         self._is_astray = False  # the store has lost our writer
         self._wanted, self._idle = asyncio.Event(), asyncio.Event()
@@ -103,6 +102,7 @@ class Client:
         Raises:
             SettingsError: the store could lose what it acknowledges.
             UnavailableError: the store does not answer.
+            UsageError: the namespace has other limits.
         """
         self._thread.start()
         try:
@@ -143,6 +143,7 @@ class Client:
 
     async def _open(self) -> None:
         ask = self._patience.for_a_while
+        self.limits = await ask(lambda: opened(self._store, self._asked))
         await ask(self._open_writer)
         await self._clock.open(lambda: ask(self._store.now_ms))
         watch = Watch(self._store, self._slots, self._lock)
@@ -168,9 +169,13 @@ class Client:
         return Written(self._writer, self._number, self._seen)
 
     async def _open_writer(self) -> None:
-        self.shards = await self._store.open_namespace(self.shards)
         self._writer, self._number, self._seen = await self._store.open_writer(), 0, "0-0"
         self._teller = teller_of_driver(self._writer)
+
+    async def _open_anew(self) -> None:
+        # Nothing of the namespace may be left: it is to be again as it was, unless another program was first.
+        self.limits = await self._store.open_namespace(self.limits)
+        await self._open_writer()
 
     async def _drained(self, patience_s: float) -> None:
         self.failure = self.failure or "this client was shut down: call actors.init() again"
@@ -199,12 +204,12 @@ class Client:
     def start(self, request: Request, /) -> Invocation[Any]:
         """Start an invocation; it leaves in the order of these calls."""
         address = address_of(request.type_name, request.key)
-        arguments = arguments_of(request, address, self._payload_max)
+        arguments = arguments_of(request, address, self.limits.payload_max)
         found = fingerprint_of(request)
         code = "" if request.owner is None else self._code.digest_of(request.owner) if self._sends_code else UNSENT
         with self._lock:
             self._next()
-            id_ = started_id(request, address, self._ids(), self.shards)
+            id_ = started_id(request, address, self._ids(), self.limits.shards)
             is_named = request.options.idempotency_key is not None or (request.handler == RUN and happens_once(request))
             caller = "" if request.one_way or is_named else self._teller
             message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms())
@@ -220,7 +225,7 @@ class Client:
 
     def bring(self, event: Bring, entry: str, /) -> Accepted:
         """Bring an event to an invocation; it leaves in the order of these calls."""
-        bounded(event.data, f"value of `{entry}`", self._payload_max)
+        bounded(event.data, f"value of `{entry}`", self.limits.payload_max)
         with self._lock:
             name = f"{entry} #{self._next()}"
             slot = self._slots[name] = Slot(is_own=True)
@@ -231,10 +236,10 @@ class Client:
     def _next(self) -> int:
         if self.failure:
             raise UnavailableError(self.failure)
-        if len(self._slots) >= PENDING_MAX:
+        if len(self._slots) >= self._asked.pending_max:
             raise OverloadedError(
-                f"{PENDING_MAX:,} invocations of this program are not answered (pending_max): await some before you "
-                "start more"
+                f"{self._asked.pending_max:,} invocations of this program are not answered (pending_max): await some "
+                "before you start more"
             )
         self._count += 1
         return self._count
@@ -411,7 +416,7 @@ class Client:
         """The store refused our number: open another writer and attach to all invocations that are waited for."""
         # With a wait, which grows: a store that refuses every writer is not asked in a circle.
         await self._patience.wait(UnavailableError("the store refuses this client's number: attaching anew"))
-        await self._patience.until_answered(self._open_writer, DamagedError, SettingsError)
+        await self._patience.until_answered(self._open_anew, DamagedError, SettingsError)
         self._is_astray = False
         self._uploads.again()
         with self._lock:

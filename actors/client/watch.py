@@ -16,7 +16,7 @@ from typing import Final
 from actors.errors import DamagedError, UnavailableError
 from journal.ids import shard_in
 from journal.records import Record
-from journal.store import SHARDS, Store
+from journal.store import Store
 
 from .run_starts import Start
 from .slots import Slot
@@ -95,7 +95,7 @@ class Watch:
         for id_ in long:
             if id_ not in self._said:
                 await self._look_up(id_)
-        has_hosts = not long or bool((await self._store.membership(SHARDS)).hosts)
+        has_hosts = not long or bool((await self._store.membership()).hosts)
         if not has_hosts and not self._missed_hosts:
             logger.warning("%s waits, and no host is there to execute it: start some, init(hosts=...)", long[0])
         self._missed_hosts = not has_hosts

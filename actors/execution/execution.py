@@ -88,7 +88,7 @@ class Execution:
         self.attempt = attempt
         self._now_ms = started_ms
         self.loop = DeterministicLoop(self, started_ms / 1000)
-        self._entries = Entries(message.id, recorded)
+        self._entries = Entries(message.id, recorded, surroundings.limits)
         self._root: asyncio.Task[Any] | None = None
         self._random: random.Random | None = None
         self.calls = Calls(message, surroundings, self.loop, self._scope, holds=handler.exclusive)
@@ -357,7 +357,7 @@ class Execution:
         self.phase = advance(self.phase, Happening.RETURNED)
 
     def _outcome_of(self, result: Any) -> tuple[bytes, TerminalError | None]:
-        return outcome_of_result(result, self._message, self._surroundings.payload_max)
+        return outcome_of_result(result, self._message, self._surroundings.limits.payload_max)
 
     def _fail(self, error: BaseException) -> None:
         self.error = error
@@ -412,7 +412,8 @@ class Execution:
             logger.warning("%s (%s): %s%s", where, self.id, message, trace)
 
     def _say_dropped(self, signal: Delivered) -> None:
-        dropped(f"{self._message.target}.{self._message.handler} ({self.id})", signal.payload)
+        where = f"{self._message.target}.{self._message.handler} ({self.id})"
+        dropped(where, signal.payload, self._surroundings.limits)
 
     def _say(self, message: str) -> None:
         if not self.repeats:
@@ -494,7 +495,7 @@ class Execution:
 
     @cached_property
     def _signals(self) -> Signals:
-        return Signals(self.loop, self._scope)
+        return Signals(self.loop, self._scope, self._surroundings.limits)
 
     def promise(self, name: str, annotation: Any, /) -> MadePromise:
         """Return a promise of this workflow."""
@@ -502,7 +503,7 @@ class Execution:
 
     @cached_property
     def _promises(self) -> Promises:
-        whose, entries, outcome_max = self._message.target, self._entries, self._surroundings.payload_max
+        whose, entries, outcome_max = self._message.target, self._entries, self._surroundings.limits.payload_max
         return Promises(whose, self.board, entries.make, entries.is_new, self.loop, self._scope, outcome_max)
 
     def now_ms(self) -> int:
@@ -539,7 +540,7 @@ class Execution:
         if in_step.get() is not None:
             raise not_in_a_step()
         self.calls.count_sent(event.data)
-        bounded(event.data, f"value of `{entry}`", self._surroundings.payload_max)
+        bounded(event.data, f"value of `{entry}`", self._surroundings.limits.payload_max)
         self._tell(event, entry)
         return Invocation(entry, self).accepted()
 

@@ -26,7 +26,7 @@ from actors.activation.black_box import BlackBox
 from actors.activation.failures import Failures
 from actors.activation.idle import Idle
 from actors.activation.pauses import command_in
-from actors.activation.services import Limits, Services
+from actors.activation.services import Services
 from actors.activation.suspects import Suspects
 from actors.backoff import Patience, end
 from actors.blocks.calls import Surroundings
@@ -34,14 +34,15 @@ from actors.blocks.cancel import ENDING
 from actors.blocks.step_threads import Threads
 from actors.blocks.steps import StepRunner
 from actors.code.code import CodeBook
-from actors.errors import DamagedError, SettingsError, UnavailableError
+from actors.errors import DamagedError, SettingsError, UnavailableError, UsageError
+from actors.limits import DEFAULT, Limits, opened
 from actors.loop.blocking import refuse_blocking, refuse_ray
-from actors.policy import Policy, resolve
+from actors.policy import Policy, resolve, seconds
 from actors.shard.shard import OwnedShard
 from journal.clock import StoreClock, boot_seconds
 from journal.ids import Shard, new_id
 from journal.records import Event, EventKind, order_of, target_of, time_of
-from journal.store import SHARDS, Arrivals, Cursor, Dormant, Store, Trimmed, Where
+from journal.store import Arrivals, Cursor, Dormant, NamespaceLimits, Store, Trimmed, Where
 
 from .leases import RENEW_EVERY, Leases, RenewalThread
 from .ownership import NAMED_MAX, PAGE, REST, Ownership, pages
@@ -99,7 +100,7 @@ class Host:
         *,
         live: bool = False,
         policy: Policy | None = None,
-        limits: Limits | None = None,
+        limits: Limits = DEFAULT,
         executor: Executor | None = None,
         now: Callable[[], float] = boot_seconds,
         own_thread: bool = True,
@@ -109,7 +110,7 @@ class Host:
     ) -> None:
         self._suspects = suspects or Suspects()
         self._connect, self._identity, self._policy, self._executor = connect, identity, policy, executor
-        self._limits, self._now = limits or Limits(), now
+        self._limits, self._now = limits, now
         self._own_thread, self._stuck = own_thread, stuck or _log_stuck
         self._store = connect()
         self.incarnation = new_id()
@@ -126,7 +127,6 @@ class Host:
         self._writer = Writer(self._store, identity.id, self.incarnation, self._shards.values, *ways_out)
         self._code = CodeBook(self._store, live=live, new_classes=refuse_ray)
         self._patience = Patience(f"host {identity.id}")
-        self._count = SHARDS
         self._fetch = asyncio.Event()
         self._to_load: list[tuple[OwnedShard, Activation]] = []
         self._loading = 0
@@ -154,9 +154,13 @@ class Host:
         asked = self._store.now_ms
         await self._clock.open(lambda: self._patience.until_answered(asked, DamagedError))
         loops = (self._read(), self._writer.run(), self._keep_time(), self._fetch_all(), self._collect(), self._trim())
-        tasks = [self._spawn(loop) for loop in (*loops, self._ownership.run(services, self._count))]
+        tasks = [
+            self._spawn(loop) for loop in (*loops, self._ownership.run(services, services.surroundings.limits.shards))
+        ]
         if self._own_thread:
-            self._renewal = RenewalThread(self._leases, self._connect, self._now, self._stuck)
+            self._renewal = RenewalThread(
+                self._leases, self._connect, self._now, self._stuck, seconds(self._limits.block_limit)
+            )
             self._renewal.start()
         else:
             tasks.append(self._spawn(self._renew()))
@@ -166,19 +170,16 @@ class Host:
 
     async def _open(self) -> Services:
         # A store that could lose data, or whose namespace is damaged, may be mended: wait for it as for a silent store.
-        self._count = await self._patience.until_answered(
-            lambda: self._store.open_namespace(SHARDS), SettingsError, DamagedError
+        kept: NamespaceLimits = await self._patience.until_answered(
+            lambda: opened(self._store, self._limits), SettingsError, UsageError, DamagedError
         )
-        payload_max = self._limits.payload_max
-        surroundings = Surroundings(
-            shards=self._count, payload_max=payload_max, code_of=self._code.code_of, now_ms=self._clock.now_ms
-        )
+        surroundings = Surroundings(limits=kept, code_of=self._code.code_of, now_ms=self._clock.now_ms)
         return Services(
             limits=self._limits,
             policy=self._policy,
             surroundings=surroundings,
             code=self._code,
-            steps=StepRunner(self._executor, resolve(self._policy).retry, payload_max, self._clock.now_ms),
+            steps=StepRunner(self._executor, resolve(self._policy).retry, kept.payload_max, self._clock.now_ms),
             fetcher=self,
             idle=Idle(asyncio.get_running_loop(), self._limits.waiting_max),
             loop=asyncio.get_running_loop(),
@@ -501,7 +502,7 @@ class Host:
         while True:
             await asyncio.sleep(COLLECT_EVERY)
             count = sum(len(shard.activations) for shard in self._shards.values())
-            idle = 0.0 if count > self._limits.activations_max else self._limits.activation_idle.total_seconds()
+            idle = 0.0 if count > self._limits.activations_max else seconds(self._limits.activation_idle)
             for shard in self._shards.values():
                 shard.collect(self._now() - idle)
             if isinstance(self._executor, Threads):

@@ -33,8 +33,6 @@ LEASE_TTL = timedelta(seconds=3)
 RENEW_EVERY = timedelta(seconds=1)
 STOP_MAX = 5.0
 """Seconds that `stop` waits for the end of the last renewal."""
-BLOCK_LIMIT = timedelta(seconds=10)
-"""The time after which a handler that blocks the host's loop costs the host its leases, and is named in the log."""
 
 
 class Leases:
@@ -115,10 +113,10 @@ class RenewalThread:
         connect: Callable[[], Store],
         now: Callable[[], float],
         stuck: Callable[[str], None],
-        block_limit: timedelta = BLOCK_LIMIT,
+        block_limit_s: float,
     ) -> None:
         self._leases, self._connect, self._now, self._stuck = leases, connect, now, stuck
-        self._block_limit = block_limit.total_seconds()
+        self._block_limit = block_limit_s
         self._turned_at = now()
         self._host_thread = threading.get_ident()
         self._loop = new_loop()

@@ -13,17 +13,17 @@ from typing import Final
 import orjson
 
 from actors.activation.black_box import BlackBox
-from actors.activation.services import Limits
 from actors.activation.suspects import WHOLE_HOST, Suspects
 from actors.backoff import Patience
 from actors.blocks.step_threads import Threads
 from actors.errors import DamagedError
+from actors.limits import DEFAULT, Limits
 from actors.policy import Policy
 from actors.processes import has_ended, this_process, until_ended
 from actors.threads import close, new_loop, run_on
 from journal.clock import wall_ms
 from journal.ids import new_id
-from journal.store import SHARDS, Membership, Store
+from journal.store import Membership, Store
 
 from .host import Host, Identity
 
@@ -53,7 +53,7 @@ async def bury_ended(store: Store) -> int:
     So a program that is started again after a kill does not wait for its own former leases.
     """
     buried = 0
-    for incarnation, process in _processes(await store.membership(SHARDS)):
+    for incarnation, process in _processes(await store.membership()):
         if has_ended(process):
             await store.bury(incarnation)
             buried += 1
@@ -75,7 +75,7 @@ class Neighbours:
         patience = Patience("neighbours")
         try:
             while True:
-                look = await patience.until_answered(lambda: self._store.membership(SHARDS), DamagedError)
+                look = await patience.until_answered(lambda: self._store.membership(), DamagedError)
                 for incarnation, process in _processes(look):
                     if incarnation not in self._watches and process != self._me and has_ended(process) is not None:
                         self._watches[incarnation] = asyncio.ensure_future(self._bury_when_ended(incarnation, process))
@@ -116,7 +116,7 @@ class LocalHost:
         node: str = "",
         live: bool = True,
         policy: Policy | None = None,
-        limits: Limits | None = None,
+        limits: Limits = DEFAULT,
         stuck: Callable[[str], None] | None = None,
         box: BlackBox | None = None,
     ) -> None:

@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from actors.client.client import Client
 from actors.code.bundles import portable
 from actors.errors import DurableError, UnavailableError, UsageError
+from actors.limits import DEFAULT, Limits, limits_in
 from actors.policy import Policy
 from actors.startup import LastingThread, handlers_put_back, interrupted_later
 from actors.values import seal
@@ -64,9 +65,11 @@ def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
 class Cluster:
     """The Ray that a program uses, and the hosts in it."""
 
-    def __init__(self, address: str | None, store: StoreAddress, policy: Policy | None) -> None:
+    def __init__(
+        self, address: str | None, store: StoreAddress, policy: Policy | None, limits: Limits = DEFAULT
+    ) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or None
-        self._store, self._policy = store, policy
+        self._store, self._policy, self._limits = store, policy, limits
         self._started_ray = self._joined_ray = self._made_hosts = False
         self._supervisor: Any = None
         self._outcomes: Any = None
@@ -97,13 +100,28 @@ class Cluster:
                 max_restarts=-1,
                 max_task_retries=0,
                 **on_node(nodes_alive(HEAD)[0]),  # without the head nobody could restart anything
-            ).remote(new_id(), self._store, self._policy, {} if self._started_ray else {"PYTHONHASHSEED": "0"})
+            ).remote(
+                new_id(), self._store, self._policy, self._limits, {} if self._started_ray else {"PYTHONHASHSEED": "0"}
+            )
+        asked = [] if self._limits.of_host() == DEFAULT.of_host() else [self._limits]
         try:
-            return self._got(self._supervisor.ensure.remote(count), READY_MAX)
+            hosts: list[About] = self._got(self._supervisor.ensure.remote(count, *asked), READY_MAX)
         except RayError as error:
             raise UnavailableError(
                 f"the hosts do not start on Ray: {error}\nIs perdure installed on every node, for the same Python?"
             ) from error
+        if asked:
+            self._say_others(hosts)
+        return hosts
+
+    def _say_others(self, hosts: list[About]) -> None:
+        other = [host.id for host in hosts if host.limits.of_host() != self._limits.of_host()]
+        if other:
+            logger.warning(
+                "%s ran before with other limits than %r, and keep theirs until they end: `python -m actors.ray up "
+                "--hosts 0`, then start them again",
+                *(", ".join(other), self._limits),
+            )
 
     def _got(self, reference: Any, timeout_s: float) -> Any:
         return api.get(reference, timeout=timeout_s)
@@ -224,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     up.add_argument("--hosts", type=int, help="how many in the whole cluster (as there are, or 2)")
     up.add_argument("--address", default=known("RAY_ADDRESS", "auto"), help="of the Ray cluster (RAY_ADDRESS, or auto)")
     up.add_argument("--durability", default=known("PERDURE_DURABILITY", "disk"), choices=("disk", "relaxed"))
+    up.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="as in actors.Limits; repeat it")
     up.set_defaults(run=_up)
     asked = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = asked.run
@@ -237,11 +256,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
         raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
+    limits = limits_in(asked.limit)
     store = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.secrets_in_environment())
-    client = Client(store.connect, sends_code=False, payload_max=0)
-    client.open()  # refuses a store that could lose what it acknowledges, before anything starts
+    client = Client(store.connect, sends_code=False, limits=limits)
+    client.open()  # refuses a store that could lose what it acknowledges, and other limits, before anything starts
     client.close()
-    cluster = Cluster(asked.address, store, None)
+    cluster = Cluster(asked.address, store, None, limits)
     try:
         for about in cluster.open(asked.hosts):
             print(f"host {about.id} on node {about.node[:12]}, pid {about.pid}")

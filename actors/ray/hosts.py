@@ -30,6 +30,7 @@ from actors.client.client import Client
 from actors.code.bundles import portable
 from actors.errors import DamagedError, UnavailableError
 from actors.host.local import LocalHost, bury_ended, collect_seldom
+from actors.limits import DEFAULT, Limits
 from actors.policy import Policy
 from actors.processes import has_ended, this_process, until_ended
 from actors.requests.current import set_validates
@@ -105,6 +106,8 @@ class About(NamedTuple):
     pid: int
     process: str
     incarnation: str
+    limits: Limits = DEFAULT
+    """With which it was started."""
 
 
 def nodes_alive(resource: str = "") -> list[str]:
@@ -140,8 +143,9 @@ def _log_here() -> None:
 class HostProcess:
     """One host, alone in its process, from its start until the process ends."""
 
-    def __init__(self, name: str, address: StoreAddress, policy: Policy | None) -> None:
+    def __init__(self, name: str, address: StoreAddress, policy: Policy | None, limits: Limits) -> None:
         _log_here()
+        self._limits = limits
         seal.use(address.secrets, address.namespace)
         self._name, self._node = name, api.get_runtime_context().get_node_id()
         if sys.flags.hash_randomization:
@@ -156,6 +160,7 @@ class HostProcess:
             node=self._node,
             live=False,
             policy=policy,
+            limits=limits,
             stuck=_end_blocked_process,
             box=self._box,
         )
@@ -164,7 +169,7 @@ class HostProcess:
 
     def about(self) -> About:
         """Return the host's description."""
-        return About(self._name, self._node, os.getpid(), this_process(), self._host.incarnation)
+        return About(self._name, self._node, os.getpid(), this_process(), self._host.incarnation, self._limits)
 
     def watch(self) -> None:
         """Never return: a waiting caller learns of the process's end at once."""
@@ -185,9 +190,12 @@ def _end_blocked_process(stack: str) -> None:
 class Supervisor:
     """Starts hosts, spreads them over the nodes, notices their deaths, and frees the leases of dead ones."""
 
-    def __init__(self, cluster: str, address: StoreAddress, policy: Policy | None, env: dict[str, str]) -> None:
+    def __init__(
+        self, cluster: str, address: StoreAddress, policy: Policy | None, limits: Limits, env: dict[str, str]
+    ) -> None:
         _log_here()
-        self._cluster, self._address, self._policy, self._env = cluster, address, policy, env
+        self._cluster, self._address, self._env = cluster, address, env
+        self._policy, self._limits = policy, limits
         self._hosts: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -195,14 +203,17 @@ class Supervisor:
         self._adopted = asyncio.ensure_future(self._adopt())  # at once: Ray may have restarted this process
         self._spreading = asyncio.ensure_future(self._keep_spread())
 
-    async def ensure(self, count: int | None) -> list[About]:
+    async def ensure(self, count: int | None, limits: Limits | None = None) -> list[About]:
         """See that there are `count` hosts, or, without a count, keep the present ones; return their descriptions.
+
+        With limits, hosts that are started from now on go by these.
 
         Raises:
             RayActorError: one cannot start.
         """
         await self._adopted
         async with self._lock:
+            self._limits = limits or self._limits
             wanted = count if count is not None else (len(self._hosts) or HOSTS_DEFAULT)
             for name in sorted(self._hosts, key=_number)[wanted:]:
                 await self._end_host(name)
@@ -250,7 +261,7 @@ class Supervisor:
             max_concurrency=8,
             runtime_env={"env_vars": self._env} if self._env else {},
             **on_node(node),
-        ).remote(name, self._address, self._policy)
+        ).remote(name, self._address, self._policy, self._limits)
         self._nodes[name] = node
 
     async def _keep_spread(self) -> None:
@@ -395,7 +406,7 @@ class Outcomes:
 
     def __init__(self, address: StoreAddress) -> None:
         seal.use(address.secrets, address.namespace)
-        self._client = Client(address.connect, sends_code=False, payload_max=0)
+        self._client = Client(address.connect, sends_code=False)
         self._opening: asyncio.Future[None] | None = None
 
     async def outcome(self, id_: str, returns: bytes, classes: Classes) -> Any:

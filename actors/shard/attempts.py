@@ -24,7 +24,6 @@ from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
 from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
 from actors.activation.watches import end_watches, posted_of, refresh_view
-from actors.blocks.calls import SENT_MAX
 from actors.blocks.cancel import after_failure, brought, ending_in
 from actors.blocks.restarts import at_its_entry
 from actors.blocks.steps import Exhausted, Step
@@ -98,7 +97,7 @@ class Attempts:
         run.reader, run.deliveries = not run.exclusive and activation.key is not None, 0
         execution.final_failure = self._final_failure
         if run.declared.is_workflow:
-            execution.board = KeyPromises(run, activation, self._services.limits.payload_max, self._commit_now)
+            execution.board = KeyPromises(run, activation, self._services.surroundings.limits, self._commit_now)
         if run.records:
             self.reentry.replayed(run)
         if run.records and (restarts := run.restarts):
@@ -210,7 +209,7 @@ class Attempts:
             self._services.idle.remove(run)
         probes: Sequence[Event] = ()
         while run.pending and not run.settling and not execution.has_ended:
-            if execution.calls.unsent > SENT_MAX:
+            if execution.calls.unsent > self._services.surroundings.limits.sent_max:
                 self._commit_first(run, execution)
                 return
             event = run.pending.popleft()
@@ -309,7 +308,7 @@ class Attempts:
     ) -> dict[str, bytes | None] | None:
         """Return the changes of its state; None if they cannot be stored, which has ended the invocation."""
         try:
-            return changes_of(run, activation, self._services.limits.payload_max)
+            return changes_of(run, activation, self._services.surroundings.limits)
         except UsageError as error:
             execution.drop()
             self._finish(run, activation, outcomes.encoded_error(TerminalError(str_of(error), 400)), {}, commands=False)
@@ -411,7 +410,7 @@ class Attempts:
     def _complete(self, run: OpenInvocation, activation: Activation, execution: Execution) -> None:
         outcome = execution.outcome
         try:
-            changes = changes_of(run, activation, self._services.limits.payload_max)
+            changes = changes_of(run, activation, self._services.surroundings.limits)
         except UsageError as error:
             outcome, changes = outcomes.encoded_error(TerminalError(str_of(error), 400)), {}
         self._finish(run, activation, outcome, changes, commands=True)
@@ -423,7 +422,7 @@ class Attempts:
     def end_at_once(self, run: OpenInvocation, activation: Activation, error: TerminalError, kind: EventKind) -> None:
         """End an invocation without asking its handler; its calls without an outcome get the same event."""
         outcome = outcomes.encoded_error(error)
-        messages = brought(kind, run.callees(self._services.surroundings.shards))
+        messages = brought(kind, run.callees(self._services.surroundings.limits.shards))
         if run.execution is not None:
             run.execution.drop()
         self._finish(run, activation, outcome, {}, commands=False, messages=messages)

@@ -24,7 +24,7 @@ from actors.activation.services import Services
 from actors.activation.staging import CommitBudget, Staging, Unwritten
 from actors.activation.watches import change_events
 from actors.blocks.cancel import ENDING, ended_before, ending_in, killed, never_begun, while_paused
-from actors.blocks.signals import SIGNALS_BYTES_MAX, SIGNALS_MAX, dropped, is_early
+from actors.blocks.signals import dropped, is_early
 from journal.ids import Epoch, Shard
 from journal.records import Event, EventKind, Message, Record, time_of
 from journal.store import Committed, Cursor, Dormant, Finish, Loaded, Sleep
@@ -218,13 +218,13 @@ class OwnedShard:
             waiting = run.pending if run.execution is None else ()
         else:
             waiting = next((kept[id_] for kept in self._keeping if id_ in kept), ())
-        if not is_early(waiting, event):
+        if not is_early(waiting, event, self._services.surroundings.limits):
             return False
         self._drop(event)
         return True
 
     def _drop(self, signal: Event) -> None:
-        dropped(signal.invocation, signal.payload)
+        dropped(signal.invocation, signal.payload, self._services.surroundings.limits)
         self.staging.stray([signal.id])
 
     def wake(self, id_: str) -> None:
@@ -288,9 +288,10 @@ class OwnedShard:
     def _keep_for_paused(self, id_: str, events: Iterable[Event]) -> None:
         """Leave events in the store, except for signals beyond their limit."""
         ids, size = self._paused.setdefault(id_, []), self._paused_bytes.get(id_, 0)
+        limits = self._services.surroundings.limits
         for event in events:
             size += len(event.payload)
-            if event.kind is EventKind.SIGNAL and (len(ids) >= SIGNALS_MAX or size > SIGNALS_BYTES_MAX):
+            if event.kind is EventKind.SIGNAL and (len(ids) >= limits.signals_max or size > limits.signals_bytes_max):
                 size -= len(event.payload)
                 self._drop(event)
             else:
@@ -350,7 +351,7 @@ class OwnedShard:
     def _place(self, activation: Activation, run: OpenInvocation) -> None:
         assert run.declared is not None
         handler = run.handler
-        if run.is_misdirected(self._services.surroundings.shards):
+        if run.is_misdirected(self._services.surroundings.limits.shards):
             activation.sharing.add(run)
             self._attempts.reject(run, activation, run.misdirected())
             return

@@ -31,7 +31,7 @@ from journal.store import (
     Fenced,
     Finish,
     Leaving,
-    Limits,
+    NamespaceLimits,
     Outgoing,
     Part,
     PartlyApplied,
@@ -159,7 +159,7 @@ class WriterData:
 class World:
     """One namespace, shared by every connection to it."""
 
-    def __init__(self, clock: Callable[[], int], limits: Limits) -> None:
+    def __init__(self, clock: Callable[[], int], limits: NamespaceLimits) -> None:
         self.clock, self.limits = clock, limits
         self.now = 0
         self.shards: list[ShardData] = []

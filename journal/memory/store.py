@@ -15,7 +15,6 @@ from journal.records import Event, EventKind, order_of, target_of
 from journal.store import (
     NOTHING_READ,
     READ_BYTES,
-    SHARDS,
     Answer,
     Arrivals,
     Attach,
@@ -24,9 +23,9 @@ from journal.store import (
     Dormant,
     Granted,
     LeaseHeld,
-    Limits,
     Loaded,
     Membership,
+    NamespaceLimits,
     Outgoing,
     Part,
     PartlyApplied,
@@ -72,26 +71,24 @@ def _weight(value: Any) -> int:
 class MemoryStore:
     """One namespace in memory; see `Store` for what each method promises."""
 
-    def __init__(self, clock: Callable[[], int], *, limits: Limits | None = None) -> None:
-        limits = limits or Limits()
-        self._world = World(clock, limits)
-        self._session_ms = int(limits.session.total_seconds() * 1000)
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._world = World(clock, NamespaceLimits())
         self._interrupted = False
         self._beats = self._reads = 0
 
     def connect(self) -> "MemoryStore":
         """Return another connection to the same data."""
-        other = MemoryStore(self._world.clock, limits=self._world.limits)
+        other = MemoryStore(self._world.clock)
         other._world = self._world
         return other
 
     async def aclose(self) -> None:
         return
 
-    async def open_namespace(self, shards: int = SHARDS) -> int:
+    async def open_namespace(self, limits: NamespaceLimits) -> NamespaceLimits:
         if not self._world.shards:
-            self._world.shards = [ShardData() for _ in range(shards)]
-        return len(self._world.shards)
+            self._world.limits, self._world.shards = limits, [ShardData() for _ in range(limits.shards)]
+        return self._world.limits
 
     async def check(self) -> None:
         return
@@ -103,7 +100,7 @@ class MemoryStore:
 
     async def open_writer(self) -> str:
         writer, world = new_id(), self._world
-        world.writers[writer] = WriterData(world.tick() + self._session_ms)
+        world.writers[writer] = WriterData(world.tick() + self._world.limits.session_ms)
         return writer
 
     async def close_writer(self, writer: str) -> None:
@@ -118,7 +115,7 @@ class MemoryStore:
             return Settled.REFUSED
         if world.is_full and not all(map(makes_room, operations)):
             raise FullError("the store takes no writes: it is full")
-        known.until = now + self._session_ms
+        known.until = now + self._world.limits.session_ms
         if number == known.number + 1:
             overloaded: list[int] = []
             unknown: list[int] = []
@@ -274,7 +271,7 @@ class MemoryStore:
         self._world.wake()
         return len(freed)
 
-    async def membership(self, shards: int) -> Membership:
+    async def membership(self, shards: int = 0) -> Membership:
         leases = [shard.lease for shard in self._world.shards[:shards]]
         return Membership(dict(self._world.hosts), leases, self._world.clock())
 

@@ -18,7 +18,7 @@ from journal.store import (
     Expire,
     Fenced,
     Finish,
-    Limits,
+    NamespaceLimits,
     Outgoing,
     Part,
     PartlyApplied,
@@ -67,7 +67,7 @@ def _places(missed: Sequence[bytes], kind: bytes) -> tuple[int, ...]:
     return tuple(int(word[1:]) for word in missed if word[:1] == kind)
 
 
-def commit_arguments(parts: Sequence[Part], limits: Limits) -> list[Any]:
+def commit_arguments(parts: Sequence[Part], limits: NamespaceLimits) -> list[Any]:
     """Return the arguments of `commit.lua`."""
     out: list[Any] = [limits.inbox_max * 10, limits.done_max, limits.retention_ms(), INBOX_FULL, len(parts)]
     for part in parts:

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, cast
 from journal.errors import DamagedError, SettingsError, UnavailableError
 from journal.ids import Epoch, Shard, new_id, shard_in
 from journal.keys import Keys
+from journal.limits import kept_limits
 from journal.losses import WENT_BACK, WriterStatus
 from journal.records import Event, target_of, teller_of_driver
 from journal.store import (
@@ -33,9 +34,9 @@ from journal.store import (
     Dormant,
     Granted,
     LeaseHeld,
-    Limits,
     Loaded,
     Membership,
+    NamespaceLimits,
     Outgoing,
     Part,
     PartlyApplied,
@@ -107,13 +108,11 @@ class RedisStore:
         url: str,
         namespace: str = "default",
         *,
-        limits: Limits | None = None,
         durability: Durability = "disk",
         is_ours: bool = False,
     ) -> None:
         self._keys, self._durability = Keys(namespace), durability
-        self._limits = limits or Limits()
-        self._session_ms = int(self._limits.session.total_seconds() * 1000)
+        self._goes_by(NamespaceLimits())
         self._trust = Trust()
         self._connections = Connections(url, None if durability == "relaxed" else self._trust.ask, is_ours=is_ours)
         self._reader, self._reading = self._connections.open(), asyncio.Lock()
@@ -152,16 +151,15 @@ class RedisStore:
 
     # Namespace
 
-    async def open_namespace(self, shards: int) -> int:
+    async def open_namespace(self, limits: NamespaceLimits) -> NamespaceLimits:
         key = self._keys.meta
         try:
             await self._check_version()
             await self.check()
-            found, kept = await self._do("HMGET", key, "format", "shards")
-            if found is None or kept is None:  # asked first: a store without memory lets nobody write
-                await self._do("HSETNX", key, "format", FORMAT)
-                await self._do("HSETNX", key, "shards", shards)
-                found, kept = await self._do("HMGET", key, "format", "shards")
+            found, shards, kept = await self._do("HMGET", key, "format", "shards", "limits")
+            if found is None or shards is None:  # asked first: it is seldom new
+                made = FORMAT, limits.shards, limits.encoded()
+                found, shards, kept = await self._run("open_namespace", *made)
         except UnavailableError:
             if self._trust.verdict is not None:
                 raise self._trust.verdict from None
@@ -171,7 +169,11 @@ class RedisStore:
                 f"namespace {self._keys.namespace!r} has format {found.decode()}, this program writes {FORMAT}: "
                 "use another namespace, or the version that wrote it"
             )
-        return int(kept)
+        return self._goes_by(kept_limits(shards, kept))
+
+    def _goes_by(self, limits: NamespaceLimits) -> NamespaceLimits:
+        self._limits, self._session_ms = limits, limits.session_ms
+        return limits
 
     async def _check_version(self) -> None:
         try:
@@ -316,14 +318,12 @@ class RedisStore:
     async def bury(self, incarnation: str) -> int:
         return int(await self._run("bury", incarnation))
 
-    async def membership(self, shards: int) -> Membership:
+    async def membership(self, shards: int = 0) -> Membership:
         names = [self._keys.lease(Shard(shard)) for shard in range(shards)]
-        time, hosts, leases = await self._connections.ask_all(
-            ("TIME",), ("HGETALL", self._keys.hosts), ("MGET", *names)
-        )
-        return Membership(
-            {k.decode(): v for k, v in pairs_in(hosts)}, [text_of(lease) for lease in leases], ms_of(time)
-        )
+        asked: tuple[Command, ...] = (("TIME",), ("HGETALL", self._keys.hosts))
+        time, hosts, *leases = await self._connections.ask_all(*asked, *([("MGET", *names)] if names else []))
+        found = [text_of(lease) for lease in leases[0]] if names else []
+        return Membership({k.decode(): v for k, v in pairs_in(hosts)}, found, ms_of(time))
 
     # Hosts: reading
 

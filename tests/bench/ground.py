@@ -26,9 +26,9 @@ import orjson
 from redis import Redis
 
 from actors import Policy
-from actors.activation.services import Limits
 from actors.client.client import Client
 from actors.host.local import LocalHost, collect_seldom
+from actors.limits import Limits
 from actors.requests import current
 from journal.embedded.server import EmbeddedServer
 from journal.redis.store import RedisStore
@@ -142,7 +142,7 @@ def ground(directory: Path) -> Generator[Ground]:
 
 
 def _connected(url: str) -> Client:
-    client = Client(lambda: RedisStore(url, NAMESPACE), sends_code=False, payload_max=Limits().payload_max)
+    client = Client(lambda: RedisStore(url, NAMESPACE), sends_code=False)
     client.open()
     current.set_driver(client)
     return client

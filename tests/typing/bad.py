@@ -24,6 +24,12 @@ Cart["a"].add.schedule("x", every="1h").stop()  # E
 Work.go.remote("k").result().upper(1)  # E
 actors.init(hosts="ray")  # E
 actors.init(policy=Retry())  # E
+actors.init(limits=Retry())  # E
+actors.init(limits={"shards": 8})  # E
+actors.Limits(shards="8")  # E
+actors.Limits(payloadmax=8)  # E
+actors.Limits(8)  # E
+actors.Limits().shards = 8  # E
 STATUS = actors.status().host  # E
 actors.object("Cart", 1)  # E
 actors.object("Cart", None)  # E

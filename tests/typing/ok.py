@@ -18,6 +18,7 @@ from actors import (
     Awakeable,
     Context,
     Invocation,
+    Limits,
     Policy,
     Promise,
     Retry,
@@ -465,7 +466,10 @@ def names() -> None:
 
 
 def program(duration: actors.Duration = "15m") -> None:
-    with actors.init(hosts="local", policy=Policy(idle_timeout=duration)) as session:
+    limits = Limits(shards=8, payload_max=1_000_000, retention=duration, waiting_max=10, block_limit="5s")
+    assert_type(limits.shards, int | None)
+    assert_type(limits.waiting_max, int)
+    with actors.init(hosts="local", policy=Policy(idle_timeout=duration), limits=limits) as session:
         assert_type(session, actors.Session)
     found = actors.status()
     assert_type(found, actors.Status)
