@@ -29,13 +29,16 @@ from actors import (
     state,
 )
 from actors.client.client import Client
+from actors.host import leases
 from actors.host.host import Host, Identity
-from actors.host.leases import RenewalThread
+from actors.host.leases import Leases, RenewalThread
 from actors.limits import BYTES_MOST, COUNT_MOST, SHARDS_MOST, limits_in
 from actors.ray.cluster import main
 from actors.requests import current
+from journal.clock import boot_seconds
 from journal.ids import new_id
 from journal.limits import kept_limits
+from journal.memory.store import MemoryStore
 from journal.redis.store import RedisStore
 from journal.store import NamespaceLimits, Store
 
@@ -411,6 +414,24 @@ def test_a_host_bounds_its_memory_by_its_own_limits() -> None:
         asleep, results = loop.run_until_complete(Alone(loop).run(scenario, iter(())))
     assert asleep == 4
     assert results == ["on"] * 6
+
+
+async def test_a_host_whose_loop_turns_is_not_named_though_its_reader_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is silent for as long as the limit ended each process of a cluster, as if a handler blocked it."""
+    monkeypatch.setattr(leases, "RENEW_EVERY", timedelta(seconds=0.02))
+    named, store = list[str](), MemoryStore(lambda: 0)
+    held = Leases("a", boot_seconds, lambda: b"", dict)
+    renewal = RenewalThread(held, store.connect, boot_seconds, named.append, 0.2)
+    renewal.start()
+    await asyncio.sleep(1)
+    assert named == []
+
+    until = boot_seconds() + 20
+    while not named and boot_seconds() < until:
+        pass  # as a handler that computes
+
+    await renewal.stop()
+    assert "test_limits.py" in named[0]
 
 
 def test_a_host_has_the_limit_of_blocking_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ Invariants:
     1. A lease is counted from just before its renewal was sent, by a clock that goes on while the machine sleeps: the
        owner always believes it to end before a challenger may.
     2. A lease that lapsed is lost, even if no other host took the shard: it is never renewed again.
-    3. A lease is renewed only while the host's loop turns: a host that is stuck gives its shards up.
+    3. A lease is renewed only while the host's reader turns: a host that is stuck gives its shards up. A handler is
+       named only where the host's loop stands still: while the store is silent, no handler is at fault.
 
 The renewal runs on a thread and a connection of its own, so that a handler that computes for a while does not cost the
 host its shards; a handler that blocks the loop longer than `block_limit` does.
@@ -117,7 +118,8 @@ class RenewalThread:
     ) -> None:
         self._leases, self._connect, self._now, self._stuck = leases, connect, now, stuck
         self._block_limit = block_limit_s
-        self._turned_at = now()
+        self._turned_at = self._beaten_at = now()
+        self._host_loop = asyncio.get_running_loop()
         self._host_thread = threading.get_ident()
         self._loop = new_loop()
         self._stop = asyncio.Event()
@@ -130,6 +132,9 @@ class RenewalThread:
     def turned(self) -> None:
         """Note that the host's loop turns."""
         self._turned_at = self._now()
+
+    def _beat(self) -> None:
+        self._beaten_at = self._now()
 
     async def stop(self) -> None:
         """Renew no more."""
@@ -152,9 +157,9 @@ class RenewalThread:
         named = False
         while not self._stop.is_set():
             if self._now() - self._turned_at > self._block_limit:
-                if not named:
+                if not named and self._now() - self._beaten_at > self._block_limit:
                     self._stuck(self._stack())
-                named = True
+                    named = True
             else:
                 named = False
                 try:
@@ -162,6 +167,8 @@ class RenewalThread:
                     patience.renew()
                 except (UnavailableError, DamagedError) as error:
                     patience.say(error)
+            with contextlib.suppress(RuntimeError):  # the host has ended
+                self._host_loop.call_soon_threadsafe(self._beat)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RENEW_EVERY.total_seconds()):
                     await self._stop.wait()
