@@ -88,6 +88,7 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("idle", [0, 2, 60], ids=["suspended at once", "asleep after a while", "in memory"])
 @pytest.mark.parametrize(
     "name",
