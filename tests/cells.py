@@ -14,7 +14,7 @@ from linearizability import UNKNOWN, Operation
 
 from actors import Context, UnavailableError, VirtualObject, handler, shared, state
 from actors.client.client import Client
-from actors.requests.current import EMPTY_OPTIONS, Request
+from actors.requests.request import EMPTY_OPTIONS, Request
 from journal.clock import boot_seconds
 
 __all__ = ["Cell", "history", "operate", "serve"]  # `serve` is a role of this module too

@@ -20,7 +20,7 @@ from pathlib import Path
 from actors import Context, VirtualObject, handler, shared, state
 from actors.client.client import Client
 from actors.host.local import LocalHost
-from actors.requests.current import EMPTY_OPTIONS, Request
+from actors.requests.request import EMPTY_OPTIONS, Request
 from journal.redis.store import RedisStore
 
 HERE = Path(__file__).resolve().parent

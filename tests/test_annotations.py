@@ -31,7 +31,8 @@ from actors import Context, Invocation, Policy, Service, UsageError, VirtualObje
 from actors.objects.annotations import WrongTypeError, check, exact, fits
 from actors.objects.handlers import Handler
 from actors.objects.objects import Declaration, declaration, object_handle
-from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
+from actors.requests.current import caller
+from actors.requests.request import EMPTY_OPTIONS, CallOptions, Request
 from actors.session import init
 
 __all__ = ["mode"]

@@ -20,7 +20,8 @@ from test_semantics import Simulation, failure_of, mode, played
 import actors
 from actors import Context, Policy, Retry, TerminalError, VirtualObject, Workflow, handler, shared, state
 from actors.ray import hosts
-from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.requests.current import caller
+from actors.requests.request import EMPTY_OPTIONS, Request
 from actors.session import init, shutdown
 from journal.embedded.guard import pause
 from journal.records import Message, Record, pack, unpack
@@ -180,7 +181,7 @@ def test_a_host_on_ray_logs_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "level", root.level)
     monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True))
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    hosts._log_here()
+    hosts.log_here()
     try:
         raise KeyError(ODD)
     except KeyError:

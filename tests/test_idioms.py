@@ -12,7 +12,7 @@ from test_semantics import Simulation, failure_of, mode, simulated
 from actors import Context, Invocation, Service, TerminalError, UsageError, VirtualObject, handler, shared, state
 from actors.objects.objects import object_handle
 from actors.requests import current as places
-from actors.requests.current import Request
+from actors.requests.request import Request
 from actors.requests.schedule import Schedule, Spec
 
 __all__ = ["mode"]

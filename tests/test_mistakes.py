@@ -40,7 +40,8 @@ from actors import (
     state,
 )
 from actors.objects.objects import object_handle
-from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.requests.current import caller
+from actors.requests.request import EMPTY_OPTIONS, Request
 from actors.session import init, shutdown
 from journal import clock
 from journal.store import NamespaceLimits

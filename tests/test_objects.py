@@ -51,8 +51,8 @@ from actors.loop.loop import DeterministicLoop
 from actors.objects.objects import ByName, Handler, declaration, find_type, instance, object_handle
 from actors.policy import ResolvedPolicy, resolve, seconds
 from actors.requests import current as places
-from actors.requests.current import Request
 from actors.requests.invocation import Accepted
+from actors.requests.request import EMPTY_OPTIONS, Request
 from actors.values.values import LIVE
 from journal.codec import MISSING
 from journal.records import Message
@@ -687,7 +687,7 @@ def test_a_call_is_a_request(driver: Driver) -> None:
     (request,) = driver.requests
     assert (request.type_name, request.key, request.handler) == ("Cart", "a", "add")
     assert (request.args, request.kwargs, request.one_way) == (("x",), {"quantity": 2}, False)
-    assert request.options is places.EMPTY_OPTIONS
+    assert request.options is EMPTY_OPTIONS
     assert request.declared is declaration(Cart).handlers["add"]
     assert request.owner is Cart
 

@@ -20,7 +20,8 @@ import actors
 from actors import Context, Policy, Schedule, Service, TerminalError, UsageError, VirtualObject, handler, state
 from actors.objects import scheduler
 from actors.objects.objects import find_type
-from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.requests.current import caller
+from actors.requests.request import EMPTY_OPTIONS, Request
 from actors.requests.schedule import ALL, ONE, REGISTRY, SCHEDULED_AT, ScheduleStatus, Spec
 from actors.requests.timing import timing_of
 from actors.values.values import encode_arguments

@@ -42,9 +42,9 @@ from actors.code.code import UNSENT
 from actors.host.host import Host, Identity
 from actors.loop import closing
 from actors.requests import current
-from actors.requests.current import EMPTY_OPTIONS, Request
 from actors.requests.invocation import Accepted
 from actors.requests.message import arguments_of, fingerprint_of, message_of, outgoing_of, started_id
+from actors.requests.request import EMPTY_OPTIONS, Request
 from actors.values import outcomes
 from journal.codec import MISSING
 from journal.ids import ObjectId, shard_in

@@ -11,8 +11,8 @@ from actors import Context, VirtualObject, handler
 from actors.client.client import Client
 from actors.client.slots import Countdown, Slot, Wait, Waiting, acceptance_of, block_until, end_of, wake
 from actors.errors import UnavailableError
-from actors.requests.current import EMPTY_OPTIONS, Request
 from actors.requests.invocation import Invocation
+from actors.requests.request import EMPTY_OPTIONS, Request
 from journal.clock import wall_ms
 from journal.memory.store import MemoryStore
 from journal.store import Reply

@@ -21,7 +21,7 @@ from journal.texts import str_of
 from .activation import Activation
 from .open_invocation import OpenInvocation
 from .services import Services
-from .staging import bound_state, changes_of
+from .state_changes import bound_state, changes_of
 
 Changes = dict[str, bytes | None]
 ALREADY: Final = {True: "was rejected already", False: "has its value already"}

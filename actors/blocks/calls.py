@@ -17,9 +17,9 @@ from actors.code.code import UNSENT
 from actors.errors import TerminalError, UsageError
 from actors.loop.loop import DeterministicLoop
 from actors.objects.handlers import Handler
-from actors.requests.current import Request
 from actors.requests.invocation import Invocation, Waiter
 from actors.requests.message import arguments_of, call_timeout, fingerprint_of, message_of, outgoing_of, started_id
+from actors.requests.request import Request
 from actors.requests.run_ids import RUN, happens_once
 from actors.values import outcomes
 from actors.values.values import Scope

@@ -31,9 +31,9 @@ from actors.errors import (
     UsageError,
 )
 from actors.limits import DEFAULT, Limits, opened
-from actors.requests.current import Request
 from actors.requests.invocation import Accepted, Foreign, Invocation
 from actors.requests.message import arguments_of, bounded, fingerprint_of, message_of, outgoing_of, started_id
+from actors.requests.request import Request
 from actors.requests.run_ids import RUN, happens_once
 from actors.threads import close, new_loop
 from actors.values import outcomes

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from actors.errors import NotFoundError, OverloadedError
-from actors.requests.current import Request
+from actors.requests.request import Request
 from actors.values import outcomes
 from journal.ids import shard_in
 from journal.records import Failure, outcome_of

@@ -33,9 +33,10 @@ from actors.loop.refusals import outside_refusal
 from actors.objects.context import Context
 from actors.objects.handlers import Handler
 from actors.objects.objects import Declaration, instance
-from actors.requests.current import Request, in_step, not_in_a_step
+from actors.requests.current import in_step, not_in_a_step
 from actors.requests.invocation import Accepted, Invocation
 from actors.requests.message import bounded, outcome_of_result
+from actors.requests.request import Request
 from actors.requests.schedule import SCHEDULED_AT
 from actors.values import outcomes
 from actors.values.values import decode, scope_of

@@ -33,8 +33,9 @@ from typing import (
 
 from actors.errors import UsageError
 from actors.policy import Duration, Policy, check_policy
-from actors.requests.current import EMPTY_OPTIONS, CallOptions, Request, caller
+from actors.requests.current import caller
 from actors.requests.invocation import Invocation
+from actors.requests.request import EMPTY_OPTIONS, CallOptions, Request
 from actors.requests.run_ids import RUN, run_id
 from actors.requests.schedule import Schedule, ScheduleOptions, declared, handler_keywords
 from actors.requests.timing import Missed

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from actors.errors import DecodeError, TerminalError, UsageError
 from actors.requests import current
-from actors.requests.current import CallOptions, Request
 from actors.requests.invocation import Invocation
+from actors.requests.request import CallOptions, Request
 from actors.requests.schedule import ALL, ONE, REGISTRY, Firing, Schedule, ScheduleStatus, Spec, fire
 from actors.requests.timing import Timing, instant_of, time_of
 from actors.stored import public

@@ -29,17 +29,9 @@ from journal.ids import new_id
 from journal.redis.url import shown
 from journal.texts import error_text
 
-from .hosts import (
-    HEAD,
-    RAY_NAMESPACE,
-    About,
-    Outcomes,
-    StoreAddress,
-    Supervisor,
-    keep_annotation,
-    nodes_alive,
-    on_node,
-)
+from .hosts import HEAD, RAY_NAMESPACE, About, StoreAddress, nodes_alive, on_node
+from .references import Outcomes, keep_annotation
+from .supervisor import Supervisor
 
 logger = logging.getLogger("actors")
 api: Final[Any] = ray

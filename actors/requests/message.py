@@ -10,8 +10,8 @@ from journal.records import Message
 from journal.store import Outgoing
 from journal.texts import str_of
 
-from .current import EMPTY_OPTIONS, Request
 from .fingerprints import fingerprint
+from .request import EMPTY_OPTIONS, Request
 from .run_ids import RUN, already_started, happens_once, run_id
 
 KEEP_MS: Final = 86_400_000

@@ -8,7 +8,7 @@ from typing import Final
 from actors.errors import TerminalError
 from journal.ids import ObjectId, derived_id, invocation_id
 
-from .current import Request
+from .request import Request
 
 RUN: Final = "run"
 """The handler of a workflow that happens once for each key."""

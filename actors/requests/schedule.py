@@ -18,8 +18,9 @@ from actors.values.values import encode_arguments
 from journal.clock import wall_ms
 from journal.ids import address_of
 
-from .current import EMPTY_OPTIONS, CallOptions, Request, caller
+from .current import caller
 from .invocation import Invocation
+from .request import EMPTY_OPTIONS, CallOptions, Request
 from .timing import Missed, Timing, timing_of
 
 INTERNAL: Final = "perdure."

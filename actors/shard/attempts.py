@@ -22,7 +22,8 @@ from actors.activation.key_promises import KeyPromises, with_waits
 from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.activation.pauses import COMMANDS
 from actors.activation.services import Services
-from actors.activation.staging import BACK_OFF, Staged, Staging, changes_of, must_commit
+from actors.activation.staging import BACK_OFF, Staged, Staging, must_commit
+from actors.activation.state_changes import changes_of
 from actors.activation.watches import end_watches, posted_of, refresh_view
 from actors.blocks.cancel import after_failure, brought, ending_in
 from actors.blocks.restarts import at_its_entry

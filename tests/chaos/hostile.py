@@ -33,7 +33,8 @@ from actors import (
     handler,
     state,
 )
-from actors.requests.current import EMPTY_OPTIONS, Request, caller
+from actors.requests.current import caller
+from actors.requests.request import EMPTY_OPTIONS, Request
 
 EQUAL: Final = "equal"
 REFUSED: Final = "refused"

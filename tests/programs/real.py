@@ -20,7 +20,7 @@ from typing import Any, Final
 from actors import NotFoundError, Policy, TerminalError, reject, resolve
 from actors.client.client import Client
 from actors.host.local import LocalHost
-from actors.requests import current
+from actors.requests import current, request
 from journal.clock import boot_seconds
 from journal.ids import new_id
 from journal.redis.store import RedisStore
@@ -180,7 +180,7 @@ class _Played:
 def _request(root: Root) -> current.Request:
     arguments = root.path, root.parts, dict[str, Any]()
     where = ("Chore", None) if root.key is None else ("Book", root.key)
-    return current.Request(*where, "play", arguments, {}, False, current.EMPTY_OPTIONS, None, None)
+    return request.Request(*where, "play", arguments, {}, False, request.EMPTY_OPTIONS, None, None)
 
 
 def _until_right(found: list[_Played], outdoors: Outdoors) -> list[str]:
