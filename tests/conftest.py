@@ -6,11 +6,12 @@ One real server of each kind for each worker, synced at every write.
 import os
 import signal
 from collections.abc import Generator, Iterator
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, cast
 
 import pytest
 from servers import Server, redis_binary, valkey_binary
+from xdist.scheduler import LoadScopeScheduling
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what is to run in the background: the programs of the tests would ignore Ctrl-C as well.
@@ -31,9 +32,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min((os.cpu_count() or 1) + 1, 8) if is_whole and not config.option.collectonly else 0
 
 
+class _ByNeed(LoadScopeScheduling):
+    """Hands tests out by their groups: the mark `xdist_group` does not reach the controller with each pytest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid) or nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByNeed:
+    """Return the scheduler of the whole suite."""
+    return _ByNeed(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for the workers: what has to run one after the other comes first, what can be spread last."""
+    """Put first what has to run one after the other, and last what can be spread."""
     seen: set[tuple[Path, str]] = set()
     for item in items:
         if item.get_closest_marker("slow_after_first") is not None:
@@ -41,13 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if test in seen:
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        file = Path(item.path).stem
-        if file not in SPREAD and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("processes" if file in PROCESSES else file))
-    items.sort(key=_turn)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _TURNS.get(_group(item.nodeid), 1))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,9 +76,13 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def _turn(item: pytest.Item) -> int:
-    group = item.get_closest_marker("xdist_group")
-    return 2 if group is None else group.args[0] != "processes"
+def _group(nodeid: str) -> str:
+    """Return the tests with which a test stays on one worker: its file's, as a rule; empty if it goes anywhere."""
+    file = PurePosixPath(nodeid.partition("::")[0])
+    return "" if file.stem in SPREAD else "processes" if file.stem in PROCESSES else str(file)
+
+
+_TURNS: Final = {"processes": 0, "": 2}
 
 
 @pytest.fixture(scope="session")
