@@ -12,8 +12,8 @@ from journal.redis.store import RedisStore
 
 @contextmanager
 def hostless(url: str, *, inbox_max: int) -> Generator[Client]:
-    """Be the driver of a new namespace whose streams hold so many entries."""
-    namespace, limits = new_id(), Limits(inbox_max=inbox_max)
+    """Be the driver of a new namespace whose streams hold so many entries, and 1,000 bytes an entry."""
+    namespace, limits = new_id(), Limits(inbox_max=inbox_max, payload_max=1_000)
     client = Client(lambda: RedisStore(url, namespace), sends_code=False, limits=limits)
     client.open()
     current.set_driver(client)

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -866,11 +867,13 @@ def test_it_cannot_be_driven_from_within(owner: FakeOwner) -> None:
 
 @pytest.mark.slow
 def test_debug_mode_of_the_environment_changes_nothing() -> None:
-    program = "from tests.test_loop import FakeOwner, locks; print(FakeOwner().run(locks()))"
+    program = "from test_loop import FakeOwner, locks; print(FakeOwner().run(locks()))"
 
     def output_of(*options: str) -> str:
         command = [sys.executable, *options, "-c", program]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+        path = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert "RuntimeWarning" not in done.stderr
         return done.stdout
 

@@ -32,6 +32,7 @@ from actors import (
 from actors.client.client import Client
 from actors.client.slots import Brought, EarlyEvents, Operation
 from actors.host.host import READ_COUNT
+from actors.limits import Limits
 from actors.requests import current as places
 from journal.ids import Shard, new_id, shard_in
 from journal.records import EventKind, unpack
@@ -346,7 +347,7 @@ def test_signals_survive_the_host(mode: Policy | None) -> None:
 
 
 def connected(url: str, namespace: str) -> Client:
-    client = Client(lambda: RedisStore(url, namespace), sends_code=False)
+    client = Client(lambda: RedisStore(url, namespace), sends_code=False, limits=Limits(payload_max=1_000))
     client.open()
     return client
 
