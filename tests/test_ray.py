@@ -27,7 +27,6 @@ from servers import DURABLE, Server, valkey_binary
 
 import actors
 from actors import Context, Service, TerminalError, VirtualObject, handler, state
-from actors.host.leases import LEASE_TTL
 from actors.ray.hosts import RAY_NAMESPACE, StoreAddress
 from actors.session import HostStatus
 from actors.values.values import note_sent
@@ -43,8 +42,6 @@ RAY_ENDS_S = 120.0
 """A Ray takes 15 s to end on a machine with nothing else to do; how long is none of our promises."""
 TAKEOVER_MAX_S = 2.0
 """Far below the lease of three seconds, far above what it takes on a machine with nothing else to do."""
-LEASE_S = LEASE_TTL.total_seconds()
-"""What a death costs that nobody notices; tests of other files may share the cores with this one."""
 api: Any = ray
 
 
@@ -418,7 +415,7 @@ def test_one_that_kills_its_host_each_time_holds_no_other_shard_up(hosts: list[H
     watching.join()
     with pytest.raises(TerminalError):
         poison.result(timeout=WITHIN_S)
-    assert max(waits) < LEASE_S
+    assert max(waits) < TAKEOVER_MAX_S
 
 
 def test_it_recovers_without_the_supervisor_which_adopts_the_hosts_when_it_is_back(
