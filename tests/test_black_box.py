@@ -9,7 +9,8 @@ import pytest
 from test_semantics import Member, Simulation, mode, played
 
 from actors import Context, Policy, TerminalError, VirtualObject, handler
-from actors.activation.black_box import FORGOTTEN_AFTER, BlackBox
+from actors.activation.black_box import FORGOTTEN_AFTER, NAME, SLOT, BlackBox
+from actors.processes import this_process
 from journal.clock import wall_ms
 
 __all__ = ["mode"]
@@ -67,6 +68,39 @@ def test_what_a_process_executed_as_it_ended_is_held_back_while_no_other_host_is
     assert not box.holds("handler-1")
     assert len(list(boxes.iterdir())) == 1
     box.close()
+
+
+LOOKS = """
+import sys
+from pathlib import Path
+from actors.activation.black_box import BlackBox
+
+box = BlackBox(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+box.look()
+print(len(box._suspects))
+box.close()
+"""
+
+
+@pytest.mark.slow
+def test_hosts_that_look_at_once_all_see_what_each_process_executed(tmp_path: Path) -> None:
+    """The first to see a file renames it: the others missed what it named, and were ended by it."""
+    boxes, ended_processes = tmp_path / "boxes", 300
+    boxes.mkdir(mode=0o700)
+    name = f"{this_process().partition(' ')[0]} 1 0".encode()
+    for number in range(ended_processes):
+        slots = f"suspect-{number}".encode().ljust(SLOT, b"\0")
+        (boxes / f"{number:016x}").write_bytes(name.ljust(NAME, b"\0") + slots)
+    command = [sys.executable, "-c", LOOKS, str(boxes)]
+    hosts = [subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) for _ in range(4)]
+    assert [host.stdout.readline() for host in hosts if host.stdout] == ["ready\n"] * 4
+    for host in hosts:
+        assert host.stdin is not None
+        host.stdin.write("\n")
+        host.stdin.flush()
+    assert [host.communicate(timeout=60)[0] for host in hosts] == [f"{ended_processes}\n"] * 4
 
 
 def test_a_directory_that_others_may_write_is_not_believed(tmp_path: Path) -> None:

@@ -102,8 +102,15 @@ class BlackBox:
 
     def look(self) -> None:
         """Read which invocations the ended processes of this machine executed last."""
-        now = wall_ms() // 1000
-        suspects: Counter[str] = Counter()
+        executed: dict[str, set[str]] = {}
+        while not self._read_ended(executed):
+            continue  # another host has renamed a file in between, which may not have been listed under its new name
+        self._suspects = suspects = Counter(id_ for ids in executed.values() for id_ in ids)
+        self._since = {(id_, count): at for (id_, count), at in self._since.items() if suspects[id_] == count}
+
+    def _read_ended(self, executed: dict[str, set[str]]) -> bool:
+        """Note the invocations by the names of the files; return whether every listed file could be read."""
+        now, is_whole = wall_ms() // 1000, True
         for path in self._directory.iterdir() if self._memory is not None else ():
             try:
                 data = path.read_bytes()
@@ -114,13 +121,14 @@ class BlackBox:
                 if not ids or (path.suffix and now - int(path.suffix[1:]) > FORGOTTEN_AFTER):
                     path.unlink()
                     continue
+                executed[path.stem] = ids
                 if not path.suffix:
                     path.rename(path.with_suffix(f".{now}"))
+            except FileNotFoundError:
+                is_whole = False
             except (OSError, ValueError):
-                continue  # another host was faster, or it is no file of ours
-            suspects.update(ids)
-        self._suspects = suspects
-        self._since = {(id_, count): at for (id_, count), at in self._since.items() if suspects[id_] == count}
+                continue  # it is no file of ours
+        return is_whole
 
     def holds(self, id_: str) -> bool:
         """Whether an invocation has to wait here because it may end this process."""
