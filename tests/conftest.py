@@ -17,6 +17,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what is to run in the background: the programs of the tests would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ.setdefault("RAY_worker_niceness", "0")
+"""Ray's processes are of the lowest priority otherwise: beside the other workers a host takes 30 s to start again."""
+
 PROCESSES = (
     *("test_ray", "test_kill", "test_under_fire", "test_node_lost", "test_linearizability", "test_bench_growth"),
     *("test_bench", "test_chaos", "test_promotion", "test_endings"),
