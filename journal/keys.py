@@ -115,6 +115,9 @@ class Keys:
     def outcomes(self, shard: Shard) -> str:
         return self._of(shard, "outcomes")
 
+    def timers(self, shard: Shard) -> str:
+        return self._of(shard, "timers")
+
     def head(self, shard: Shard) -> str:
         return self._of(shard, "head")
 

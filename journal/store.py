@@ -22,6 +22,7 @@ from .limits import SHARDS as SHARDS
 from .limits import NamespaceLimits as NamespaceLimits
 from .losses import WriterStatus
 from .records import Event, EventKind, Failure, failure
+from .survey import Survey
 
 READ_BYTES = 4_000_000
 """Bytes that one read brings, about: it ends with the entry, or object, that exceeds them."""
@@ -347,6 +348,10 @@ class Store(Protocol):
 
     async def now_ms(self) -> int:
         """Return the store's time."""
+        ...
+
+    def survey(self) -> Survey:
+        """Return the reads of operators, on the same connections."""
         ...
 
     # Drivers

@@ -34,8 +34,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "keys",
         "limits",
         "losses",
+        "survey",
         "store",
         "memory.scripts",
+        "memory.survey",
         "memory.store",
         "embedded.guard",
         "embedded.server",
@@ -45,6 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "redis.connection",
         "redis.mending",
         "redis.trust",
+        "redis.survey",
         "redis.store",
     ),
     "actors": (

@@ -116,7 +116,7 @@ class ShardData:
         self.inbox: Stream[bytes] = Stream()
         self.events: Stream[tuple[str, EventKind, int, bytes]] = Stream()
         self.journal: Stream[tuple[str, bytes]] = Stream()
-        self.done: Stream[tuple[str, bytes]] = Stream()
+        self.done: Stream[tuple[str, bytes, bytes]] = Stream()
         self.asleep: dict[str, Dormant] = {}
         self.resumed: set[str] = set()
         self.held: dict[str, str] = {}
@@ -362,7 +362,7 @@ class World:
         else:
             shard.inbox.discard([progress.inbox_id])
         shard.journal.discard(journal)
-        id_ = shard.done.add(self.now, (invocation, b"" if end.keep_ms else end.outcome))
+        id_ = shard.done.add(self.now, (invocation, b"" if end.keep_ms else end.outcome, end.summary))
         shard.ids[invocation] = IdEntry("o" if end.keep_ms else "d", id_, [])
         if end.keep_ms:
             shard.outcomes[invocation] = end.outcome
@@ -411,7 +411,7 @@ class World:
 
     def _forget(self, shard: ShardData, most: int, retention_ms: int) -> int:
         excess, old, forgotten = len(shard.done.entries) - self.limits.done_max, self.now - retention_ms, 0
-        for place, (id_, (invocation, _)) in enumerate(list(islice(shard.done.entries.items(), most))):
+        for place, (id_, (invocation, *_)) in enumerate(list(islice(shard.done.entries.items(), most))):
             if place >= excess and order_of(id_)[0] > old:
                 break
             del shard.done.entries[id_]
@@ -437,7 +437,7 @@ class World:
         for data, kind, id_ in there:
             message = Message.parse(data)
             shard.ids.setdefault(message.id, IdEntry(kind, id_, [message.caller] if message.caller else []))
-        for id_, (invocation, outcome) in shard.done.entries.items():
+        for id_, (invocation, outcome, _) in shard.done.entries.items():
             if outcome:
                 shard.ids.setdefault(invocation, IdEntry("d", id_, []))
         for invocation in shard.outcomes:

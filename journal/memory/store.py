@@ -37,6 +37,7 @@ from journal.store import (
 )
 
 from .scripts import Head, ShardData, World, WriterData
+from .survey import MemorySurvey
 
 T = TypeVar("T")
 
@@ -95,6 +96,9 @@ class MemoryStore:
 
     async def now_ms(self) -> int:
         return self._world.clock()
+
+    def survey(self) -> MemorySurvey:
+        return MemorySurvey(lambda: self._world)
 
     # Drivers
 

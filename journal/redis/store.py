@@ -63,6 +63,7 @@ from .arguments import (
 from .connection import Command, Connections, Forbidden, RefusedCommand, UnknownScript
 from .mending import mended
 from .settings import check_version
+from .survey import RedisSurvey
 from .trust import Trust
 
 Durability = Literal["disk", "relaxed"]
@@ -93,7 +94,9 @@ def _script(name: str, *, refused_when_full: bool = False) -> str:
     """Return a script; a full store carries it out all the same, unless it is to be refused then."""
     folder = files("journal.redis") / "scripts"
     texts = [(folder / f"{each}.lua").read_text("utf-8") for each in (*_PRELUDES.get(name, ()), name)]
-    flags = "" if refused_when_full else " flags=no-writes,allow-oom" if name == "read" else " flags=allow-oom"
+    flags = (
+        "" if refused_when_full else " flags=no-writes,allow-oom" if name in ("read", "survey") else " flags=allow-oom"
+    )
     return "\n".join((f"#!lua{flags}", *texts))
 
 
@@ -188,6 +191,9 @@ class RedisStore:
 
     async def now_ms(self) -> int:
         return ms_of(await self._do("TIME"))
+
+    def survey(self) -> RedisSurvey:
+        return RedisSurvey(self._connections, self._keys, self._run)
 
     # Drivers
 
