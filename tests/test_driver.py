@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -357,6 +358,33 @@ def test_an_invocation_is_found_again_by_its_id(session: actors.Session) -> None
     ref = DriverCount["a"].add.remote(5)
     assert ref.result(timeout=10) == 5
     assert actors.attach(ref.id).result(timeout=10) == 5
+
+
+def test_tasks_are_made_of_invocations(session: actors.Session) -> None:
+    """Issue 15.13: by each idiom that takes coroutines; each task waits by itself, and a cancel ends no other wait."""
+
+    async def by_tasks() -> list[int]:
+        ref, late = DriverCount["t"].add.remote(1), DriverCount["t"].add.options(delay="10m").remote(5)
+        given_up, kept = asyncio.create_task(late, name="named"), asyncio.create_task(late)
+        assert given_up.get_name() == "named"
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in (ref, ref, ref.accepted(), DriverCount["t"].add.remote(2))]
+        assert [task.result() for task in tasks] == [1, 1, None, 3]
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        assert not kept.done()
+        assert (await asyncio.wait_for(kept, 0.01) if late.peek() else late.status()).startswith("asleep")
+        await late.cancel()
+        with pytest.raises(actors.Cancelled):
+            await asyncio.wait_for(kept, 10)
+        loop = asyncio.get_running_loop()
+        there = await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(ref, loop).result(10))
+        assert there == await asyncio.shield(ref) == await asyncio.wait_for(ref, 10) == 1
+        return await asyncio.gather(ref, ref, *(task for task in asyncio.as_completed([ref])))
+
+    assert asyncio.run(by_tasks()) == [1, 1, 1]
+    assert asyncio.run(cast("Any", DriverCount["t"].add.remote(1))) == 4
 
 
 def test_an_object_is_called_by_name(session: actors.Session) -> None:

@@ -70,6 +70,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "values.outcomes",
         "loop.refusals",
         "loop.closing",
+        "loop.coroutines",
         "loop.loop",
         "loop.blocking",
         "requests.timing",

@@ -38,7 +38,7 @@ def started(ctx: Context, what: str) -> Any:
         "shielded": lambda: asyncio.shield(ctx.sleep(1)),
         "wrapped": lambda: Wrapped(ctx.sleep(1)),
         "wrapped call": lambda: Wrapped(Other[ctx.key].wait.remote(1)),
-        "task": lambda: asyncio.get_running_loop().create_task(cast("Any", ctx.sleep(1))),
+        "task": lambda: asyncio.get_running_loop().create_task(ctx.sleep(1)),
         "coroutine": lambda: asyncio.sleep(1),
     }
     return waits[what]()
@@ -181,7 +181,7 @@ class Maker(VirtualObject):
 class Ballot(Workflow):
     @handler
     async def run(self, ctx: Context) -> str:
-        both = [asyncio.create_task(cast("Any", ctx.promise(name, str))) for name in ("left", "right")]
+        both = [asyncio.create_task(ctx.promise(name, str)) for name in ("left", "right")]
         done, rest = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
@@ -272,9 +272,9 @@ async def test_what_cannot_be_awaited_is_refused_as_asyncio_does(world: Simulati
 @simulated
 async def test_what_asyncio_waits_for_is_a_task_and_that_is_said(world: Simulation) -> None:
     """Issue 15.13: not tried again and again; steps and sleeps are futures, which it takes."""
-    for what in ("call", "awakeable"):
+    for what in ("call", "awakeable", "accepted"):
         error = await failure_of(Maker[what].wait_for_no_tasks.remote(what))
         assert error.code == 400
-        assert "asyncio.ensure_future" in str(error)
+        assert "asyncio.create_task" in str(error)
     for what in ("sleep", "step"):
         assert await Maker[what].wait_for_no_tasks.remote(what) is None

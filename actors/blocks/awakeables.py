@@ -29,6 +29,7 @@ from typing import Any, Final, NoReturn
 
 from actors.errors import UsageError
 from actors.loop.loop import DeterministicLoop, running_loop
+from actors.objects.commands import Awakeable
 from actors.requests import current
 from actors.requests.invocation import Accepted
 from actors.stored import public
@@ -80,7 +81,7 @@ def completion(id_: str, outcome: bytes) -> Bring:
     return Bring(shard_in(invocation), invocation, EventKind.AWAKEABLE, int(found[2]), outcome)
 
 
-class MadeAwakeable(Awaited):
+class MadeAwakeable(Awaited, Awakeable[Any]):
     """An awakeable of a handler that runs here (`commands.Awakeable`)."""
 
     __slots__ = ("id",)
@@ -96,8 +97,6 @@ class MadeAwakeable(Awaited):
 
     def __bool__(self) -> NoReturn:
         raise UsageError(f"{self.id} is neither true nor false: await it")
-
-    add_done_callback = current.no_future
 
     def __hash__(self) -> int:
         return zlib.crc32(

@@ -32,6 +32,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from actors.errors import UsageError
 from actors.loop.loop import DeterministicLoop, running_loop
+from actors.objects.commands import Promise
 from actors.requests import current
 from actors.requests.message import bounded
 from actors.values import outcomes
@@ -140,7 +141,7 @@ class Promises:
             self._board.complete(name, outcome)
 
 
-class MadePromise:
+class MadePromise(Promise[Any]):
     """A promise as a handler that runs here sees it (`commands.Promise`)."""
 
     __slots__ = ("_annotation", "_name", "_promises")
@@ -182,8 +183,6 @@ class MadePromise:
 
     def __bool__(self) -> NoReturn:
         raise UsageError(f"the promise {self._name!r} is neither true nor false: await it, or ask for its peek()")
-
-    add_done_callback = current.no_future
 
     def __hash__(self) -> int:
         return zlib.crc32(

@@ -20,12 +20,12 @@ Invariants:
        hear of it.
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection
 from typing import Any
 
+from actors.loop.coroutines import HandlerWait
 from actors.loop.loop import DeterministicLoop, EntryFuture
 from actors.values import outcomes
 from actors.values.values import Scope
@@ -65,7 +65,7 @@ class Signals:
         self._count = self._bytes = 0
         self._asking: dict[str, deque[tuple[EntryFuture, Any]]] = {}
 
-    def ask(self, name: str, annotation: Any) -> "asyncio.Future[Any]":
+    def ask(self, name: str, annotation: Any) -> HandlerWait[Any]:
         """Return the wait for the next signal of a name."""
         wait = self._loop.entry_future()
         kept = self._kept.get(name)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from actors.errors import TerminalError, UsageError
+from actors.loop.coroutines import HandlerWait
 from actors.loop.loop import DeterministicLoop, EntryFuture
 from actors.policy import Retry
 from actors.requests.current import in_step
@@ -73,7 +74,7 @@ class Steps:
         retry: Retry | None,
         timeout_s: float | None,
         /,
-    ) -> "asyncio.Future[Any]":
+    ) -> HandlerWait[Any]:
         """Make the entry of a step; its action starts when the host allows it."""
         index = self._make(f"run {name}")
         future = self._loop.entry_future()

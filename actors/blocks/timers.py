@@ -9,6 +9,7 @@ from asyncio import futures
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from actors.loop.coroutines import HandlerWait
 from actors.loop.loop import DeterministicLoop
 
 from .entries import Entries
@@ -42,7 +43,7 @@ class Timers:
         if self._entries.is_new(index):
             self.set[index] = when - self._loop.time()
 
-    def sleep(self, duration_s: float, name: str) -> "asyncio.Future[None]":
+    def sleep(self, duration_s: float, name: str) -> HandlerWait[None]:
         """Make the entry of a sleep; the future is its wait."""
         future = self._loop.entry_future()
         handle = self.call_later(duration_s, f"sleep {name}" if name else "sleep", _settle, future)

@@ -28,6 +28,7 @@ from actors.blocks.signals import Signals, dropped
 from actors.blocks.steps import Steps
 from actors.blocks.timers import Timers
 from actors.errors import Cancelled, NondeterminismError, Refusal, TerminalError, UsageError
+from actors.loop.coroutines import HandlerWait
 from actors.loop.loop import DeterministicLoop, EntryFuture
 from actors.loop.refusals import outside_refusal
 from actors.objects.context import Context
@@ -458,7 +459,7 @@ class Execution:
             )
         return self._sagas
 
-    def sleep(self, duration_s: float, name: str, /) -> "asyncio.Future[None]":
+    def sleep(self, duration_s: float, name: str, /) -> HandlerWait[None]:
         """Make the entry of a timer."""
         return self.timers.sleep(duration_s, name)
 
@@ -489,7 +490,7 @@ class Execution:
     def _watches(self) -> dict[tuple[str, ...], tuple[dict[str, bytes | None], MadeAwakeable]]:
         return {}
 
-    def signal(self, name: str, annotation: Any, /) -> "asyncio.Future[Any]":
+    def signal(self, name: str, annotation: Any, /) -> HandlerWait[Any]:
         """Make the entry of the wait for a signal."""
         self._entries.make(f"signal {name}")
         return self._signals.ask(name, annotation)

@@ -35,6 +35,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from actors.errors import UsageError
 
 from .closing import close_task, unwind
+from .coroutines import HandlerWait, Taskable
 from .refusals import foreign_future, is_called_by_as_completed, refusal
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class _Nobody:
 _NOBODY: Final = _Nobody()
 
 
-class Future(asyncio.Future[Any]):
+class Future(HandlerWait[Any]):
     """A future that hashes by its number."""
 
     __slots__ = ("number",)
@@ -272,12 +273,12 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[T]:
         """Return a task that hashes and is named by its number; in a loop that has ended, the task never runs.
 
-        Unlike asyncio's loops this one takes every awaitable: a call, a step and a sleep are no coroutines, and need
-        not become coroutines where they are only awaited. A cancel of the task cancels the wait.
+        Unlike asyncio's loops this one takes every awaitable: a step and a sleep are no coroutines, and need not
+        become coroutines where they are only awaited. A cancel of the task cancels the wait.
         """
         started: Any = coro
         future = None
-        if not asyncio.iscoroutine(coro) and isinstance(coro, Awaitable):
+        if isinstance(coro, Taskable) or (not asyncio.iscoroutine(coro) and isinstance(coro, Awaitable)):
             future = coro if asyncio.isfuture(coro) else None
             started = _outcome_of(coro)
         if is_called_by_as_completed(sys._getframe(1)):

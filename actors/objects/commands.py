@@ -1,12 +1,13 @@
-"""Commands: the interface from the context to its execution, and the types of its results. Protocols only."""
+"""Commands: the interface from the context to its execution, and the types of its results. Nothing is done here."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Generator, Mapping
-from typing import Any, Protocol, TypeVar, overload
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar, overload
 
+from actors.loop.coroutines import HandlerWait, Taskable
 from actors.policy import Retry
 from actors.stored import public
 
@@ -16,19 +17,17 @@ D = TypeVar("D")
 
 
 @public
-class Awakeable(Protocol[T_co]):
+class Awakeable(Taskable[T_co], Generic[T_co]):
     """A durable promise that is completed from outside, by its `id`; `await` it.
 
     `actors.resolve(id, value)` and `actors.reject(id, message)` complete it, once: the first counts. It may be awaited
     any number of times; giving a wait up does not change it.
     """
 
-    @property
-    def id(self) -> str:
-        """The public id, unique in the namespace, the same in every attempt."""
-        ...
+    __slots__ = ()
 
-    def __await__(self) -> Generator[Any, Any, T_co]: ...
+    id: str
+    """The public id, unique in the namespace, the same in every attempt."""
 
 
 class Compensations(Protocol):
@@ -64,14 +63,14 @@ class FieldCommands(Protocol):
 
 
 @public
-class Promise(Protocol[V]):
+class Promise(Taskable[V], Generic[V]):
     """A durable promise of a workflow: a named value, written once, that all handlers of the key share.
 
     An `await` waits until one of them has completed it, and may be repeated; giving a wait up does not change the
     promise. It can be read until the workflow's retention is over.
     """
 
-    def __await__(self) -> Generator[Any, Any, V]: ...
+    __slots__ = ()
 
     @overload
     def peek(self) -> V | None: ...
@@ -79,7 +78,6 @@ class Promise(Protocol[V]):
     def peek(self, default: D) -> V | D: ...
     def peek(self, default: Any = None) -> Any:
         """Return the value if there is one, otherwise `default`; raise `TerminalError` if it was rejected."""
-        ...
 
     def resolve(self, value: V) -> None:
         """Complete the promise with a value, durable from here on, whatever happens to this attempt.
@@ -88,11 +86,9 @@ class Promise(Protocol[V]):
             TerminalError: it was completed already (409); the first completion counts.
             UsageError: the value cannot be stored.
         """
-        ...
 
     def reject(self, message: str) -> None:
         """Complete the promise with a `TerminalError` of this message, raised by each await. Otherwise as `resolve`."""
-        ...
 
 
 class StepCommands(Protocol):
@@ -107,7 +103,7 @@ class StepCommands(Protocol):
         retry: Retry | None,
         timeout_s: float | None,
         /,
-    ) -> asyncio.Future[Any]:
+    ) -> HandlerWait[Any]:
         """Make the entry of a step: `fn` is a callable or a Ray remote function."""
         ...
 
@@ -155,7 +151,7 @@ class Commands(Protocol):
         """The handler's compensations."""
         ...
 
-    def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
+    def sleep(self, duration_s: float, name: str, /) -> HandlerWait[None]:
         """Make the entry of a timer."""
         ...
 
@@ -167,7 +163,7 @@ class Commands(Protocol):
         """Make the entry of a wait for a change of fields; raise `UsageError` if none can come."""
         ...
 
-    def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
+    def signal(self, name: str, annotation: Any, /) -> HandlerWait[Any]:
         """Make the entry of the wait for a signal."""
         ...
 

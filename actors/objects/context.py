@@ -9,7 +9,6 @@ another thread, another handler or a callback its place in the journal would be 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -20,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
 from actors.errors import UsageError
+from actors.loop.coroutines import HandlerWait, Taskable
 from actors.loop.loop import running_loop
 from actors.policy import Duration, Retry, seconds
 from actors.requests import current
@@ -145,13 +145,11 @@ class Context:
         return EPOCH + timedelta(milliseconds=self._here().now_ms())
 
     @overload
-    def run(self, name: str, fn: RayFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]: ...
+    def run(self, name: str, fn: RayFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> HandlerWait[T]: ...
     @overload
-    def run(
-        self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[T]: ...
+    def run(self, name: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> HandlerWait[T]: ...
     @overload
-    def run(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]: ...
+    def run(self, name: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> HandlerWait[T]: ...
     @overload
     def run(
         self,
@@ -162,7 +160,7 @@ class Context:
         retry: Retry = ...,
         timeout: Duration = ...,
         undo: Callable[[T], object] = ...,
-    ) -> asyncio.Future[T]: ...
+    ) -> HandlerWait[T]: ...
     @overload
     def run(
         self,
@@ -173,7 +171,7 @@ class Context:
         retry: Retry = ...,
         timeout: Duration = ...,
         undo: Callable[[T], object] = ...,
-    ) -> asyncio.Future[T]: ...
+    ) -> HandlerWait[T]: ...
     @overload
     def run(
         self,
@@ -184,8 +182,8 @@ class Context:
         retry: Retry = ...,
         timeout: Duration = ...,
         undo: Callable[[T], object] = ...,
-    ) -> asyncio.Future[T]: ...
-    def run(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+    ) -> HandlerWait[T]: ...
+    def run(self, name: str, fn: Any, /, *args: Any, **kwargs: Any) -> HandlerWait[Any]:
         """Start a step: call `fn` now and record its outcome; a replay gets the outcome without the call.
 
         `fn` is sync (run in a thread), async (run on the host's loop) or a Ray remote function (run on the cluster).
@@ -236,7 +234,7 @@ class Context:
         _check_call(name, fn, args, kwargs, "these arguments")
         commands.sagas.defer(name, fn, args, kwargs)
 
-    def sleep(self, duration: Duration, *, name: str = "") -> asyncio.Future[None]:
+    def sleep(self, duration: Duration, *, name: str = "") -> HandlerWait[None]:
         """Return a wait that ends after `duration`, by a durable timer, on whatever host the invocation then is."""
         return self._here().sleep(seconds(duration), name)
 
@@ -252,10 +250,10 @@ class Context:
         return self._here().awakeable(type)
 
     @overload
-    def signal(self, name: str, type: type[T], /) -> asyncio.Future[T]: ...
+    def signal(self, name: str, type: type[T], /) -> HandlerWait[T]: ...
     @overload
-    def signal(self, name: str, type: object = ..., /) -> asyncio.Future[Any]: ...
-    def signal(self, name: str, type: object = MISSING, /) -> asyncio.Future[Any]:
+    def signal(self, name: str, type: object = ..., /) -> HandlerWait[Any]: ...
+    def signal(self, name: str, type: object = MISSING, /) -> HandlerWait[Any]:
         """Return a wait for the next signal of this name, as `ref.signal(name, value)` sends it.
 
         Signals that come early are kept; each is handed out once, in order, to the wait that began first. A wait that
@@ -279,7 +277,7 @@ class Context:
             raise UsageError(f"a promise has a name: ctx.promise('approved', bool), not ctx.promise({name!r})")
         return self._here().promise(name, type)
 
-    def changed(self, *fields: str) -> Awaitable[None]:
+    def changed(self, *fields: str) -> Taskable[None]:
         """Return a wait, in a shared handler, that ends when one of these fields differs from the value last read.
 
         The comparison is with this handler's last reads, so that no change between reading and waiting is missed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from functools import partial
 from types import MethodType
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Protocol, cast
 
 from actors.errors import UsageError
 from actors.loop.loop import DeterministicLoop, running_loop
@@ -64,11 +64,6 @@ def check_start(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = cast("Any", fn)
         fn, args, kwargs = bound.func, (*bound.args, *args), {**bound.keywords, **kwargs}
     fn.__self__._check_start(args, kwargs, one_way=fn.__name__.endswith("send"))
-
-
-def no_future(_self: object, *_arguments: object, **_options: object) -> NoReturn:
-    """Stand in for `add_done_callback`: `asyncio.wait` calls it on its arguments before any other method."""
-    raise UsageError("asyncio.wait() takes tasks: give it asyncio.ensure_future(...) of what is to be waited for")
 
 
 class _Driver:

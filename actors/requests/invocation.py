@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from actors.errors import UsageError
+from actors.loop.coroutines import Taskable
 from actors.loop.loop import running_loop
 from actors.policy import Duration, seconds
 from actors.stored import pinned, public
@@ -37,8 +38,7 @@ NAMED_MAX = 5
 _ENTRY_MAX = 999_999_999
 
 
-_AS_TASK: Final = "await it, or make a task of it, asyncio.ensure_future(ref)"
-_ADVICE: Final = {"asyncio": f": {_AS_TASK}", "ray": ": give Ray ref.to_object_ref()"}
+_FOR_RAY: Final = ": give Ray ref.to_object_ref()"
 _OF_FUTURES: Final = frozenset({"add_done_callback", "done", "cancelled", "exception", "remove_done_callback"})
 
 
@@ -48,11 +48,11 @@ class NoFutureError(UsageError, AttributeError):
 
 
 class _Named(type):
-    """A metaclass whose `repr` adds advice: Ray and asyncio name an object that they do not accept by its class."""
+    """A metaclass whose `repr` adds advice: Ray names an object that it does not accept by its class."""
 
     def __repr__(cls) -> str:
         asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
-        return super().__repr__() + _ADVICE.get(str(asked_by).partition(".")[0], "")
+        return super().__repr__() + (_FOR_RAY if str(asked_by).partition(".")[0] == "ray" else "")
 
 
 class Waiter(Protocol):
@@ -100,7 +100,7 @@ class Source(Waiter, Protocol):
 
 
 @public
-class Invocation(Generic[R_co], metaclass=_Named):
+class Invocation(Taskable[R_co], Generic[R_co], metaclass=_Named):
     """One durable request to run one handler; `await` it, or ask for its `result()`.
 
     It may be awaited any number of times, from any loop; ending a wait does not end the invocation. It is equal to
@@ -256,8 +256,6 @@ class Invocation(Generic[R_co], metaclass=_Named):
         """Whether it came here as a pickle: its start may come later."""
         return self._source is None
 
-    add_done_callback = current.no_future
-
     def __eq__(self, other: object) -> bool:
         return self._id == other._id if isinstance(other, Invocation) else NotImplemented
 
@@ -266,15 +264,17 @@ class Invocation(Generic[R_co], metaclass=_Named):
         return zlib.crc32(self._id.encode("utf-8", "surrogatepass"))
 
     def __repr__(self) -> str:
-        # asyncio and Ray name an object that they do not accept by its repr, and call nothing else of ours before.
+        # Ray names an object that it does not accept by its repr, and calls nothing else of ours before.
         asked_by = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
-        return f"<Invocation {self._id}{_ADVICE.get(str(asked_by).partition('.')[0], '')}>"
+        return f"<Invocation {self._id}{_FOR_RAY if str(asked_by).partition('.')[0] == 'ray' else ''}>"
 
     if not TYPE_CHECKING:  # a checker says it of itself
 
         def __getattr__(self, name: str) -> Any:
             if name in _OF_FUTURES:
-                raise NoFutureError(f"an Invocation has no {name}(): {_AS_TASK}")
+                raise NoFutureError(
+                    f"an Invocation has no {name}(): await it, or make a task of it, asyncio.create_task(ref)"
+                )
             raise AttributeError(f"an Invocation has no attribute {name!r}", name=name, obj=self)
 
     def __reduce__(self) -> tuple[type[Invocation[Any]], tuple[str]]:
@@ -287,7 +287,7 @@ class Foreign(Bring):
 
 
 @pinned("Accepted")
-class Accepted:
+class Accepted(Taskable[None]):
     """The acknowledgement of one invocation: from then on it will be executed, whichever process dies."""
 
     __slots__ = ("_invocation",)

@@ -7,6 +7,7 @@ in the use of the API is.
 
 import asyncio
 from dataclasses import replace
+from types import CodeType
 from typing import Any, Final, cast
 
 from actors import stored
@@ -31,6 +32,9 @@ ERROR_MAX: Final = 1_000
 """Most characters of an error that a journal keeps of a failed attempt, or as the reason of a pause."""
 NOTICE_MAX: Final = 20_000
 """Most characters of the notice of a failed attempt to waiting callers."""
+
+_WAIT: Final = cast("Any", asyncio.wait).__code__
+_TAKES_TASKS: Final = "asyncio.wait() takes tasks: give it asyncio.create_task(...) of what is to be waited for"
 
 _OF_PYTHON: Final = (
     StopIteration,
@@ -76,7 +80,16 @@ def _terminal_by_class(error: BaseException) -> Any:
     if issubclass(kind, UsageError):
         return _caused(TerminalError(str_of(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
+    if kind is TypeError and refusal is None and _raised_in(error) is _WAIT:
+        return _caused(TerminalError(f"{_TAKES_TASKS} ({error_text(error)})", 400, _kind(error)), error)
     return None if refusal is None else _caused(TerminalError(str_of(refusal), 400, _kind(refusal)), error)
+
+
+def _raised_in(error: BaseException) -> CodeType | None:
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    return None if found is None else found.tb_frame.f_code
 
 
 def _terminal_leaf(group: BaseException) -> TerminalError | None:

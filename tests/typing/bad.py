@@ -87,9 +87,11 @@ class Bad(VirtualObject):
         actors.attach(Cart)  # E
         actors.resolve(ctx.awakeable(int), 1)  # E its id
         await asyncio.wait([Cart["a"].add.remote("x")])  # E no Future
-        async with asyncio.TaskGroup() as group:
-            group.create_task(ctx.run("a", lambda: 1))  # E no coroutine
-            group.create_task(Cart["a"].add.remote("x"))  # E
+        await asyncio.wait([ctx.awakeable(int)])  # E no Future
+        (await asyncio.create_task(ctx.signal("paid", int))).upper()  # E
+        (await asyncio.create_task(Cart["a"].add.remote("x"))).upper()  # E
+        ctx.awakeable(int).result()  # E no Future
+        Cart["a"].add.remote("x").done()  # E no Future
 
 
 class Bad3(VirtualObject):

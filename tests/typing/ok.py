@@ -149,6 +149,8 @@ async def async_driver() -> None:
         await Cart["a"].add.remote("x")
     await asyncio.wait_for(Cart["a"].add.remote("x"), 3)
     await Cart["a"].add.remote("x").accepted()
+    assert_type(await asyncio.create_task(Cart["a"].plain.remote(1)), str)
+    asyncio.run_coroutine_threadsafe(Cart["a"].add.remote("x"), asyncio.get_running_loop())
 
 
 # --- Steps
@@ -230,6 +232,27 @@ class Steps(Service):
         steps = [ctx.run("a", charge, "c", 100), ctx.run("b", charge, "c", 100)]
         await asyncio.wait(steps)
         assert_type(await asyncio.gather(*steps), list[str])
+        first: asyncio.Future[str] = steps[0]
+        assert_type((first.done(), first.cancel()), tuple[bool, bool])
+
+    @handler
+    async def tasks(self, ctx: Context) -> None:
+        """Issue 15.13."""
+        call = Cart["a"].add.remote("x")
+        async with asyncio.TaskGroup() as group:
+            assert_type(group.create_task(ctx.sleep("1s")), asyncio.Task[None])
+            assert_type(group.create_task(ctx.run("a", charge, "c", 100), name="a"), asyncio.Task[str])
+            assert_type(group.create_task(call), asyncio.Task[int])
+            assert_type(group.create_task(call.accepted()), asyncio.Task[None])
+            assert_type(group.create_task(ctx.signal("paid", bytes)), asyncio.Task[bytes])
+        assert_type(asyncio.create_task(ctx.awakeable(int)), asyncio.Task[int])
+        assert_type(asyncio.create_task(ctx.promise("approved", bool)), asyncio.Task[bool])
+        await asyncio.create_task(ctx.changed("n"))
+        assert_type(await asyncio.wait_for(ctx.sleep(1), 2), None)
+        assert_type(await asyncio.shield(ctx.signal("paid", bytes)), bytes)
+        assert_type(asyncio.ensure_future(call), asyncio.Task[int])
+        both = await asyncio.gather(ctx.run("a", charge, "c", 100), call, ctx.awakeable(int))
+        assert_type(both, tuple[str, int, int])
 
     @handler
     async def callables(self, ctx: Context) -> None:
