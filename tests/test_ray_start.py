@@ -4,15 +4,20 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported: it wants a token otherwise
 
+from actors import UsageError
+from actors.aside import hidden_by
 from actors.ray import cluster as rays
 from actors.ray.cluster import Cluster
 from actors.ray.hosts import StoreAddress
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Starting:
@@ -60,6 +65,25 @@ def test_ctrl_c_ends_a_program_when_its_ray_has_started_and_can_be_ended(
     assert signal.getsignal(signal.SIGINT) is before
     cluster.close(keep_hosts=False)
     assert not starting.begun
+
+
+@pytest.mark.parametrize("own", ["actors/__init__.py", "journal.py"])
+def test_a_module_that_hides_ours_in_the_processes_of_ray_is_named_before_they_start(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15.45: `python scripts/program.py` finds ours; Ray's processes look where it was started, too."""
+    path = tmp_path / own
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("STARS = 5\n")
+    monkeypatch.chdir(tmp_path)
+    starting = Starting(0)
+    monkeypatch.setattr(rays, "api", starting)
+    with pytest.raises(UsageError, match=f"{path} hides the package '{own[:6]}.* start it in another directory"):
+        Cluster(None, StoreAddress("redis://127.0.0.1:9/0", "n", "disk"), None).open(1)
+    assert not starting.begun
+
+    path.unlink()
+    assert hidden_by([str(tmp_path), str(ROOT)]) == "", "a folder without modules hides nothing"
 
 
 def test_a_second_ctrl_c_does_not_wait_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:

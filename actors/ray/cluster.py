@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayError
 
+from actors.aside import hidden_by
 from actors.client.client import Client
 from actors.code.bundles import portable
 from actors.errors import DurableError, UnavailableError, UsageError
@@ -36,6 +37,12 @@ from .supervisor import Supervisor
 logger = logging.getLogger("actors")
 api: Final[Any] = ray
 """Ray without its annotations, which are partial."""
+
+_ELSEWHERE: Final = (
+    "Ray's processes look first where the program was started, so start it in another directory, or give yours another "
+    "name"
+)
+_IS_INSTALLED: Final = "Is perdure installed on every node, for the same Python?"
 
 READY_MAX: Final = 120.0
 """Seconds within which the hosts must have started."""
@@ -100,7 +107,7 @@ class Cluster:
             hosts: list[About] = self._got(self._supervisor.ensure.remote(count, *asked), READY_MAX)
         except RayError as error:
             raise UnavailableError(
-                f"the hosts do not start on Ray: {error}\nIs perdure installed on every node, for the same Python?"
+                f"the hosts do not start on Ray: {error}\n{_hidden_in_workers() or _IS_INSTALLED}"
             ) from error
         if asked:
             self._say_others(hosts)
@@ -123,9 +130,12 @@ class Cluster:
 
         Raises:
             UnavailableError: there is no such cluster, or Ray does not start.
+            UsageError: a module of the program hides ours in the processes that are to be started.
         """
         if api.is_initialized():
             return
+        if self._address is None and (hidden := _hidden_in_workers()):
+            raise UsageError(f"{hidden}: {_ELSEWHERE}")
         # "local": without an address, Ray joins the cluster that was started here last, or waits for one that is gone.
         options: dict[str, Any] = {"address": self._address or "local"}
         if self._address is None:
@@ -185,6 +195,12 @@ class Cluster:
         except RayError as error:
             logger.warning("hosts did not hand over: %s", error)
         api.kill(self._supervisor)
+
+
+def _hidden_in_workers() -> str:
+    # Ray lets its processes look into the directory where the program was started first, then into that of its script.
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    return hidden_by([os.getcwd(), *([script] if script in sys.path else [])])
 
 
 def _of_own_processes() -> dict[str, str]:
