@@ -8,11 +8,17 @@ nothing.
 import asyncio
 import os
 import platform
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from journal.texts import repr_of, shortened
+
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _POLL: Final = 0.05
+_PROGRAM_MAX: Final = 200
+"""Most characters of a program's path, as a message or a warning has it."""
 
 
 def _machine() -> str:
@@ -44,6 +50,16 @@ def _signalled(pid: int) -> str | None:
 def this_process() -> str:
     """Return the name of this process, which no other one ever has."""
     return f"{_machine()} {os.getpid()} {_start(os.getpid())}"
+
+
+@lru_cache(maxsize=1)
+def _program(pid: int) -> str:
+    return f"process {pid} ({shortened(repr_of(sys.argv[0])[1:-1], _PROGRAM_MAX) or 'python'})"
+
+
+def this_program() -> str:
+    """Return the name of this process for people."""
+    return _program(os.getpid())
 
 
 def has_ended(process: str) -> bool | None:

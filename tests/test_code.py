@@ -27,6 +27,7 @@ from actors.code.code import (
     MissingCodeError,
     Sender,
     UnusableCodeError,
+    unsent_here,
 )
 from actors.code.code_hash import CodeHash
 from actors.objects.objects import object_handle
@@ -453,7 +454,7 @@ async def test_a_class_that_was_not_sent_is_that_of_the_process_or_else_what_the
     living, elsewhere = CodeBook(store, live=True), CodeBook(store, live=False)
     here = living.find("CodeCounter", UNSENT)
     assert here is not None
-    assert (here.cls, living.code_of(CodeCounter), elsewhere.code_of(CodeCounter)) == (CodeCounter, UNSENT, "")
+    assert (here.cls, living.code_of(CodeCounter), elsewhere.code_of(CodeCounter)) == (CodeCounter, unsent_here(), "")
 
     with pytest.raises(MissingCodeError):
         await elsewhere.fetch("Nowhere", UNSENT)

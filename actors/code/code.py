@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 from actors import stored
 from actors.errors import TerminalError, UsageError
 from actors.objects.objects import Declaration, Durable, classes_changed, declaration, find_type, type_name
+from actors.processes import this_program
 from actors.requests.schedule import INTERNAL
 from actors.stored import pinned
 from actors.values import seal
@@ -43,7 +44,8 @@ CURRENT_FOR: Final = 1.0
 """Seconds after which a host asks the store again for the current code of a class that is called by name."""
 
 UNSENT: Final = "-"
-"""In place of a hash: the class lives in the sender's process, which has not sent it."""
+"""First in place of a hash: the class lives in the sender's process, which has not sent it. The name of the program
+follows, for the warning of a host that has no such class."""
 MISSING_FOR: Final = 1.0
 """Seconds after which a host looks again for a class that it could not find."""
 OFTEN: Final = 10
@@ -55,6 +57,16 @@ _bundles: Final[WeakKeyDictionary[type, Bundle | None]] = WeakKeyDictionary()
 """Bundles of classes of this process; None for a class that cannot be sent."""
 _lived: Final[WeakValueDictionary[tuple[str, str], type[Durable]]] = WeakValueDictionary()
 """Classes of this process by type and hash, replaced ones too."""
+
+
+def unsent_here() -> str:
+    """Return what stands for the hash of a class that this program does not send."""
+    return UNSENT + this_program()
+
+
+def is_unsent(digest: str) -> bool:
+    """Whether this stands for the hash of a class that its program has not sent."""
+    return digest.startswith(UNSENT)
 
 
 @pinned("MissingCodeError")
@@ -116,7 +128,7 @@ class LivingSender:
 
     def _send(self, cls: type[Durable]) -> str:
         bundle = _bundle_here(cls)
-        digest = self._sent[cls] = bundle.digest if bundle is not None else UNSENT
+        digest = self._sent[cls] = bundle.digest if bundle is not None else unsent_here()
         if bundle is not None:
             self._put(bundle)
             for name in bundle.types:  # its handlers may call these
@@ -177,13 +189,13 @@ class CodeBook:
         if digest or not self._live:
             return digest
         bundle = _bundles.get(cls)
-        return UNSENT if bundle is None else bundle.digest
+        return unsent_here() if bundle is None else bundle.digest
 
     def find(self, type_: str, digest: str) -> Declaration | None:
         """Return a class that is here; None if it must be fetched."""
         if self._live and (cls := self._own_type(type_, digest)) is not None:
             return declaration(cls)
-        if digest and digest != UNSENT:
+        if digest and not is_unsent(digest):
             return self._known.get((type_, digest))
         found, until = self._current.get(type_, (None, 0.0))
         return found if self._now() < until else None
@@ -222,7 +234,7 @@ class CodeBook:
             UnusableCodeError: its code raises as it is loaded.
         """
         async with self._lock:  # else two simultaneous loads make two classes
-            if digest and digest != UNSENT:
+            if digest and not is_unsent(digest):
                 found = self._known.get((type_, digest)) or await self._fetched(type_, digest)
             else:
                 wanted = await self._store.current_code(type_)
@@ -265,7 +277,7 @@ class CodeBook:
 
 def _living_type(type_: str, digest: str) -> type[Durable] | None:
     cls = _own_type(type_)
-    if not digest or digest == UNSENT or type_.startswith(INTERNAL):
+    if not digest or is_unsent(digest) or type_.startswith(INTERNAL):
         return cls
     if cls is not None and _digest_here(cls) == digest:
         return cls

@@ -8,8 +8,6 @@ Does not own the code itself (`code`), nor the invocation once its class is ther
 
 import asyncio
 import logging
-import os
-import sys
 from collections.abc import Callable
 
 from actors.activation.activation import Activation
@@ -19,9 +17,10 @@ from actors.activation.services import Services
 from actors.activation.staging import Staging
 from actors.backoff import Patience
 from actors.blocks.cancel import ending_in, while_paused
-from actors.code.code import MISSING_FOR, UNSENT, MissingCodeError
+from actors.code.code import MISSING_FOR, UNSENT, MissingCodeError, is_unsent
 from actors.errors import TerminalError
 from actors.objects.objects import Declaration
+from actors.processes import this_program
 from actors.requests.schedule import SCHEDULED_AT
 from actors.tracebacks import traced
 from journal.records import EventKind
@@ -136,11 +135,11 @@ class ClassLoader:
             raise RuntimeError(f"the code of {run.type_name} cannot be loaded: {error_text(error)}") from error
 
     def _where(self, run: OpenInvocation) -> str:
-        if run.message.code == UNSENT:
+        if is_unsent(run.message.code):
+            sender = run.message.code.removeprefix(UNSENT)
             return (
-                f'its class lives in a program that has not sent it (hosts="local"), and the process '
-                f"{os.getpid()} ({sys.argv[0] or 'python'}), which has the shard, is another: end this one, or start "
-                "the one with the class"
+                f'its class lives in a program that has not sent it (hosts="local"{sender and f", the {sender}"}), and '
+                f"the {this_program()}, which has the shard, is another: end this one, or start the one with the class"
             )
         return f"no class {run.type_name!r} with its code is known: start a program that has it, and use it there once"
 
