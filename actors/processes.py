@@ -54,7 +54,8 @@ def this_process() -> str:
 
 @lru_cache(maxsize=1)
 def _program(pid: int) -> str:
-    return f"process {pid} ({shortened(repr_of(sys.argv[0])[1:-1], _PROGRAM_MAX) or 'python'})"
+    path = repr_of(sys.argv[0])[1:-1] if sys.argv else ""
+    return f"process {pid} ({shortened(path, _PROGRAM_MAX) or 'python'})"
 
 
 def this_program() -> str:
