@@ -1,4 +1,4 @@
-"""Survey: the reads of operators: what lies in a namespace, in pages.
+"""Survey: the reads of operators: lists of a namespace, in pages.
 
 A page looks at a bounded number of entries and bytes, so that no question of an operator holds the store up for more
 than a few milliseconds. Nothing is written for these reads: they go by the data that the transitions need anyway.

@@ -155,6 +155,17 @@ ORDER: dict[str, tuple[str, ...]] = {
         "ray.cluster",
         "ray.__main__",
         "session",
+        "cli.output",
+        "cli.commands",
+        "cli.targets",
+        "cli.accounts",
+        "cli.hosts",
+        "cli.calls",
+        "cli.invocations",
+        "cli.why",
+        "cli.journals",
+        "cli.projects",
+        "cli.main",
     ),
 }
 

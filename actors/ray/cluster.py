@@ -50,6 +50,7 @@ LEAVE_MAX: Final = 45.0
 """Seconds that hosts have to hand over."""
 REFERENCES_MAX: Final = 10_000
 """Ray references of one program that wait at once; more wait for their turn."""
+NO_STORE: Final = "say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS"
 
 
 def _portable(classes: Mapping[Name, type]) -> Iterator[tuple[Name, bytes]]:
@@ -185,6 +186,17 @@ class Cluster:
                 api.shutdown()
                 self._thread.end()
 
+    def end_hosts(self) -> bool:
+        """End the supervisor and its hosts, also those of other programs; return whether there were any."""
+        try:
+            self._supervisor = api.get_actor(f"supervisor:{self._store.name}", namespace=RAY_NAMESPACE)
+        except ValueError:
+            return False
+        self._made_hosts = True
+        self._end_actors(keep_hosts=False)
+        self._supervisor = None
+        return True
+
     def _end_actors(self, *, keep_hosts: bool) -> None:
         if self._outcomes is not None:
             api.kill(self._outcomes)
@@ -263,16 +275,40 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _up(asked: argparse.Namespace) -> int:
     if not asked.redis:
-        raise UsageError("say where the store is: --redis redis://HOST:PORT/0, or PERDURE_REDIS")
-    limits = limits_in(asked.limit)
+        raise UsageError(NO_STORE)
     store = StoreAddress(asked.redis, asked.namespace, asked.durability, secrets=seal.secrets_in_environment())
+    for about in start_hosts(store, asked.address, asked.hosts, limits_in(asked.limit)):
+        print(f"host {about.id} on node {about.node[:12]}, pid {about.pid}")
+    return 0
+
+
+def start_hosts(store: StoreAddress, address: str | None, count: int | None, limits: Limits) -> list[About]:
+    """Start the supervisor and the hosts of a Ray cluster, or change how many there are; they outlive this program.
+
+    Raises:
+        UsageError: hosts of other machines could not reach the store, or the namespace has other limits.
+        SettingsError: the store could lose what it acknowledges.
+        UnavailableError: the store or the cluster does not answer, or the hosts do not start.
+    """
     client = Client(store.connect, sends_code=False, limits=limits)
     client.open()  # refuses a store that could lose what it acknowledges, and other limits, before anything starts
     client.close()
-    cluster = Cluster(asked.address, store, None, limits)
+    cluster = Cluster(address, store, None, limits)
     try:
-        for about in cluster.open(asked.hosts):
-            print(f"host {about.id} on node {about.node[:12]}, pid {about.pid}")
+        return cluster.open(count)
     finally:
         cluster.close(keep_hosts=True)
-    return 0
+
+
+def end_hosts(store: StoreAddress, address: str | None) -> bool:
+    """Let all hosts of a namespace hand over and end, started by this program or not; return whether there were any.
+
+    Raises:
+        UnavailableError: the cluster does not answer.
+    """
+    cluster = Cluster(address, store, None)
+    cluster.join()
+    try:
+        return cluster.end_hosts()
+    finally:
+        cluster.close(keep_hosts=True)

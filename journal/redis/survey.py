@@ -98,7 +98,7 @@ class RedisSurvey:
                 ("XLEN", keys.inbox(shard)),
                 ("XLEN", keys.events(shard)),
                 ("XLEN", keys.journal(shard)),
-                ("ZCARD", keys.timers(shard)),
+                ("ZCOUNT", keys.timers(shard), "(0", "+inf"),  # without the mark that keeps it from being empty
                 ("HLEN", keys.held(shard)),
                 ("XLEN", keys.done(shard)),
                 ("HLEN", keys.ids(shard)),

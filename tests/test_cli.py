@@ -1,0 +1,381 @@
+"""The command line: each command on the data of one program (cli_program.py), most of them in this process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from actors.cli.main import app
+from journal.clock import boot_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHIN_S = 30.0
+SELF = (sys.executable, "-c", "import sys; from actors.cli.main import main; sys.argv[0] = 'perdure'; main()")
+
+
+class Perdure:
+    """The command, on one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Return what it prints."""
+        done = CliRunner().invoke(app, [*arguments, "--directory", str(self.directory)])
+        assert done.exit_code == code, (done.output, done.exception)
+        return done.stdout if code == 0 else done.output
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+    def sent(self, target: str, *arguments: str) -> str:
+        return self("send", target, *arguments).strip()
+
+    def until(self, holds: Callable[[Any], bool], *arguments: str) -> Any:
+        """Return the answer as soon as it is as it should be."""
+        deadline = boot_seconds() + WITHIN_S
+        while not holds(found := self.json(*arguments)):
+            assert boot_seconds() < deadline, found
+        return found
+
+    def why(self, what: str, *words: str) -> list[dict[str, Any]]:
+        """Return the chain as soon as its last link says so."""
+        return self.until(lambda links: bool(links) and all(word in links[-1]["waits"] for word in words), "why", what)
+
+
+@pytest.fixture(scope="module")
+def perdure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Perdure]:
+    directory = tmp_path_factory.mktemp("cli") / "store"
+    command = [sys.executable, str(ROOT / "tests" / "cli_program.py"), str(directory)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "serving\n"
+    yield Perdure(directory)
+    program.terminate()
+    program.wait()
+    program.stdout.close()
+
+
+def run(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process."""
+    return subprocess.run(
+        [*SELF, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- as a process
+
+
+def test_help_imports_neither_ray_nor_pydantic() -> None:
+    """Issue 12: `perdure --help` comes at once."""
+    program = """
+import sys
+from actors.cli.main import app
+from typer.testing import CliRunner
+done = CliRunner().invoke(app, ["--help"])
+assert done.exit_code == 0 and "invocations" in done.stdout, done.output
+sys.stdout.write(repr([name for name in ("ray", "pydantic") if name in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "[]"
+
+
+def test_a_process_answers_in_text_and_in_json(perdure: Perdure) -> None:
+    where = ("--directory", str(perdure.directory))
+
+    text = run("status", *where)
+    found = run("status", "--json", *where)
+
+    assert (text.returncode, text.stderr) == (0, "")
+    assert "0-15" in text.stdout
+    data = json.loads(found.stdout)
+    assert [host["shards"] for host in data["hosts"]] == [list(range(16))]
+    assert (data["without_host"], data["namespace"], len(data["shards"])) == ([], "default", 16)
+
+
+def test_a_process_calls_by_the_settings_of_its_folder(perdure: Perdure, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    (tmp_path / "pyproject.toml").write_text(f'[tool.perdure]\ndirectory = "{perdure.directory}"\n')
+
+    called = run("call", "CliCart/folder.add", '"apple"', cwd=below)
+    elsewhere = run("call", "CliCart/folder.add", '"apple"', cwd=below, PERDURE_REDIS="redis://127.0.0.1:9/0")
+
+    assert (called.returncode, called.stdout, called.stderr) == (0, "1\n", "")
+    assert elsewhere.returncode == 1
+    assert "127.0.0.1:9" in elsewhere.stderr
+    assert "Traceback" not in elsewhere.stderr
+
+
+def test_a_mistake_is_one_line_and_code_2(perdure: Perdure, tmp_path: Path) -> None:
+    done = run("status", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "there is no store here" in done.stderr
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "pyproject.toml").write_text("[tool.perdure]\nredi = 1\n")
+    assert "has no setting redi" in run("status", cwd=tmp_path).stderr
+
+
+# -------------------------------------------------------------------------------------------------------- call and send
+
+
+def test_arguments_are_json_by_position_or_by_name(perdure: Perdure) -> None:
+    assert perdure.json("call", "CliCart/a.b/c.add", '"apple"') == 1
+    assert perdure.json("call", "CliCart/a.b/c.add", '"apple"', "2") == 3
+    assert perdure.json("call", "CliCart/a.b/c.add", '{"item": "pear", "count": 4}') == 4
+    assert perdure.json("call", "CliCart/a.b/c.view") == {"apple": 3, "pear": 4}
+
+
+def test_a_terminal_error_is_code_1_with_its_parts(perdure: Perdure) -> None:
+    done = CliRunner().invoke(
+        app, ["call", "CliCart/x.add", '"apple"', "0", "--json", "--directory", str(perdure.directory)]
+    )
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    said = json.loads(done.stderr)
+    assert (said["error"], said["code"]) == ("add at least one", 400)
+    assert perdure.json("invocations", "show", said["id"])["failure"]["message"] == "add at least one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("CliCart/x.add", "5"), "'item' of add does not take 5"),
+        (("CliCart/x.add",), "missing a required argument: 'item'|missing 1 required positional argument: 'item'"),
+        (("CliCart/x.ad", '"a"'), "did you mean 'add'"),
+        (("CliCart.add", '"a"'), "CliCart has keys"),
+        (("CliMail/x.post", '"a"'), "is a service"),
+        (("CliCart/x.add", "apple"), "is not JSON"),
+        (("CliCart/x",), "names no handler"),
+        (("/x.add",), "is no address"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_it_is_sent(perdure: Perdure, arguments: tuple[str, ...], says: str) -> None:
+    said = perdure("call", *arguments, code=2)
+
+    assert any(each in said for each in says.split("|")), said
+
+
+def test_a_call_that_takes_long_says_how_to_ask_why(perdure: Perdure) -> None:
+    said = perdure("call", "CliStuck/slow.nap", "--timeout", "0.3", code=1)
+
+    assert "perdure why" in said
+
+
+def test_a_delayed_send_says_when_it_is_due(perdure: Perdure) -> None:
+    data = perdure.json("send", "CliStuck/later.mark", "--delay", "1h")
+
+    assert data["status"] == "accepted"
+    row = perdure.until(lambda data: data["status"] == "delayed", "invocations", "show", data["id"])
+    assert row["due"] == data["due"]
+    assert "is not due before" in perdure.why(data["id"], "not due")[0]["waits"]
+
+
+# --------------------------------------------------------------------------------------------------------- invocations
+
+
+def test_invocations_are_listed_by_type_key_handler_and_status(perdure: Perdure) -> None:
+    nap, mark = perdure.sent("CliStuck/listed.nap"), perdure.sent("CliStuck/listed.mark")
+    key = ("invocations", "list", "--type", "CliStuck", "--key", "listed")
+
+    rows = perdure.until(lambda rows: {row["status"] for row in rows} == {"open", "asleep"}, *key)
+
+    assert {row["id"]: row["status"] for row in rows} == {nap: "asleep", mark: "open"}
+    assert [row["id"] for row in perdure.json(*key, "--handler", "mark")] == [mark]
+    assert [row["id"] for row in perdure.json(*key, "--status", "asleep")] == [nap]
+    assert perdure.json(*key, "--since", "1h", "--limit", "1") == rows[:1]
+    assert perdure.json("invocations", "list", "--type", "CliStuc") == []
+    assert nap in perdure(*key)
+    assert "there is no status" in perdure(*key, "--status", "lost", code=2)
+
+
+def test_failing_ones_are_listed_with_their_error_as_it_is(perdure: Perdure) -> None:
+    id_ = perdure.sent("CliStuck/unlucky.retry")
+    listed = ("invocations", "list", "--type", "CliStuck", "--key", "unlucky", "--failing")
+
+    (row,) = perdure.until(bool, *listed)
+
+    assert row["id"] == id_
+    assert "[red]no luck" in row["why"]
+    assert "\x1b" not in perdure(*listed)
+    assert "[red]no luck" in perdure(*listed)
+
+
+def test_one_is_cancelled_by_its_id_and_an_unknown_one_is_said(perdure: Perdure) -> None:
+    id_ = perdure.sent("CliStuck/ended.nap")
+
+    assert perdure.json("invocations", "cancel", id_) == [{"id": id_, "status": "accepted"}]
+
+    data = perdure.until(lambda data: data["status"] == "failed", "invocations", "show", id_)
+    assert data["failure"]["type"] == "Cancelled"
+    assert "is not known" in perdure("invocations", "show", "0123456789ab-3", code=1)
+    assert "is not the id" in perdure("invocations", "cancel", "nonsense", code=2)
+
+
+def test_a_filter_is_counted_asked_for_and_ended(perdure: Perdure) -> None:
+    ids = {perdure.sent("CliStuck/bulk.pause"), perdure.sent("CliStuck/bulk.mark"), perdure.sent("CliStuck/bulk.mark")}
+    of_key = ("--type", "CliStuck", "--key", "bulk")
+    listed = ("invocations", "list", *of_key)
+    perdure.until(lambda rows: {row["id"] for row in rows} == ids and "paused" in str(rows), *listed)
+
+    assert perdure.json("invocations", "kill", *of_key, "--dry-run") == {"count": 3}
+    assert "say --yes" in perdure("invocations", "kill", *of_key, code=2)
+    assert {row["status"] for row in perdure.json(*listed)} == {"open", "paused"}
+    assert perdure.json("invocations", "resume", *of_key, "--status", "paused", "--dry-run") == {"count": 1}
+    assert perdure("invocations", "kill", *of_key, "--yes").count("accepted") == 3
+
+    perdure.until(lambda rows: {row["status"] for row in rows} == {"failed"}, *listed)
+    assert "what?" in perdure("invocations", "kill", code=2)
+
+
+def test_a_signal_and_a_restart_reach_their_invocations(perdure: Perdure) -> None:
+    gate, paused = perdure.sent("CliStuck/gated.gate"), perdure.sent("CliStuck/again.pause")
+    perdure.until(lambda data: data["status"] == "paused", "invocations", "show", paused)
+
+    perdure("invocations", "signal", gate, "open", '"now"')
+    perdure("invocations", "restart", paused)
+
+    assert perdure.until(lambda data: data["status"] == "succeeded", "invocations", "show", gate)["result"] == "now"
+    again = perdure.until(lambda data: data["status"] == "paused", "invocations", "show", paused)
+    assert again["attempt"] >= 1
+
+
+# ------------------------------------------------------------------------------------------------ why, journal and tree
+
+
+def test_why_of_one_queued_behind_one_that_sleeps(perdure: Perdure) -> None:
+    nap, mark = perdure.sent("CliStuck/asleep.nap"), perdure.sent("CliStuck/asleep.mark")
+
+    links = perdure.why(mark, "a timer (a long nap) until")
+
+    assert [link["id"] for link in links] == [mark, nap]
+    assert f"queued behind {nap}" in links[0]["waits"]
+    assert perdure.why("CliStuck/asleep", "timer")[0]["id"] == nap
+    assert f"perdure invocations cancel {nap}" in perdure("why", mark)
+
+
+def test_why_of_one_queued_behind_one_that_retries(perdure: Perdure) -> None:
+    retry, mark = perdure.sent("CliStuck/retries.retry"), perdure.sent("CliStuck/retries.mark")
+
+    links = perdure.why(mark, "attempt 1", "no luck", "follows at")
+
+    assert [link["id"] for link in links] == [mark, retry]
+    assert links[-1]["frees"][0] == f"perdure invocations resume {retry}"
+
+
+def test_why_of_one_queued_behind_one_that_is_paused(perdure: Perdure) -> None:
+    paused, first, mark = (perdure.sent(f"CliStuck/halted.{name}") for name in ("pause", "mark", "mark"))
+
+    links = perdure.why(mark, "is paused", "a bug")
+
+    assert [link["id"] for link in links] == [mark, paused]
+    assert "with 1 others before it" in links[0]["waits"]
+    assert perdure.why(first, "is paused")[0]["next"] == paused
+    assert f"perdure invocations restart {paused}" in links[-1]["frees"]
+
+
+def test_why_of_one_that_waits_for_an_awakeable_says_how_to_resolve_it(perdure: Perdure) -> None:
+    id_ = perdure.sent("CliStuck/called.wait")
+
+    (link,) = perdure.why("CliStuck/called", "the awakeable")
+
+    assert link["id"] == id_
+    command = next(each for each in link["frees"] if " resolve " in each).split()
+    perdure(*command[1:-1], '"done"')
+    assert perdure.until(lambda data: data["status"] == "succeeded", "invocations", "show", id_)["result"] == "done"
+    assert perdure("why", "CliStuck/called").startswith("nobody holds CliStuck/called")
+
+
+def test_why_follows_calls_to_the_end_of_their_chain(perdure: Perdure) -> None:
+    id_ = perdure.sent("CliStuck/one.follow", '["two", "three"]')
+
+    links = perdure.why(id_, "a timer")
+
+    assert [link["invocation"] for link in links] == [f"CliStuck/{name}.follow" for name in ("one", "two", "three")]
+    assert [link["next"] for link in links] == [links[1]["id"], links[2]["id"], None]
+    tree = perdure.json("tree", id_)
+    (child,) = tree["children"]
+    assert [child["id"], child["children"][0]["id"]] == [links[1]["id"], links[2]["id"]]
+    assert perdure.json("invocations", "show", links[2]["id"])["called_by"] == links[1]["id"]
+    assert "waits for sleep" in perdure("tree", id_)
+
+
+def test_a_journal_shows_entries_with_their_outcomes(perdure: Perdure) -> None:
+    id_ = perdure.sent("CliMail.post", '"ann"')
+
+    data = perdure.until(lambda data: len(data["entries"]) == 2, "journal", id_)
+
+    step, sleep = data["entries"]
+    assert (step["entry"], step["outcome"], sleep["entry"], sleep["took"]) == ("run send", '"ANN"', "sleep", "open")
+    assert "run send" in perdure("journal", id_)
+    ended = perdure.json("invocations", "list", "--status", "succeeded", "--limit", "1")[0]["id"]
+    assert "went with its end" in perdure("journal", ended, code=1)
+
+
+def test_why_says_that_no_host_is_there(tmp_path: Path) -> None:
+    """Without a host, of an object and of a type that nobody has ever used."""
+    (tmp_path / "store").mkdir()
+    alone = Perdure(tmp_path / "store")
+    id_ = alone.sent("CliCart/alice.add", '"apple"')
+
+    (link,) = alone.json("why", id_)
+
+    assert "waits for a host: none is there" in link["waits"]
+    assert link["frees"][0].startswith("perdure up")
+    assert alone.json("status")["without_host"] == list(range(16))
+    assert "no host is there" in alone("status")
+
+
+def test_why_says_that_nobody_has_stored_the_class(perdure: Perdure) -> None:
+    """Its host refuses it, or waits for a program; both are said."""
+    (link,) = perdure.json("why", perdure.sent("CliUnknown/x.run"))
+
+    assert "ended: failed" in link["waits"] or "nobody has stored it" in link["waits"]
+
+
+# ------------------------------------------------------------------------------------------------------------ projects
+
+
+@pytest.mark.slow
+def test_a_new_project_passes_its_test(tmp_path: Path) -> None:
+    assert run("new", "my-shop", cwd=tmp_path).returncode == 0
+    project = tmp_path / "my-shop"
+
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{project}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+    again = run("new", "my-shop", cwd=tmp_path)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert run("new", "5-a-day", cwd=tmp_path).returncode == 2
+    assert json.loads(run("new", "other", "--json", cwd=tmp_path).stdout)["next"].startswith("cd other")
