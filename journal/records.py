@@ -50,7 +50,7 @@ class Message:
     caller: str = ""
     """The receiver of the outcome (see `teller_*`); empty for a send."""
     code: str = ""
-    """Hash of the code that the sender has of the target's class; empty if it has none, `-` if it has not sent it."""
+    """Hash of the sender's code of the target's class; empty if it has none, `-` and its name if it has not sent it."""
     due_ms: int = 0
     """When it counts as sent, by the store's clock in ms; 0 is at once."""
     keep_ms: int = 0

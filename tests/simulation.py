@@ -464,6 +464,7 @@ def at_random(seed: int, calls: int) -> Iterator[Faults]:
 
 __all__ = [
     "DYING",
+    "START_S",
     "SUSPEND",
     "Crash",
     "Driver",

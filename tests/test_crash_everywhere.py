@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from simulation import DYING, SUSPEND, Crash, Faults, Survey, World, at_random, simulate
+from simulation import DYING, START_S, SUSPEND, Crash, Faults, Survey, World, at_random, simulate
 
 import actors
 from actors import (
@@ -1212,6 +1212,69 @@ def check_schedules(world: World, result: Any) -> None:
     assert world.state("perdure.Schedule/bell") == {}
 
 
+class Alarm(VirtualObject):
+    """Waits for timers of each kind."""
+
+    rung: list[str] = state(default_factory=list)
+
+    @handler
+    async def sleep(self, ctx: Context, first_s: float) -> list[str]:
+        """One timer is over, one is set with another, one is set after both."""
+        await ctx.sleep(first_s)
+        self.rung.append("first")
+        await asyncio.gather(ctx.sleep(1.5), asyncio.sleep(1))
+        told = await ctx.run("told", lambda: effects.act(ctx.step_id, "told"))
+        await asyncio.sleep(0.5)
+        Scroll["rung"].append.send(ctx.key)
+        return [*self.rung, told]
+
+    @handler
+    async def wait(self, ctx: Context) -> list[str]:
+        """What is waited for comes in time, then not; a call takes too long."""
+        async with asyncio.timeout(60):
+            out = [await ctx.signal("go", str)]
+        try:
+            await asyncio.wait_for(ctx.signal("go"), 1)
+        except TimeoutError:
+            out.append("late")
+        try:
+            await Dormouse[ctx.key].nap.options(timeout=1).remote(100)
+        except CallTimeout:
+            out.append("too long")
+        return out
+
+    @handler(policy=Policy(retry=Retry(initial=3, max_interval=3)))
+    async def fail(self, ctx: Context) -> list[str]:
+        self.rung.append(await ctx.run("failed", lambda: effects.act(ctx.step_id, "failed")))
+        assert effects.world is not None
+        if effects.world.loop.time() < START_S + 3:
+            raise ConnectionError("not yet")
+        return self.rung
+
+
+async def retimed(world: World) -> Any:
+    """Issue 15.31: the timers are gone, of what sleeps, waits, backs off or is delayed; one has been due meanwhile."""
+    started = [await world.driver.start("Alarm/sleeps", "sleep", 0.5)]
+    waiting = await world.driver.start("Alarm/waits", "wait")
+    started += [waiting, await world.driver.start("Alarm/fails", "fail")]
+    started.append(await world.driver.start("Alarm/late", "sleep", 0, delay_s=2))
+    await world.until_state("Alarm/sleeps", "rung")
+    await asyncio.sleep(0.5)
+    for shard in world.store._world.shards:  # pyright: ignore[reportPrivateUsage]
+        shard.timers.clear()
+        shard.is_timed = False
+    await asyncio.sleep(2)
+    await world.driver.signal(waiting, "go", "signalled")
+    return [await world.driver.result(id_) for id_ in started], world.loop.time()
+
+
+def check_retimed(world: World, result: Any) -> None:
+    results, at = result
+    assert results == [["first", "told!"], ["signalled", "late", "too long"], ["failed!"], ["first", "told!"]]
+    assert sorted(world.state("Scroll/rung")["lines"]) == ["late", "sleeps"]
+    assert 4.5 <= at - START_S <= 40, "no timer fires before its time, and none is lost"
+
+
 async def knots(world: World) -> Any:
     """A circle of one caller, then two callers that meet."""
     own = await world.driver.call("Knot/a", "tie", ["b", "c", "a"])
@@ -1295,6 +1358,7 @@ SCENARIOS: dict[str, tuple[Callable[[World], Coroutine[Any, Any, Any]], Callable
     "tries": (tries, check_tries),
     "expiries": (expiries, check_expiries),
     "schedules": (schedules, check_schedules),
+    "retimed": (retimed, check_retimed),
     "promises": (promises, check_promises),
     "farewells": (farewells, check_farewells),
     "saga": (saga, check_saga),

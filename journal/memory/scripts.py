@@ -130,6 +130,8 @@ class ShardData:
         self.lease = ""
         self.is_torn = False
         """Whether something that `ids` names is known to be gone."""
+        self.is_timed = True
+        """Whether its timers are there: tests take them away."""
         self.is_untimed = False
         """Whether its timers are known to be gone."""
 

@@ -216,6 +216,8 @@ class MemoryStore:
         head = target.head
         if head.damage:
             raise DamagedError(f"shard {shard}: {head}; nobody serves it until its head is mended")
+        if not target.is_timed:
+            target.is_timed = target.is_torn = target.is_untimed = True
         target.head = Head(max(head.epoch + 1, self._world.tick()), incarnation, head.number)
         target.lease = f"{incarnation} {target.head.epoch} 0"
         return Granted(
@@ -237,7 +239,7 @@ class MemoryStore:
             if target is not None:
                 target.lease = f"{incarnation} {epoch} {self._beats}"
                 cursor = read.get(shard)
-                is_behind = cursor is not None and target.ends_before(cursor)
+                is_behind = not target.is_timed or (cursor is not None and target.ends_before(cursor))
                 target.is_torn = target.is_torn or is_behind
                 numbers[shard] = WENT_BACK if is_behind else target.head.number
             elif self._world.shard(shard).head.epoch < epoch:
