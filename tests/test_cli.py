@@ -379,3 +379,76 @@ def test_a_new_project_passes_its_test(tmp_path: Path) -> None:
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
     assert run("new", "5-a-day", cwd=tmp_path).returncode == 2
     assert json.loads(run("new", "other", "--json", cwd=tmp_path).stdout)["next"].startswith("cd other")
+
+
+# -------------------------------------------------------------------------------------------------- objects and state
+
+
+def test_objects_are_listed_by_prefix_with_their_status(perdure: Perdure) -> None:
+    for key in ("stock-1", "stock-2", "other"):
+        perdure("call", f"CliCart/{key}.add", '"apple"')
+    id_ = perdure.sent("CliStuck/stock-3.wait")
+    perdure.why("CliStuck/stock-3", "awakeable")
+
+    rows = perdure.json("objects", "CliCart", "--prefix", "stock-")
+    (held,) = perdure.json("objects", "CliStuck", "--prefix", "stock-")
+
+    assert rows == [{"object": f"CliCart/stock-{n}", "status": "idle", "held_by": None} for n in (1, 2)]
+    assert held == {"object": "CliStuck/stock-3", "status": "asleep: wait", "held_by": id_}
+    assert perdure("objects", "CliCart", "--limit", "1").count("CliCart/") == 1
+    assert perdure.json("objects", "CliCar") == []
+
+
+def test_fields_are_read_set_and_cleared_by_their_annotations(perdure: Perdure) -> None:
+    perdure("call", "CliCart/fields.add", '"apple"')
+
+    perdure("state", "set", "CliCart/fields", "items", '{"pear": 7}')
+    perdure("state", "set", "CliCart/fields", "note", '"for ann"')
+
+    assert perdure.json("state", "get", "CliCart/fields") == {"items": {"pear": 7}, "note": "for ann"}
+    assert perdure.json("state", "get", "CliCart/fields", "note") == "for ann"
+    assert perdure.json("call", "CliCart/fields.view") == {"pear": 7}
+    assert "does not take 5" in perdure("state", "set", "CliCart/fields", "note", "5", code=2)
+    assert "declares no field 'nota'" in perdure("state", "set", "CliCart/fields", "nota", "5", code=2)
+    assert "Perdure's own" in perdure("state", "set", "CliCart/fields", "@x", "5", "--undeclared", code=2)
+    assert perdure.json("state", "clear", "CliCart/fields", "note")["cleared"] == ["note"]
+    assert "say --yes" in perdure("state", "clear", "CliCart/fields", code=2)
+    perdure("state", "clear", "CliCart/fields", "--yes")
+    assert perdure.json("state", "get", "CliCart/fields") == {}
+    assert "has no field" in perdure("state", "get", "CliCart/fields", "note", code=1)
+    assert "no key" in perdure("state", "get", "CliMail", code=2)
+
+
+def test_an_edit_waits_its_turn(perdure: Perdure) -> None:
+    holder = perdure.sent("CliStuck/edited.gate")
+    perdure.why("CliStuck/edited", "signal")
+
+    late = perdure("state", "set", "CliStuck/edited", "done", "5", "--timeout", "0.3", code=1)
+
+    assert "perdure why" in late
+    assert perdure.json("state", "get", "CliStuck/edited") == {}
+    perdure("invocations", "signal", holder, "open", '"now"')
+    assert perdure.json("call", "CliStuck/edited.mark") == 6
+
+
+def test_an_editor_changes_and_clears_fields(perdure: Perdure, tmp_path: Path) -> None:
+    perdure("call", "CliCart/typed.add", '"apple"')
+    perdure("state", "set", "CliCart/typed", "note", '"old"')
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf \'{"items": {"fig": 2}}\' > "$1"\n')
+    editor.chmod(0o755)
+
+    done = run("state", "edit", "CliCart/typed", "--directory", str(perdure.directory), EDITOR=str(editor), VISUAL="")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert perdure.json("state", "get", "CliCart/typed") == {"items": {"fig": 2}}
+
+
+def test_a_call_by_the_stores_class_sends_no_code(perdure: Perdure) -> None:
+    """The class that is taken from the store keeps its hash: its messages name the code that is there."""
+    first, second = (perdure.sent(f"CliStuck/coded-{n}.nap") for n in range(2))
+
+    codes = {perdure.json("invocations", "show", id_)["code"] for id_ in (first, second)}
+
+    assert len(codes) == 1
+    assert codes != {None}

@@ -46,7 +46,7 @@ def call(
     invocation = _started(me, where, declared, arguments, one_way=False, key=idempotency_key, headers=header)
     invocation.accepted().result()
     limit = duration_in(timeout)
-    _wait_for(me, invocation, limit)
+    wait_for(me, invocation, limit)
     outcome: bytes | None = me.ask(lambda store: store.outcome(invocation.id))
     said = shown_outcome(outcome or b"", scope_in(declared))
     if said["status"] == "failed":
@@ -56,7 +56,12 @@ def call(
         me.answer(said["result"], lambda: in_json(said["result"]))
 
 
-def _wait_for(me: Command, invocation: Invocation[Any], limit: Duration | None) -> None:
+def wait_for(me: Command, invocation: Invocation[Any], limit: Duration | None) -> None:
+    """Wait until an invocation has ended, however it ends.
+
+    Raises:
+        TimeoutError: it goes on; the message says how to ask why.
+    """
     try:
         invocation.result(limit)
     except TimeoutError as error:

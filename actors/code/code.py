@@ -96,6 +96,8 @@ class Sender:
         return digest if seen is not None and seen.are_unchanged() else self._send(cls)
 
     def _send(self, cls: type[Durable]) -> str:
+        if digest := scope_of(cls).digest:  # it came from the store itself
+            return digest
         declaration(cls)
         bundle = bundle_of(cls)
         self._put(bundle)

@@ -37,6 +37,7 @@ from actors.stored import pinned, public
 from actors.values.values import LIVE, scope_of
 from journal.codec import MISSING
 
+from . import edits
 from .declarations import TAKEN, check_run, members
 from .handlers import Handler, handler
 from .lifetimes import Lifetimes, ttl_ms
@@ -71,10 +72,14 @@ class Declaration:
         Raises:
             UsageError: there is none; the message lists the handlers of the class.
         """
-        found = self.handlers.get(name)
+        found = self.handlers.get(name) or self.built_in(name)
         if found is None:
             raise UsageError(self.without(name))
         return found
+
+    def built_in(self, name: str) -> Handler[Any, Any] | None:
+        """Return the handler of this name that every object has without declaring it; None if there is none."""
+        return edits.EDIT if name == edits.NAME and not (self.is_service or self.is_workflow) else None
 
     def without(self, name: str) -> str:
         """Return the error text for a missing handler: the handlers of the class, and the name that is nearest."""

@@ -71,7 +71,7 @@ class ClassLoader:
                 code = code if is_other else run.message.code
                 activation.staged = max(activation.staged, self._staging.renewed(run, code))
             if run.declared is not None:
-                run.declared, run.handler = declared, declared.handlers[run.message.handler]
+                run.declared, run.handler = declared, declared.handler(run.message.handler)
                 run.policy = self._services.policy_of(run.handler, declared.options.policy)
         elif run.renewal is Renewal.RESUMED:
             logger.warning("%s goes on with the code it has: the newest has no such handler", named(run))
@@ -190,12 +190,14 @@ def _lacks(found: Declaration, run: OpenInvocation) -> bool:
     """
     is_fired = SCHEDULED_AT in (run.message.headers or ())
     was_there = bool(run.records) or (bool(run.message.code) and not is_fired)
-    return run.message.handler not in found.handlers and was_there
+    is_here = run.message.handler in found.handlers or found.built_in(run.message.handler) is not None
+    return not is_here and was_there
 
 
 def _fits(found: Declaration, run: OpenInvocation) -> bool:
     """Whether an invocation can go on with another version of its class."""
-    handler, before = found.handlers.get(run.message.handler), run.declared
+    name, before = run.message.handler, run.declared
+    handler = found.handlers.get(name) or found.built_in(name)
     if handler is None or found.is_service != ("/" not in run.message.target):
         return False
     return before is None or (found.is_workflow == before.is_workflow and handler.exclusive == run.handler.exclusive)

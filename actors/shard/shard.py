@@ -343,7 +343,8 @@ class OwnedShard:
                 self._services.spawn(self._classes.fetch(run, activation), Context())
                 return
             activation.arrivals.popleft()
-            run.declared, run.handler = found, found.handlers.get(run.message.handler)
+            name = run.message.handler
+            run.declared, run.handler = found, found.handlers.get(name) or found.built_in(name)
             self._place(activation, run)
         activation.arrivals = activation.arrivals or None
         self._turn(activation)
