@@ -369,6 +369,12 @@ def _end(session: Session | None) -> None:
             shutdown()
 
 
+def connected() -> Client | None:
+    """Return the client of this process, if it is connected."""
+    session = _slot.session
+    return None if session is None else session.client
+
+
 def _session() -> tuple[Session, Client]:
     session = _slot.session
     if session is None or session.client is None:

@@ -67,6 +67,7 @@ class Gateway:
 def append_once(ledger: str, line: Line) -> None:
     """Append the line durably, unless one of its kind and key is there."""
     start = json.dumps({"kind": line["kind"], "key": line["key"]})[:-1].encode()
+    Path(ledger).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         flock(descriptor, LOCK_EX)  # other hosts look and write too

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from actors.backoff import Patience, end
 from actors.code.code import UNSENT, LivingSender, Sender
@@ -52,6 +52,7 @@ from .uploads import Uploads
 from .watch import Watch, described
 
 logger = logging.getLogger("actors")
+T = TypeVar("T")
 
 RENEW_EVERY: Final = 3_600.0
 CLOSE_MAX: Final = 1.0
@@ -279,6 +280,27 @@ class Client:
         if not slot.has_ended:
             yield from slots.end_of(slot, self._lock)
         return slot.result()
+
+    def ended(self, invocation: Invocation[Any], future: asyncio.Future[None]) -> Slot:
+        """Return the slot of an invocation, and end this future of the running loop when the invocation has ended."""
+        return slots.tell_end(self._slot(invocation), self._lock, future)
+
+    def taken(self, invocation: Invocation[Any], future: asyncio.Future[None]) -> Slot:
+        """Return the slot of an invocation, and end this future of the running loop when the store has it."""
+        return slots.tell_acceptance(self._slot(invocation, told=False), self._lock, future)
+
+    def leave(self, slot: Slot, future: asyncio.Future[None]) -> None:
+        """Let a future wait no more."""
+        slots.leave(future, (slot,), self._lock)
+
+    async def ask(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+        """Run a read of the store on the client's loop, and wait for it on the running one."""
+        self._check_process()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(self._store), self._loop))
+
+    def now_ms(self) -> int:
+        """Return the store's time."""
+        return self._clock.now_ms()
 
     async def outcome(self, id_: str) -> bytes:
         """Return the outcome of an invocation that was started elsewhere, as it is stored."""

@@ -213,6 +213,26 @@ def _told(futures: list[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
+def tell_end(slot: Slot, lock: threading.Lock, future: asyncio.Future[None]) -> Slot:
+    """End a future of the running loop when the invocation has ended; return the slot."""
+    with lock:
+        if slot.has_ended:
+            future.set_result(None)
+        else:
+            slot.waiting += (future,)
+    return slot
+
+
+def tell_acceptance(slot: Slot, lock: threading.Lock, future: asyncio.Future[None]) -> Slot:
+    """End a future of the running loop when the store has the request; return the slot."""
+    with lock:
+        if slot.is_accepted or slot.has_ended:
+            future.set_result(None)
+        else:
+            slot.accepting += (future,)
+    return slot
+
+
 def end_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
     """Wait on the running loop for the end; one future for each wait, so that a cancelled one leaves others alone."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -223,18 +243,14 @@ def end_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
     try:
         yield from future
     except asyncio.CancelledError:  # no more than that: the collector closes generators under whatever lock is held
-        _leave(future, (slot,), lock)
+        leave(future, (slot,), lock)
         raise
 
 
 def acceptance_of(slot: Slot, lock: threading.Lock) -> Generator[Any, Any, None]:
     """Wait on the running loop until the store has it."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    with lock:
-        if slot.is_accepted or slot.has_ended:
-            future.set_result(None)
-        else:
-            slot.accepting += (future,)
+    tell_acceptance(slot, lock, future)
     yield from future
     slot.check_accepted()
 
@@ -332,14 +348,16 @@ def block_until(count: int, slots: Collection[Slot], timeout_s: float | None, lo
     try:
         countdown.wait(timeout_s)
     finally:
-        _leave(countdown, missing, lock)
+        leave(countdown, missing, lock)
         countdown.log()  # from here on nothing is logged here
 
 
-def _leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
+def leave(who: Waiting, slots: Collection[Slot], lock: threading.Lock) -> None:
+    """Let these slots tell it nothing any more."""
     with lock:
         for slot in slots:
             slot.waiting = tuple(one for one in slot.waiting if one is not who)
+            slot.accepting = tuple(one for one in slot.accepting if one is not who)
 
 
 class Wait:

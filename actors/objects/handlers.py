@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -237,14 +238,23 @@ class Handler(Generic[Remote, Plain]):
         "_is_native",
         "exclusive",
         "fn",
+        "http_get",
         "is_async",
         "name",
         "policy",
+        "private",
         "reentrant",
     )
 
     def __init__(
-        self, fn: Callable[..., Any], *, exclusive: bool, policy: Policy | None = None, reentrant: bool = False
+        self,
+        fn: Callable[..., Any],
+        *,
+        exclusive: bool,
+        policy: Policy | None = None,
+        reentrant: bool = False,
+        private: bool = False,
+        http_get: bool = False,
     ) -> None:
         self.fn = fn
         self._is_native = inspect.iscoroutinefunction(fn)
@@ -255,6 +265,8 @@ class Handler(Generic[Remote, Plain]):
         self.policy = policy
         self.reentrant = reentrant
         """Whether a call of it is let in that returns to a key whose holder waits for it."""
+        self.private, self.http_get = private, http_get
+        """Whether HTTP refuses a call of it, and whether GET calls it; not pickled, for only programs serve HTTP."""
         self._is_named = False
         self._bare: Callable[..., None] | None = None
         self._binder: Callable[..., None] | None = None
@@ -426,23 +438,39 @@ class _Maker:
         self, fn: Callable[Concatenate[Any, Context, P], R], /
     ) -> Handler[Callable[P, Invocation[R]], Callable[Concatenate[Context, P], R]]: ...
     @overload
-    def __call__(self, /, *, policy: Policy, reentrant: bool = ...) -> Decorator: ...
-    @overload
-    def __call__(self, /, *, reentrant: bool) -> Decorator: ...
     def __call__(
-        self, fn: Callable[..., Any] | None = None, /, *, policy: Policy | None = None, reentrant: bool = False
+        self, /, *, policy: Policy, reentrant: bool = ..., private: bool = ..., http_get: bool = ...
+    ) -> Decorator: ...
+    @overload
+    def __call__(self, /, *, reentrant: bool, private: bool = ..., http_get: bool = ...) -> Decorator: ...
+    @overload
+    def __call__(self, /, *, private: bool, http_get: bool = ...) -> Decorator: ...
+    @overload
+    def __call__(self, /, *, http_get: bool) -> Decorator: ...
+    def __call__(
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        policy: Policy | None = None,
+        reentrant: bool = False,
+        private: bool = False,
+        http_get: bool = False,
     ) -> Any:
         check_policy("a handler", policy)
         if reentrant and not self._exclusive:
             raise UsageError("@shared(reentrant=True): a shared handler runs beside all others anyway; leave it out")
-        if fn is not None:
-            return self._made(fn, policy, reentrant=reentrant)
-        return lambda fn: self._made(fn, policy, reentrant=reentrant)  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType, reportUnknownArgumentType]  # typed by Decorator
+        if http_get and self._exclusive:
+            raise UsageError("@handler(http_get=True): GET changes nothing, so it is for @shared handlers alone")
+        if http_get and private:
+            raise UsageError("private=True refuses every call over HTTP, so it excludes http_get=True")
+        options = {"policy": policy, "reentrant": reentrant, "private": private, "http_get": http_get}
+        return self._made(fn, options) if fn is not None else partial(self._made, options=options)
 
-    def _made(self, fn: Callable[..., Any], policy: Policy | None, *, reentrant: bool) -> Handler[Any, Any]:
+    def _made(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> Handler[Any, Any]:
         check_method(fn, is_handler=isinstance(fn, Handler))
         _check_context(fn)
-        return Handler(fn, exclusive=self._exclusive, policy=policy, reentrant=reentrant)
+        return Handler(fn, exclusive=self._exclusive, **options)
 
 
 def _check_context(fn: Callable[..., Any]) -> None:
@@ -460,7 +488,13 @@ def _check_context(fn: Callable[..., Any]) -> None:
 
 
 handler: Final = _Maker(exclusive=True)
-"""Make a method an exclusive handler: it holds its key alone, and may write state."""
+"""Make a method an exclusive handler: it holds its key alone, and may write state.
+
+`@handler(private=True)`: HTTP refuses its calls (403); programs and handlers call it as any other.
+"""
 
 shared: Final = _Maker(exclusive=False)
-"""Make a method a shared handler: it runs beside others and reads the last committed state."""
+"""Make a method a shared handler: it runs beside others and reads the last committed state.
+
+`@shared(http_get=True)`: over HTTP, GET calls it too, with the query as arguments. `private=True`: as of `handler`.
+"""

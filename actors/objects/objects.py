@@ -46,7 +46,7 @@ from .state import Addressed, Fields, Options, State, Unkeyed
 T = TypeVar("T")
 
 TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-HTTP_WORDS = frozenset({"awakeables", "console", "health", "invocations", "metrics"})
+HTTP_WORDS = frozenset({"awakeables", "console", "health", "invocations", "metrics", "restate"})
 """First segments of URLs that cannot be type names."""
 
 
@@ -179,6 +179,13 @@ def find_type(name: str) -> type[Durable] | None:
         _check_place(found, cls)
         found = cls
     return found
+
+
+def types_of_programs() -> dict[str, type[Durable]]:
+    """Return the classes that were defined in this process, by name: not those of Perdure itself, nor loaded ones."""
+    names = {cls._options.name for cls in _subclasses(Durable) if scope_of(cls) is LIVE}
+    found = {name: find_type(name) for name in sorted(names) if not name.startswith(INTERNAL)}
+    return {name: cls for name, cls in found.items() if cls is not None}
 
 
 def _types(name: str) -> list[type[Durable]]:

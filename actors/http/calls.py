@@ -1,0 +1,192 @@
+"""Calls: a request becomes an invocation, and its outcome an answer. This is the way that has to be short.
+
+The id is made before the submit, so that whatever happens from there on, the answer names it. A request whose client
+has left goes on, as does one that this worker does not live to answer: an accepted invocation is durable.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from actors.client.slots import Slot
+from actors.requests.invocation import Invocation
+from actors.requests.message import started_id
+from actors.requests.request import Request
+from actors.requests.run_ids import RUN
+from journal.ids import address_of
+
+from .answers import INVOCATION, HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
+from .bodies import Arguments
+from .preferences import Preferences, preferences_of, query_of
+from .targets import Target
+from .waits import ClientLeft, Waits, within
+
+logger = logging.getLogger("actors")
+
+_JSON_KINDS: Final = frozenset({"", "application/json", "text/json"})
+RESTATE_ID: Final = b"x-restate-id"
+
+
+class Called(NamedTuple):
+    """One request for a handler."""
+
+    target: Target
+    key: str | None
+    is_send: bool = False
+
+
+async def read_body(scope: Scope, receive: Receive, most: int, length: int = 0) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        HttpError: it is larger than `most`; the rest is not kept.
+        ClientLeft: the client has left in the middle of it.
+    """
+    if length > most:
+        raise _too_large(most)
+    message = await receive()
+    body = message.get("body", b"")
+    if not message.get("more_body", False) and message["type"] == "http.request" and len(body) <= most:
+        return body
+    parts, size = [body], len(body)
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        if size > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+
+
+def _too_large(most: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {most:,} bytes, the limit payload_max: pass a reference to it")
+
+
+class Calls:
+    """The calls of one client on one loop."""
+
+    def __init__(self, waits: Waits, patience_s: float) -> None:
+        self.waits, self.client, self.patience_s = waits, waits.client, patience_s
+
+    async def handle(self, called: Called, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call or send, and answer."""
+        id_header = INVOCATION
+        try:
+            wishes = preferences_of(scope)
+            if wishes.is_restate:
+                id_header = RESTATE_ID
+            if scope["method"] == "POST":
+                body = await read_body(scope, receive, self.client.limits.payload_max, wishes.length)
+                args = arguments_of(called.target, body, wishes.content_type)
+            else:
+                args = called.target.parameters.from_query(query_of(scope))
+            await self.answer(called, args, wishes, receive, send)
+        except HttpError as error:
+            await answer_error(send, error, id_header)
+        except ClientLeft:
+            pass
+        except Exception as error:
+            logger.exception("%s: a request over HTTP failed", called.target.name)
+            await answer_error(send, refused(error), id_header)
+
+    async def answer(self, called: Called, args: Arguments, wishes: Preferences, receive: Receive, send: Send) -> None:
+        """Start the invocation of a request, wait for it, and answer.
+
+        Raises:
+            HttpError: it is refused, fails, or cannot be waited for.
+            ClientLeft: the client has left.
+        """
+        if called.is_send or wishes.delay_s:
+            status, said, id_ = await self.sent(called, args, wishes)
+            await answer(send, status, json_of(said), ((RESTATE_ID if wishes.is_restate else INVOCATION, id_),))
+            return
+        invocation = self.start(called, args, wishes)
+        id_ = invocation.id
+        try:
+            slot = await self.waits.until_ended(invocation, receive, wishes.wait_s, cancels=wishes.cancels)
+            if slot is None:
+                check_taken(called, await self.waits.until_taken(invocation), id_, wishes)
+                await answer(send, 202, json_of({"id": id_, "status": "accepted"}), ((INVOCATION, id_.encode()),))
+                return
+            if slot.outcome is None:
+                raise _lost(called, slot, id_, wishes)
+            status, body, kind = called.target.results.answer(slot.outcome, id_)
+        except (HttpError, ClientLeft):
+            raise
+        except Exception as error:
+            raise refused(error, id_) from error
+        header = RESTATE_ID if wishes.is_restate else INVOCATION
+        await answer(send, status, body, ((header, id_.encode()),), kind)
+
+    def start(self, called: Called, args: Arguments, wishes: Preferences, due_ms: int = 0) -> Invocation[Any]:
+        """Start the invocation of a request.
+
+        Raises:
+            HttpError: it cannot be started.
+        """
+        try:
+            return self.client.start(self._request(called, args, wishes, due_ms))
+        except Exception as error:
+            raise refused(error) from error
+
+    async def sent(self, called: Called, args: Arguments, wishes: Preferences) -> tuple[int, dict[str, Any], bytes]:
+        """Send a request; return status, answer and id when the store has it.
+
+        Raises:
+            HttpError: it is refused, or the store does not answer.
+        """
+        due_ms = self.client.now_ms() + round(wishes.delay_s * 1000) if wishes.delay_s else 0
+        is_known = wishes.idempotency_key is not None and await self._is_known(called, args, wishes)
+        invocation = self.start(called._replace(is_send=True), args, wishes, due_ms)
+        id_ = invocation.id
+        check_taken(called, await self.waits.until_taken(invocation), id_, wishes)
+        if wishes.is_restate:
+            said = {"invocationId": id_, "status": "PreviouslyAccepted" if is_known else "Accepted"}
+        else:
+            said = {"id": id_, "status": "known" if is_known else "accepted"}
+        if due_ms and not wishes.is_restate:
+            said["due"] = datetime.fromtimestamp(due_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        return 202, said, id_.encode()
+
+    async def _is_known(self, called: Called, args: Arguments, wishes: Preferences) -> bool:
+        """Whether the store knows the invocation that an idempotency key names, before it is asked to start it."""
+        request = self._request(called, args, wishes, 0)
+        id_ = started_id(request, address_of(request.type_name, request.key), "", self.client.limits.shards)
+        return bool(await within(self.client.ask(lambda store: store.status(id_)), self.patience_s))
+
+    def _request(self, called: Called, args: Arguments, wishes: Preferences, due_ms: int) -> Request:
+        about, handler = called.target.declaration, called.target.handler
+        what = about.name, called.key, handler.name, *args
+        return Request(*what, called.is_send, wishes.options(due_ms), handler, about.cls)
+
+
+def arguments_of(target: Target, body: bytes, content_type: str) -> Arguments:
+    """Return the arguments of a body.
+
+    Raises:
+        HttpError: it is of another kind, or does not fit.
+    """
+    parameters = target.parameters
+    if body and content_type not in _JSON_KINDS and not parameters.is_bytes and not content_type.endswith("+json"):
+        raise HttpError(415, f"{target.name} takes application/json, not {content_type[:100]!r}")
+    return parameters.read(body)
+
+
+def check_taken(called: Called, slot: Slot, id_: str, wishes: Preferences) -> None:
+    """Raise the error of a request that the store has not taken."""
+    if slot.error is not None and not slot.is_accepted:
+        raise _lost(called, slot, id_, wishes)
+
+
+def _lost(called: Called, slot: Slot, id_: str, wishes: Preferences) -> HttpError:
+    """Return the answer of a request without an outcome."""
+    assert slot.error is not None
+    error = refused(slot.error, id_)
+    is_run = called.target.declaration.is_workflow and called.target.handler.name == RUN
+    if wishes.idempotency_key is not None and not is_run and error.code == 409 and not slot.is_accepted:
+        error.code = 422  # the key is known, with other arguments
+    return error

@@ -1,0 +1,155 @@
+"""Preferences: what the headers and the query of a request ask for, beside its arguments.
+
+The headers that a handler gets are all but those that concern one connection, those that hold secrets (cookies,
+authorisation) and Perdure's own: a message is kept, and secrets are not.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl
+
+from actors.errors import UsageError
+from actors.policy import seconds
+from actors.requests.request import EMPTY_OPTIONS, CallOptions
+
+from .answers import HttpError, Scope
+
+_DROPPED: Final = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+        *(b"cookie", b"set-cookie", b"authorization", b"proxy-authorization", b"proxy-authenticate"),
+    }
+)
+_OWN: Final = b"perdure-"
+_NUMBER: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_ISO: Final = re.compile(
+    r"P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?", re.ASCII
+)
+
+
+@dataclass(slots=True)
+class Preferences:
+    """What one request asks for."""
+
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    """For the handler."""
+    content_type: str = ""
+    length: int = 0
+    """Of the body, as far as it is said."""
+    idempotency_key: str | None = None
+    wait_s: float | None = None
+    """After so many seconds the answer is 202, if there is no result; None: never."""
+    timeout_s: float | None = None
+    delay_s: float = 0.0
+    cancels: bool = False
+    """Whether the invocation is cancelled where the client leaves."""
+    is_restate: bool = False
+    """Whether a client of Restate's asks."""
+
+    def options(self, due_ms: int = 0) -> CallOptions:
+        """Return the options of the request."""
+        if not self.headers and self.idempotency_key is None and self.timeout_s is None and not due_ms:
+            return EMPTY_OPTIONS
+        return CallOptions(
+            headers=self.headers,
+            idempotency_key=self.idempotency_key,
+            timeout_s=self.timeout_s,
+            due_ms=due_ms,
+        )
+
+
+def preferences_of(scope: Scope) -> Preferences:
+    """Return what a request asks for.
+
+    Raises:
+        HttpError: a header or the query cannot be read.
+    """
+    found = Preferences()
+    headers = found.headers
+    for name, value in scope["headers"]:
+        if name in _DROPPED:
+            continue
+        if name in _READ or name[:8] == _OWN:
+            _read(found, name, value.decode("latin-1"))
+            if name[:8] == _OWN:
+                continue
+        text = name.decode("latin-1")
+        headers[text] = f"{headers[text]}, {value.decode('latin-1')}" if text in headers else value.decode("latin-1")
+    if scope["query_string"]:
+        said = dict(query_of(scope))
+        if "timeout" in said:
+            found.timeout_s = duration(said["timeout"], "?timeout=")
+        if "delay" in said:
+            found.delay_s = duration(said["delay"], "?delay=")
+    return found
+
+
+def query_of(scope: Scope) -> list[tuple[str, str]]:
+    """Return the query of a request.
+
+    Raises:
+        HttpError: it is no text.
+    """
+    try:
+        raw = cast("bytes", scope["query_string"]).decode("ascii")
+        return parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=1_000)
+    except ValueError as error:
+        raise HttpError(400, f"the query cannot be read: {error}") from None
+
+
+def _read(found: Preferences, name: bytes, value: str) -> None:
+    match name:
+        case b"content-type":
+            found.content_type = value.partition(";")[0].strip().lower()
+        case b"content-length":
+            found.length = int(value) if value.isascii() and value.isdecimal() and len(value) < 19 else 0
+        case b"idempotency-key":
+            if not value:
+                raise HttpError(400, "Idempotency-Key is empty: leave the header out, or give it a text")
+            found.idempotency_key = value
+        case b"prefer":
+            _read_prefer(found, value.split(","))
+        case b"perdure-timeout":
+            found.timeout_s = duration(value, "Perdure-Timeout")
+        case b"perdure-cancel-on-disconnect":
+            found.cancels = value == "1"
+        case b"x-restateclient-retry-attempt":
+            found.is_restate = True
+        case _:
+            pass
+
+
+_READ: Final = frozenset(
+    {b"content-type", b"content-length", b"idempotency-key", b"prefer", b"x-restateclient-retry-attempt"}
+)
+
+
+def _read_prefer(found: Preferences, wishes: Iterable[str]) -> None:
+    for wish in wishes:
+        name, _, value = (part.strip() for part in wish.partition("="))
+        if name.lower() == "wait":
+            found.wait_s = duration(value, "Prefer: wait")
+        elif name.lower() == "respond-async" and found.wait_s is None:
+            found.wait_s = 0.0
+
+
+def duration(text: str, what: str) -> float:
+    """Return the seconds of a duration: a number of seconds, text such as "10m", or ISO 8601 such as "PT10M".
+
+    Raises:
+        HttpError: it is none.
+    """
+    try:
+        if _NUMBER.fullmatch(text):
+            return seconds(float(text))
+        found: Any = _ISO.fullmatch(text)
+        if found is not None and any(found.groups()):
+            return seconds(timedelta(**{unit: float(number) for unit, number in found.groupdict("0").items()}))
+        return seconds(text)
+    except (UsageError, OverflowError):
+        raise HttpError(
+            400, f'{what}: {text[:100]!r} is no duration: write seconds, as in "600", or "10m", or "PT10M"'
+        ) from None
