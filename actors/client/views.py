@@ -10,6 +10,7 @@ from typing import Final
 from journal.ids import shard_in
 from journal.records import AT_AN_ENTRY, EventKind, Message, Record, time_of
 from journal.store import Store
+from journal.survey import Place
 
 from .watch import RECORDS_MAX, status_and_holder
 
@@ -37,7 +38,7 @@ class View:
     detail: str = ""
     """Why it is paused, or who holds its key."""
     target: str = ""
-    """`Type/key`; empty where the invocation has ended, as are the others below."""
+    """`Type/key`; empty where it is not known any more."""
     handler: str = ""
     accepted: datetime | None = None
     due: datetime | None = None
@@ -49,6 +50,7 @@ class View:
     """The last failed attempt."""
     waits_for: tuple[str, ...] = ()
     """Entries of its journal without an outcome, the newest last."""
+    ended: datetime | None = None
 
 
 async def view_of(store: Store, id_: str) -> View | None:
@@ -57,11 +59,12 @@ async def view_of(store: Store, id_: str) -> View | None:
     if not said:
         return None
     status, _, detail = said.partition(": ")
-    found = await store.message(id_) if status not in ("succeeded", "failed") else None
-    if found is None:
-        return View(id_, status, detail)
-    inbox_id, data = found
-    message = Message.parse(data)
+    account = await store.survey().account(id_)
+    if account is None or account.place is Place.ENDED:
+        target, _, handler = ("" if account is None else account.name).rpartition(".")
+        ended = None if account is None or not account.id else _time(time_of(account.id))
+        return View(id_, status, detail, target, handler, ended=ended)
+    message = Message.parse(account.message)
     records = await _records(store, id_)
     last = next((record for _, record in reversed(records) if record.attempt or record.error), None)
     return View(
@@ -70,7 +73,7 @@ async def view_of(store: Store, id_: str) -> View | None:
         detail,
         message.target,
         message.handler,
-        _time(time_of(inbox_id)),
+        _time(time_of(account.id)),
         _time(message.due_ms),
         _time(time_of(records[0][0])) if records else None,
         max((record.attempt for _, record in records), default=0) or (1 if records else 0),

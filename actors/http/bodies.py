@@ -31,7 +31,8 @@ from .answers import BYTES, JSON, HttpError, failed
 
 logger = logging.getLogger("actors")
 
-CONFIG: Final = ConfigDict(
+_typed_dict: Final[Any] = typing_extensions.TypedDict
+CONFIG: Final[Any] = ConfigDict(
     arbitrary_types_allowed=True, allow_inf_nan=False, val_json_bytes="base64", ser_json_bytes="base64"
 )
 _BY_POSITION: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -50,13 +51,12 @@ def modern(hint: Any, seen: Mapping[Any, Any] | None = None) -> Any:
         if hint in seen:
             return Any  # it holds itself
         hints = typing.get_type_hints(hint, include_extras=True)
-        fields = {name: modern(each, {**seen, hint: None}) for name, each in hints.items()}
-        wrap = {True: typing_extensions.Required, False: typing_extensions.NotRequired}
-        plain = {name: _without(each) for name, each in fields.items()}
-        made: Any = typing_extensions.TypedDict(
-            hint.__name__,
-            {name: cast("Any", wrap[name in hint.__required_keys__])[each] for name, each in plain.items()},
-        )
+        inside = {**seen, hint: None}
+        fields = {
+            name: _field(modern(_without(each), inside), is_required=name in hint.__required_keys__)
+            for name, each in hints.items()
+        }
+        made = _typed_dict(hint.__name__, fields)
         made.__doc__ = hint.__doc__
         return made
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -69,7 +69,12 @@ def modern(hint: Any, seen: Mapping[Any, Any] | None = None) -> Any:
         return hint
     if origin in (Union, types.UnionType):
         return Union[found]  # noqa: UP007  # made of values
-    return cast("Any", origin)[found]
+    return origin[found]
+
+
+def _field(hint: Any, *, is_required: bool) -> Any:
+    wrap: Any = typing_extensions.Required if is_required else typing_extensions.NotRequired
+    return wrap[hint]
 
 
 def _without(hint: Any) -> Any:
@@ -140,9 +145,8 @@ class Parameters:
             if each.kind is Parameter.VAR_POSITIONAL:
                 hint = list[hint]
             is_required = each.default is Parameter.empty and not _is_many(each)
-            wrap: Any = typing_extensions.Required if is_required else typing_extensions.NotRequired
-            fields[each.name] = wrap[hint if adapter_of(hint) is not None else Any]
-        made: Any = typing_extensions.TypedDict("Arguments", fields)
+            fields[each.name] = _field(hint if adapter_of(hint) is not None else Any, is_required=is_required)
+        made = _typed_dict("Arguments", fields)
         made.__pydantic_config__ = ConfigDict(**CONFIG, extra="allow" if has_more else "forbid")
         return adapter_of(made)
 
@@ -303,7 +307,7 @@ class Results:
             value = decode(found, self.returns)
         except DecodeError as error:
             raise HttpError(500, str(error), "store", id_=id_) from error
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, bytes | bytearray):
             return 200, bytes(value), BYTES
         try:
             return 200, self._json(value), JSON

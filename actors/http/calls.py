@@ -1,4 +1,4 @@
-"""Calls: a request becomes an invocation, and its outcome an answer. This is the way that has to be short.
+"""HttpCalls: a request becomes an invocation, and its outcome an answer. This is the way that has to be short.
 
 The id is made before the submit, so that whatever happens from there on, the answer names it. A request whose client
 has left goes on, as does one that this worker does not live to answer: an accepted invocation is durable.
@@ -18,7 +18,7 @@ from journal.ids import address_of
 from .answers import INVOCATION, HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
 from .bodies import Arguments
 from .preferences import Preferences, preferences_of, query_of
-from .targets import Target
+from .targets import HttpTarget
 from .waits import ClientLeft, Waits, within
 
 logger = logging.getLogger("actors")
@@ -30,7 +30,7 @@ RESTATE_ID: Final = b"x-restate-id"
 class Called(NamedTuple):
     """One request for a handler."""
 
-    target: Target
+    target: HttpTarget
     key: str | None
     is_send: bool = False
 
@@ -66,7 +66,7 @@ def _too_large(most: int) -> HttpError:
     return HttpError(413, f"the body is larger than {most:,} bytes, the limit payload_max: pass a reference to it")
 
 
-class Calls:
+class HttpCalls:
     """The calls of one client on one loop."""
 
     def __init__(self, waits: Waits, patience_s: float) -> None:
@@ -159,12 +159,14 @@ class Calls:
         return bool(await within(self.client.ask(lambda store: store.status(id_)), self.patience_s))
 
     def _request(self, called: Called, args: Arguments, wishes: Preferences, due_ms: int) -> Request:
-        about, handler = called.target.declaration, called.target.handler
-        what = about.name, called.key, handler.name, *args
-        return Request(*what, called.is_send, wishes.options(due_ms), handler, about.cls)
+        target = called.target
+        about = target.declaration
+        options = wishes.options(due_ms)
+        what = about.name, called.key, target.handler
+        return Request(*what, args[0], args[1], called.is_send, options, target.declared, about.cls)
 
 
-def arguments_of(target: Target, body: bytes, content_type: str) -> Arguments:
+def arguments_of(target: HttpTarget, body: bytes, content_type: str) -> Arguments:
     """Return the arguments of a body.
 
     Raises:
@@ -186,7 +188,7 @@ def _lost(called: Called, slot: Slot, id_: str, wishes: Preferences) -> HttpErro
     """Return the answer of a request without an outcome."""
     assert slot.error is not None
     error = refused(slot.error, id_)
-    is_run = called.target.declaration.is_workflow and called.target.handler.name == RUN
+    is_run = called.target.declaration.is_workflow and called.target.handler == RUN
     if wishes.idempotency_key is not None and not is_run and error.code == 409 and not slot.is_accepted:
         error.code = 422  # the key is known, with other arguments
     return error

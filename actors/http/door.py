@@ -1,4 +1,4 @@
-"""Door: the ASGI app. Calls of handlers take the short way through one function, Starlette routes everything else.
+"""Door: the ASGI app. HttpCalls of handlers take the short way through one function, Starlette routes everything else.
 
 The app is a driver. It opens the connection of its process when its lifespan begins, or at the first request where it
 is mounted in an app that runs no lifespan, and closes what it has opened. Where the process is connected already, it
@@ -21,7 +21,7 @@ from actors.policy import Duration, seconds
 from actors.startup import handlers_put_back
 
 from .answers import HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
-from .calls import Called, Calls
+from .calls import Called, HttpCalls
 from .invocations import Lookup, bring, complete, id_lookup, look, run_lookup, show
 from .openapi import PAGE, POLICY, described
 from .targets import Targets, text_of
@@ -42,7 +42,7 @@ class Door:
     def __init__(self, patience_s: float, opens: dict[str, Any]) -> None:
         self.patience_s, self._opens = patience_s, opens
         self.targets = Targets()
-        self._calls: Calls | None = None
+        self._calls: HttpCalls | None = None
         self._opening = asyncio.Lock()
         self._is_ours = False
         self._rest = Starlette(routes=routes(self), exception_handlers={HTTPException: _refused, HttpError: _refused})
@@ -92,13 +92,13 @@ class Door:
 
     # The connection
 
-    def _calls_here(self) -> Calls | None:
+    def _calls_here(self) -> HttpCalls | None:
         calls = self._calls
         if calls is not None and session.connected() is calls.client and calls.waits.loop is asyncio.get_running_loop():
             return calls
         return None
 
-    async def calls(self) -> Calls:
+    async def calls(self) -> HttpCalls:
         """Return the calls of this process's client, which is opened unless it is.
 
         Raises:
@@ -113,7 +113,7 @@ class Door:
             raise HttpError(503, "this server is not connected", "store")
         if self._calls is None or self._calls_here() is None:
             loop = asyncio.get_running_loop()
-            self._calls = Calls(Waits(client, loop, self.patience_s), self.patience_s)
+            self._calls = HttpCalls(Waits(client, loop, self.patience_s), self.patience_s)
         return self._calls
 
     async def _open(self) -> None:
@@ -191,16 +191,17 @@ def called_by(targets: Targets, parts: list[bytes], scope: Scope, shards: int) -
     if is_get and about.is_workflow and key is not None and words[-1] in ("attach", "output") and not is_send:
         return run_lookup(about, key, cast("Any", words[-1]), shards)
     target = targets.find(about.name, words[-1], has_key=key is not None)
-    if method == "POST" or (is_get and target.handler.http_get and not is_send):
+    if method == "POST" or (is_get and target.http_get and not is_send):
         return Called(target, key, is_send)
-    allowed = b"GET, POST" if target.handler.http_get and not is_send else b"POST"
+    allowed = b"GET, POST" if target.http_get and not is_send else b"POST"
     raise HttpError(405, f"{target.name} is called by {allowed.decode()}", headers=((b"allow", allowed),))
 
 
 async def _refused(request: Any, error: Exception) -> Any:
     """Return the answer of an error, as an app for Starlette."""
     if not isinstance(error, HttpError):
-        code, headers = getattr(error, "status_code", 500), getattr(error, "headers", None) or {}
+        code: int = getattr(error, "status_code", 500)
+        headers: dict[str, str] = getattr(error, "headers", None) or {}
         path = request.scope["path"]
         why = f"{request.method} is no method of {path}" if code == 405 else f"there is no such path: {path}"
         found = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -215,7 +216,7 @@ async def _error_app(error: HttpError, scope: Scope, receive: Receive, send: Sen
 Serve = Callable[..., Awaitable[None]]
 
 
-class Page:
+class Endpoint:
     """An ASGI endpoint of a route; with a door, `serve` gets the calls of this process first."""
 
     def __init__(self, serve: Serve, door: Door | None = None) -> None:
@@ -242,35 +243,37 @@ def routes(door: Door) -> list[Route]:
         await answer(send, 200, b'{"status":"ok"}')
 
     gets: dict[str, Any] = {
-        "/health": Page(health),
-        "/openapi.json": Page(openapi),
-        "/docs": Page(docs),
-        "/ready": Page(_ready, door),
-        "/invocations/{id_}": Page(show, door),
-        "/invocations/{id_}/attach": Page(partial(_look, verb="attach"), door),
-        "/invocations/{id_}/output": Page(partial(_look, verb="output"), door),
+        "/health": Endpoint(health),
+        "/openapi.json": Endpoint(openapi),
+        "/docs": Endpoint(docs),
+        "/ready": Endpoint(_ready, door),
+        "/invocations/{id_}": Endpoint(show, door),
+        "/invocations/{id_}/attach": Endpoint(partial(_look, verb="attach"), door),
+        "/invocations/{id_}/output": Endpoint(partial(_look, verb="output"), door),
     }
     posts: dict[str, Any] = {
-        f"/invocations/{{id_}}/{verb}": Page(partial(bring, what=verb), door)
+        f"/invocations/{{id_}}/{verb}": Endpoint(partial(bring, what=verb), door)
         for verb in ("cancel", "kill", "resume", "restart")
     }
-    posts["/invocations/{id_}/signals/{name}"] = Page(_signal, door)
-    posts |= {f"/awakeables/{{id_}}/{verb}": Page(partial(complete, verb=verb), door) for verb in ("resolve", "reject")}
+    posts["/invocations/{id_}/signals/{name}"] = Endpoint(_signal, door)
+    posts |= {
+        f"/awakeables/{{id_}}/{verb}": Endpoint(partial(complete, verb=verb), door) for verb in ("resolve", "reject")
+    }
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
     ]
 
 
-async def _look(calls: Calls, scope: Scope, receive: Receive, send: Send, id_: str, verb: Any) -> None:
+async def _look(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, verb: Any) -> None:
     await look(calls, id_lookup(id_, verb), receive, send)
 
 
-async def _signal(calls: Calls, scope: Scope, receive: Receive, send: Send, id_: str, name: str) -> None:
+async def _signal(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, name: str) -> None:
     await bring(calls, scope, receive, send, id_, f"signals/{name}")
 
 
-async def _ready(calls: Calls, scope: Scope, receive: Receive, send: Send) -> None:
+async def _ready(calls: HttpCalls, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer whether the store is reached and each shard has an owner."""
     shards = calls.client.limits.shards
     look = await within(calls.client.ask(lambda store: store.membership(shards)), calls.patience_s)

@@ -21,7 +21,7 @@ from journal.ids import address_of, shard_in
 
 from .answers import INVOCATION, HttpError, Receive, Scope, Send, answer, json_of, refused
 from .bodies import Results
-from .calls import Calls, read_body
+from .calls import HttpCalls, read_body
 from .preferences import preferences_of
 from .waits import within
 
@@ -72,7 +72,7 @@ def unknown(id_: str) -> HttpError:
     return HttpError(404, f"{id_} is not known: it never was, or its retention is over", id_=id_)
 
 
-async def look(calls: Calls, lookup: Lookup, receive: Receive, send: Send) -> None:
+async def look(calls: HttpCalls, lookup: Lookup, receive: Receive, send: Send) -> None:
     """Answer with the outcome: when it is there (`attach`), or only if it is (`output`).
 
     Raises:
@@ -104,7 +104,7 @@ async def look(calls: Calls, lookup: Lookup, receive: Receive, send: Send) -> No
     await answer(send, status, body, header, kind)
 
 
-async def show(calls: Calls, scope: Scope, receive: Receive, send: Send, id_: str) -> None:
+async def show(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str) -> None:
     """Answer with what the store knows of an invocation.
 
     Raises:
@@ -128,7 +128,7 @@ def _shown(value: Any) -> Any:
     return value
 
 
-async def bring(calls: Calls, scope: Scope, receive: Receive, send: Send, id_: str, what: str) -> None:
+async def bring(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, what: str) -> None:
     """Bring an event to an invocation, and answer when the store has it.
 
     Raises:
@@ -175,7 +175,7 @@ def json_value(body: bytes) -> Any:
         raise HttpError(400, f"the body is no JSON: {error}") from None
 
 
-async def acknowledged(calls: Calls, accepted: Accepted, id_: str) -> None:
+async def acknowledged(calls: HttpCalls, accepted: Accepted, id_: str) -> None:
     """Wait until the store has an event.
 
     Raises:
@@ -195,7 +195,7 @@ async def acknowledged(calls: Calls, accepted: Accepted, id_: str) -> None:
         raise refused(error, id_) from error
 
 
-async def complete(calls: Calls, scope: Scope, receive: Receive, send: Send, id_: str, verb: str) -> None:
+async def complete(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, verb: str) -> None:
     """Complete an awakeable, and answer when the store has it.
 
     Raises:

@@ -162,3 +162,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def command() -> None:
+    """Run the command `perdure`, which has one word so far."""
+    word, *arguments = sys.argv[1:] or ["--help"]
+    if word != "serve":
+        sys.stderr.write("usage: perdure serve MODULE... [--port 8080] [--help]\n")
+        sys.exit(0 if word in ("-h", "--help") else 2)
+    sys.exit(main(arguments))
+
+
+if __name__ == "__main__":
+    command()

@@ -9,7 +9,6 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from actors.errors import UsageError
-from actors.objects.handlers import Handler
 from actors.objects.objects import Declaration, classes_changed, declaration, types_of_programs
 
 from .answers import HttpError
@@ -20,18 +19,21 @@ SHOWN_MAX: Final = 50
 
 
 @dataclass(slots=True, eq=False)
-class Target:
+class HttpTarget:
     """One handler of a type."""
 
     declaration: Declaration
-    handler: Handler[Any, Any]
+    declared: Any
+    """The `Handler`; a field of this type would be taken for a descriptor."""
+    handler: str
+    http_get: bool
     parameters: Parameters
     results: Results
 
     @property
     def name(self) -> str:
         """`Type.handler`."""
-        return f"{self.declaration.name}.{self.handler.name}"
+        return f"{self.declaration.name}.{self.handler}"
 
 
 class Targets:
@@ -40,10 +42,10 @@ class Targets:
     def __init__(self) -> None:
         self._number = -1
         self._types: dict[str, Declaration] = {}
-        self._targets: dict[tuple[str, str], Target] = {}
-        self.objects: dict[tuple[bytes, bytes], Target] = {}
+        self._targets: dict[tuple[str, str], HttpTarget] = {}
+        self.objects: dict[tuple[bytes, bytes], HttpTarget] = {}
         """Handlers of objects that were found, by type and handler as they stand in a path."""
-        self.services: dict[tuple[bytes, bytes], Target] = {}
+        self.services: dict[tuple[bytes, bytes], HttpTarget] = {}
 
     def types(self) -> dict[str, Declaration]:
         """Return the types, by name."""
@@ -73,7 +75,7 @@ class Targets:
             raise HttpError(404, f"there is no type {name[:200]!r}: {', '.join(known[:SHOWN_MAX]) or 'none'}{more}")
         return found
 
-    def find(self, type_name: str, handler: str, *, has_key: bool) -> Target:
+    def find(self, type_name: str, handler: str, *, has_key: bool) -> HttpTarget:
         """Return a handler.
 
         Raises:
@@ -92,7 +94,7 @@ class Targets:
             by_path[type_name.encode(), handler.encode("utf-8", "surrogatepass")] = found
         return found
 
-    def _made(self, about: Declaration, name: str) -> Target:
+    def _made(self, about: Declaration, name: str) -> HttpTarget:
         try:
             handler = about.handler(name)
         except UsageError as error:
@@ -100,7 +102,9 @@ class Targets:
         full = f"{about.name}.{name}"
         if handler.private:
             raise HttpError(403, f"{full} is private: programs and handlers call it, HTTP does not")
-        return Target(about, handler, Parameters(handler, full), Results(handler.returns, full))
+        return HttpTarget(
+            about, handler, name, handler.http_get, Parameters(handler, full), Results(handler.returns, full)
+        )
 
 
 def text_of(segment: bytes) -> str:

@@ -69,6 +69,15 @@ class Cart(VirtualObject, name="cart-v1", policy=Policy(idle_timeout=0), ttl="30
     def plain(self, ctx: Context, x: int) -> str:
         return str(x)
 
+    @handler(private=True)
+    async def hidden(self, ctx: Context, item: str) -> int:
+        return await self.add(ctx, item)
+
+    @shared(http_get=True)
+    async def size(self, ctx: Context) -> int:
+        assert_type(Cart["a"].hidden.remote("x"), Invocation[int])
+        return len(self.items)
+
     @shared
     async def view(self, ctx: Context) -> dict[str, str | None]:
         await asyncio.wait_for(ctx.changed("status", "holder"), 1)
