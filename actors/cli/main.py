@@ -1,11 +1,13 @@
-"""Main: the command `perdure`, put together from its commands."""
+"""Main: the command `perdure`, put together from its commands, and `serve`."""
 
-from importlib import import_module
-from importlib.util import find_spec
+from typing import Annotated, Any
 
 import typer
 
+from actors.errors import UsageError
+
 from . import calls, hosts, invocations, journals, projects, states, why
+from .commands import Command, command
 
 app = typer.Typer(
     name="perdure",
@@ -16,26 +18,31 @@ app = typer.Typer(
 for part in (projects, hosts, calls, invocations, why, journals, states):
     part.add_to(app)
 
-_SERVER = "actors.http.serve"
-_AS_IT_IS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
+
+def serve(
+    me: Command,
+    modules: Annotated[list[str], typer.Argument(metavar="MODULE...", help="As it is imported: examples.seat_map.")],
+    host: Annotated[str, typer.Option(help="The address to listen at; without tokens one of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="The port to listen at.", min=0, max=65_535)] = 8080,
+    workers: Annotated[int, typer.Option(help="The number of processes that answer.", min=1, max=256)] = 1,
+    hosts: Annotated[
+        str | None, typer.Option(help='How many hosts on Ray, or "local": one in this process. Without a store: local.')
+    ] = None,
+) -> None:
+    """Serve the handlers of modules over HTTP, until SIGTERM or Ctrl-C."""
+    try:
+        from actors.http import serve as serving  # Starlette and others, which the rest does without
+    except ImportError as error:
+        raise UsageError(f"serving needs more packages: pip install 'perdure[http]' ({error})") from error
+    opens: dict[str, Any] = {name: me.setting(name) for name in ("redis", "namespace", "durability")}
+    opens["directory"] = me.setting("directory") or ".perdure"
+    opens["hosts"] = hosts if hosts is not None else me.setting("hosts")
+    serving.serve(modules, host=host, port=port, workers=workers, opens=opens)
 
 
-@app.command("serve", context_settings=_AS_IT_IS)
-def serve(context: typer.Context) -> None:
-    """Serve the handlers of modules over HTTP; `perdure serve --help` lists its options."""
-    try:
-        is_there = find_spec(_SERVER) is not None
-    except ModuleNotFoundError:
-        is_there = False
-    if not is_there:
-        typer.echo("error: this version of Perdure has no HTTP server", err=True)
-        raise typer.Exit(2)
-    try:
-        found = import_module(_SERVER)
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error.name} is missing: pip install 'perdure[http]'", err=True)
-        raise typer.Exit(2) from error
-    raise typer.Exit(found.main(context.args))
+command(app, "serve")(serve)
 
 
 def main() -> None:

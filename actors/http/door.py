@@ -25,7 +25,7 @@ from .calls import Called, HttpCalls
 from .invocations import Lookup, bring, complete, id_lookup, look, run_lookup, show
 from .openapi import PAGE, POLICY, described
 from .targets import Targets, text_of
-from .waits import PATIENCE, ClientLeft, Waits, within
+from .waits import PATIENCE, ClientLeft, Waits, when_ending, within
 
 WORDS: Final = frozenset(
     {
@@ -112,8 +112,9 @@ class Door:
         if client is None:
             raise HttpError(503, "this server is not connected", "store")
         if self._calls is None or self._calls_here() is None:
-            loop = asyncio.get_running_loop()
-            self._calls = HttpCalls(Waits(client, loop, self.patience_s), self.patience_s)
+            waits = Waits(client, asyncio.get_running_loop(), self.patience_s)
+            self._calls = HttpCalls(waits, self.patience_s)
+            when_ending(waits.loop, waits.end_soon)
         return self._calls
 
     async def _open(self) -> None:
@@ -135,12 +136,6 @@ class Door:
         await receive()
         await self.close()
         await send({"type": "lifespan.shutdown.complete"})
-
-    def end_within(self, grace_s: float) -> None:
-        """Answer what still waits after so many seconds: this server ends."""
-        if self._calls is not None:
-            waits = self._calls.waits
-            waits.loop.call_later(grace_s, waits.close)
 
     async def close(self) -> None:
         """Close the connection, if this app has opened it."""

@@ -7,76 +7,89 @@ SIGTERM: the server takes no new connection, answers what it has accepted, and e
 longer than `GRACE` is answered with 503 and the id of its invocation, which goes on.
 """
 
-import argparse
 import importlib
 import ipaddress
 import json
-import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from functools import partial
+from types import FrameType
+from typing import Any, Final
 
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from actors import session
-from actors.errors import DurableError, UsageError
+from actors.errors import UsageError
 
 from .door import Door, app
+from .waits import GRACE
 
-logger = logging.getLogger("actors")
-
-GRACE: Final = 10.0
-"""Seconds for which a server that ends waits for the handlers of the requests that it has accepted."""
+_HOW: Final[dict[str, Any]] = {
+    "http": "httptools",
+    "loop": "uvloop",
+    "ws": "none",
+    "lifespan": "on",
+    "log_level": "warning",
+    "access_log": False,
+    "proxy_headers": False,
+    "server_header": False,
+    "timeout_graceful_shutdown": round(GRACE) + 5,  # for clients that do not end their requests, or do not read
+}
 _WORKER: Final = "PERDURE_SERVE"
 """The variable that tells a worker its modules, and how it connects."""
 
 
-class GracefulServer(uvicorn.Server):
-    """A server that lets its app know when it ends."""
-
-    def __init__(self, config: uvicorn.Config, door: Door) -> None:
-        super().__init__(config)
-        self._door = door
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._door.end_within(GRACE)
-        await super().shutdown(sockets)
-
-
 def serve(
-    modules: Sequence[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    workers: int = 1,
-    redis: str | None = None,
-    directory: str = ".perdure",
-    namespace: str | None = None,
-    hosts: int | Literal["local"] | None = None,
+    modules: Sequence[str], *, host: str = "127.0.0.1", port: int = 8080, workers: int = 1, opens: Mapping[str, Any]
 ) -> None:
-    """Serve the classes of these modules until a signal ends it.
+    """Serve the classes of these modules until a signal ends it; `opens` are arguments of `actors.init`.
 
-    Without `hosts`, an embedded server gets one host in this process; with a store of your own, hosts run elsewhere.
+    Without `hosts`, the embedded server gets one host in this process; for a store of your own, hosts run elsewhere.
 
     Raises:
-        UsageError: a module cannot be imported, or the address is not of this machine.
+        UsageError: a module cannot be imported, the address is not of this machine, or is taken.
         UnavailableError: the store does not answer.
     """
     check_host(host)
     _import(modules)
-    if hosts is None and "PERDURE_HOSTS" not in os.environ:
-        hosts = 0 if redis or os.environ.get("PERDURE_REDIS") else "local"
-    opens: dict[str, Any] = {"redis": redis, "directory": directory, "namespace": namespace, "hosts": hosts}
-    if workers == 1:
-        door = app(**opens)
-        GracefulServer(_config(door, host, port), door).run()
+    said = {**opens}
+    if said.get("hosts") is None:
+        said["hosts"] = 0 if said.get("redis") else "local"
+    elif str(said["hosts"]).isdecimal():
+        said["hosts"] = int(said["hosts"])
+    if workers > 1:
+        told = {"modules": [*modules], "opens": {**said, "hosts": 0}}
+        with _listening(host, port) as bound, session.init(**said), _in_environment(told):
+            config = uvicorn.Config("actors.http.serve:worker", factory=True, workers=workers, **_HOW)
+            _say(host, bound)
+            Multiprocess(config, [bound]).run()
         return
-    with session.init(**opens), _in_environment({"modules": [*modules], "opens": {**opens, "hosts": 0}}):
-        uvicorn.run(**_arguments("actors.http.serve:worker", host, port), factory=True, workers=workers)
+    with _listening(host, port) as bound, session.init(**said):
+        server = uvicorn.Server(uvicorn.Config(app(), **_HOW))
+        signal.signal(signal.SIGTERM, partial(_end, server))  # uvicorn raises it once more when all is answered
+        _say(host, bound)
+        server.run(sockets=[bound])
+
+
+def _end(server: uvicorn.Server, number: int, frame: FrameType | None) -> None:
+    server.should_exit = True
+
+
+def _say(host: str, bound: socket.socket) -> None:
+    sys.stderr.write(f"serving http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}\n")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(f"nothing can listen at {host}:{port}: {error.strerror}") from error
 
 
 def worker() -> Door:
@@ -114,64 +127,10 @@ def _import(modules: Sequence[str]) -> None:
             raise UsageError(f"{name} cannot be imported: {error}") from error
 
 
-def _config(door: Any, host: str, port: int) -> uvicorn.Config:
-    return uvicorn.Config(**_arguments(door, host, port))
-
-
-def _arguments(door: Any, host: str, port: int) -> dict[str, Any]:
-    said = {"host": host, "port": port, "http": "httptools", "loop": "uvloop", "log_level": "warning"}
-    return {"app": door, **said, "lifespan": "on", "server_header": False}
-
-
 @contextmanager
-def _in_environment(said: dict[str, Any]) -> Any:
+def _in_environment(said: dict[str, Any]) -> Generator[None]:
     os.environ[_WORKER] = json.dumps(said)
     try:
         yield
     finally:
         del os.environ[_WORKER]
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the arguments of `perdure serve`."""
-    made = argparse.ArgumentParser("perdure serve", description="Serve the handlers of these modules over HTTP.")
-    made.add_argument("modules", nargs="+", metavar="MODULE", help="as it is imported, for example examples.seat_map")
-    made.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1)")
-    made.add_argument("--port", type=int, default=8080, help="the port to listen at (8080)")
-    made.add_argument("--workers", type=int, default=1, help="the number of processes that answer (1)")
-    made.add_argument("--redis", help="the URL of the store; without it, an embedded server")
-    made.add_argument("--directory", default=".perdure", help="of the embedded server (.perdure)")
-    made.add_argument("--namespace", help="the namespace in the store (default)")
-    made.add_argument("--hosts", type=_hosts, help='a number of hosts on Ray, or "local" for one in this process')
-    return made
-
-
-def _hosts(text: str) -> int | str:
-    return text if text == "local" else int(text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `perdure serve`; return the exit code."""
-    said = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        serve(**vars(said))
-    except DurableError as error:
-        sys.stderr.write(f"perdure serve: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
-
-
-def command() -> None:
-    """Run the command `perdure`, which has one word so far."""
-    word, *arguments = sys.argv[1:] or ["--help"]
-    if word != "serve":
-        sys.stderr.write("usage: perdure serve MODULE... [--port 8080] [--help]\n")
-        sys.exit(0 if word in ("-h", "--help") else 2)
-    sys.exit(main(arguments))
-
-
-if __name__ == "__main__":
-    command()

@@ -7,7 +7,10 @@ A death of the worker ends its waits, and no invocation: each client has the id,
 """
 
 import asyncio
+import signal
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Literal
 
 from actors.client.client import Client
@@ -21,6 +24,9 @@ WATCHED_AFTER: Final = 1.0
 """Seconds after which a waiting client is watched for its leaving: most are answered before."""
 PATIENCE: Final = 10.0
 """Seconds for which the store may not take a request."""
+
+GRACE: Final = 10.0
+"""Seconds for which a server that ends waits for the handlers of the requests that it has accepted."""
 
 Why = Literal["", "late", "left", "closing", "silent"]
 
@@ -53,7 +59,10 @@ class Waits:
         self.client, self.loop, self._patience_s = client, loop, patience_s
         self._open: dict[OpenWait, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self.is_closing = False
+        self._is_closing = False
+        self.is_ending = False
+        self.streams: dict[Callable[[], object], None] = {}
+        """What ends each event stream."""
 
     async def until_ended(
         self,
@@ -122,7 +131,7 @@ class Waits:
         now = self.loop.time()
         for one in [*self._open]:
             age = now - one.since
-            if self.is_closing:
+            if self._is_closing:
                 one.end("closing")
             elif not one.slot.is_accepted and age > self._patience_s:
                 one.end("silent")
@@ -133,9 +142,16 @@ class Waits:
         if one.receive is not None:
             one.watcher = self.loop.create_task(until_left(one.receive, lambda: one.end("left")))
 
-    def close(self) -> None:
-        """End all waits, now and from here on, with an answer that says where the outcome will be."""
-        self.is_closing = True
+    def end_soon(self) -> None:
+        """This server ends: end event streams at once, and what waits for longer than `GRACE` then."""
+        if not self.is_ending:
+            self.is_ending = True
+            for then in [*self.streams]:
+                then()
+            self.loop.call_later(GRACE, self._close)
+
+    def _close(self) -> None:
+        self._is_closing = True
         self._look()
 
 
@@ -167,3 +183,21 @@ async def within(work: Awaitable[Any], patience_s: float) -> Any:
             return await work
     except TimeoutError:
         raise HttpError(503, f"the store does not answer within {patience_s:g} s", "store") from None
+
+
+def when_ending(loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> None:
+    """Call `then` on the loop where a signal ends the server, which does not tell its app before all is answered."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        if callable(before):
+            signal.signal(number, partial(_heard, loop, then, before))
+
+
+def _heard(loop: asyncio.AbstractEventLoop, then: Callable[[], object], before: Any, number: int, frame: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(then)
+    except RuntimeError:
+        pass  # the loop has ended
+    before(number, frame)

@@ -8,7 +8,7 @@ import asyncio
 from ok import Cart, Work, acharge, charge, train
 
 import actors
-from actors import Context, Retry, Service, VirtualObject, handler, state
+from actors import Context, Retry, Service, VirtualObject, handler, shared, state
 
 Cart["a"].add.remote()  # E a missing argument
 Cart["a"].add.remote("x", nonsense=1)  # E
