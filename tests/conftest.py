@@ -5,6 +5,7 @@ One real server of each kind for each worker, synced at every write.
 
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
@@ -16,6 +17,11 @@ from xdist.scheduler import LoadScopeScheduling
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what is to run in the background: the programs of the tests would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if sys.dont_write_bytecode:
+    # As containers often have it: hundreds of processes of the tests, and each worker, would compile everything anew.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray's processes are of the lowest priority otherwise: beside the other workers a host takes 30 s to start again."""
@@ -103,3 +109,14 @@ def redis7_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = Server(binary, tmp_path_factory.mktemp("redis7"))
     yield server.url
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def own_ray() -> Iterator[None]:
+    """A Ray of this process, which the files that need one share: each start costs 5 s of a core."""
+    import ray
+
+    api: Any = ray
+    api.init("local", num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
+    yield
+    api.shutdown()

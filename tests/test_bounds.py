@@ -239,6 +239,7 @@ def test_what_many_events_let_a_handler_send_leaves_in_several_writes(
     assert max(largest) < 20_000
 
 
+@pytest.mark.slow_after_first
 @MODES
 @pytest.mark.parametrize("bound", ["signals_max", "signals_bytes_max"])
 @pytest.mark.parametrize("where", ["running", "queued", "delayed"])

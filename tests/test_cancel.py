@@ -411,6 +411,7 @@ def test_a_delayed_one_that_is_ended_while_no_host_is_there_never_runs(
     played(scenario, mode, [])
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("others", [0, 3_000])
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_delayed_one_that_is_ended_before_it_is_due_never_runs_however_late_its_host_reads(

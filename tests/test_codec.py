@@ -327,6 +327,7 @@ ANNOTATIONS = some.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON_LIKE)
 def test_any_value_of_json_types_comes_back(value: Any) -> None:
     assert_exact(value)

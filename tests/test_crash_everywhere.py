@@ -43,7 +43,7 @@ from journal.records import EventKind
 from journal.store import Bring
 
 SEEDS = 40
-QUICK = ("ahead", "hastened", "promises", "tries")
+QUICK = ("ahead", "tries")
 """Scenarios of the inner loop; the others are slow."""
 LONG_INBOXES = ("signals", "tree", "kills", "chases", "expiries", "whole")
 """Scenarios in which much waits when a host dies."""
@@ -1454,6 +1454,7 @@ def test_a_crash_changes_nothing_where_commits_are_as_small_as_they_may_be(
     crash_everywhere("reentries", policy)
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("policy", [None, SUSPEND], ids=["in memory", "suspend and replay"])
 def test_what_comes_to_the_same_leaves_the_same_behind(policy: Policy | None) -> None:
     left: set[bytes] = set()

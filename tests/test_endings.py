@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from actors.host.local import bury_ended
 from journal.redis.store import RedisStore
 from journal.store import SHARDS
@@ -63,6 +65,7 @@ async def leases_of(url: str, namespace: str, *, bury: bool) -> list[str]:
     return [lease for lease in look.leases if lease]
 
 
+@pytest.mark.slow
 def test_whatever_ends_a_program_the_next_one_waits_for_no_lease_of_it(valkey_url: str, tmp_path: Path) -> None:
     """Issue 15.22, 15.37: neither shutdown() nor a word of ours is needed at the end of a program."""
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -367,6 +367,7 @@ class Huge(VirtualObject):
         await ctx.run("s", raise_huge, retry=Retry(initial=0.01, factor=1, max_attempts=20))
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("how", ["fails", "fails_in_a_step"])
 def test_an_error_that_comes_again_and_again_fills_no_store(mode: Policy | None, how: str) -> None:
     """Issue 15.35: its notices, records and the reason of its pause are bounded."""

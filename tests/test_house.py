@@ -15,6 +15,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
@@ -247,6 +248,14 @@ def lua_files() -> list[Path]:
     return sorted((ROOT / "journal" / "redis" / "scripts").rglob("*.lua"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trees() -> Iterator[None]:
+    """Keep what is parsed for this file alone: the collector would look through it in each later test."""
+    yield
+    parsed.cache_clear()
+
+
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
@@ -294,6 +303,7 @@ def is_type_checking(node: ast.AST) -> bool:
             return False
 
 
+@cache
 def product_imports() -> list[Import]:
     return [found for path in python_files(*ORDER) for found in imports_of(relative(path), parsed(path))]
 

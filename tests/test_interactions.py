@@ -109,6 +109,7 @@ async def test_who_still_waits_when_the_retention_ends_is_told_so(world: Simulat
     assert await again == "done"
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("seed", range(10))
 def test_what_is_completed_while_a_retention_ends_is_known_to_memory_as_to_the_store(
     mode: Policy | None, seed: int

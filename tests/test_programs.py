@@ -30,9 +30,9 @@ FOUND_WITHIN = 400
 
 
 @pytest.mark.slow_after_first
-@pytest.mark.parametrize("first", range(0, COUNT, COUNT // 4))
+@pytest.mark.parametrize("first", range(0, COUNT, COUNT // 8))
 def test_programs_do_what_the_model_says(first: int) -> None:
-    for seed in range(first, first + COUNT // 4):
+    for seed in range(first, first + COUNT // 8):
         assert play(program(seed), seed).wrong == [], f"python -m tests.programs --count 1 --seed {seed}"
 
 

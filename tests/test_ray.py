@@ -1,6 +1,6 @@
 """Ray: hosts as its actors, found by programs that start or join it; and how fast they recover.
 
-One Ray for the whole file, of this program's own; other programs join it.
+One Ray of this program's own; other programs join it.
 """
 
 import asyncio
@@ -130,14 +130,12 @@ def squared(x: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[actors.Session]:
-    api.init(num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
+def session(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[actors.Session]:
     session = actors.init(directory=tmp_path_factory.mktemp("ray"))
     yield session
     actors.shutdown()
     assert api.is_initialized(), "who has initialized Ray shuts it down"
     assert api.util.list_named_actors(all_namespaces=True) == [], "the hosts that init() started end with it"
-    api.shutdown()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from servers import DURABLE, Server, valkey_binary
 
 import actors
 from actors import Context, UnavailableError, UsageError, VirtualObject, handler
+from actors.values import seal
 from journal.errors import SettingsError
 from journal.redis.connection import Connections
 from journal.redis.store import RedisStore
@@ -168,6 +169,7 @@ def test_a_program_in_use_shows_no_secret(
             no_secret_in(everything(refused.value))
     finally:
         server.kill()
+        seal.use((), "")  # the tests that follow in this process have no secret
     no_secret_in(said())
 
 

@@ -151,6 +151,7 @@ def test_a_primary_that_has_a_replica_is_refused(tmp_path: Path, caplog: pytest.
         replica.kill()
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("rights", [("-xadd",), ("-hset",), ("-@write",), ("-evalsha",), ("resetkeys",), ("-@all",)])
 def test_rights_that_are_taken_away_are_waited_for(
     session: actors.Session, server: Server, rights: tuple[str, ...]

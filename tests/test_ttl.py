@@ -195,6 +195,7 @@ async def test_a_failed_attempt_sets_no_time_of_its_own(world: Simulation) -> No
     assert world.state("Session/a") == {}
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("seed", range(5))
 def test_a_write_about_the_time_goes_on_from_the_old_state_or_from_none_and_is_kept(
     mode: Policy | None, seed: int

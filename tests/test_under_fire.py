@@ -33,7 +33,6 @@ from tests.recovery import (
     WITHIN_S,
     Gauge,
     Load,
-    api,
     end_embedded,
     even_hosts,
     kill_host,
@@ -191,15 +190,8 @@ def test_a_store_that_dies_after_a_submit_and_before_its_answer_has_it_once(scen
 # --- on Ray ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    api.init("local", num_cpus=2, include_dashboard=False, logging_level=30, log_to_driver=False)
-    yield
-    api.shutdown()
-
-
 @pytest.fixture
-def server(cluster: None, tmp_path: Path) -> Iterator[Server]:
+def server(own_ray: None, tmp_path: Path) -> Iterator[Server]:
     """A server of our own, and two Ray hosts that use it."""
     server = Server(valkey_binary(), tmp_path)
     try:

@@ -49,25 +49,25 @@ class Stream(Generic[T]):
     def __init__(self) -> None:
         self.entries: dict[str, T] = {}
         self._last: tuple[int, int] = (0, 0)
+        self.last = "0-0"
+        """The id given last."""
 
     def add(self, now: int, entry: T) -> str:
         """Append an entry and return its id."""
         ms, sequence = self._last
         self._last = (now, 0) if now > ms else (ms, sequence + 1)
+        self.last = f"{self._last[0]}-{self._last[1]}"
         self.entries[self.last] = entry
         return self.last
 
     def after(self, id_: str, count: int) -> list[tuple[str, T]]:
         """Return up to `count` entries after an id; `` is before the first."""
+        if id_ == self.last or not self.entries:
+            return []
         floor: tuple[int, int] = order_of(id_) if id_ else (-1, 0)
         if floor >= self._last:
             return []
         return list(islice(((key, entry) for key, entry in self.entries.items() if order_of(key) > floor), count))
-
-    @property
-    def last(self) -> str:
-        """The id given last."""
-        return f"{self._last[0]}-{self._last[1]}"
 
     def discard(self, ids: Iterable[str]) -> None:
         """Remove entries, if they are there."""
