@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -561,39 +562,56 @@ if __name__ == "__main__":
     actors.init(hosts=1)
     ref = Sleeper["a"].sleep.remote()
     ref.accepted().result(timeout=20)
-    print("waiting", flush=True)
+    print(len(actors.status().hosts), "waiting", flush=True)
     ref.result()
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_a_program_with_a_ray_of_its_own_leaves_no_process(tmp_path: Path, end: signal.Signals) -> None:
-    (tmp_path / "own.py").write_text(OWN)
-    mark = f"PROGRAM_MARK={tmp_path}"
+class OwnRay:
+    """A program with a Ray of its own, where somebody has left the address of another behind."""
 
-    def left() -> list[str]:
-        found = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and mark in environ(entry)]
-        return [f"{entry.name} {(entry / 'cmdline').read_text()[:200]}" for entry in found if entry.exists()]
+    def __init__(self, folder: Path, short: str) -> None:
+        folder.mkdir()
+        (folder / "own.py").write_text(OWN)
+        Path(short, "ray").mkdir(parents=True)
+        Path(short, "ray", "ray_current_cluster").write_text("127.0.0.1:9")  # nobody listens there
+        self._mark = f"PROGRAM_MARK={folder}"
+        self.process = subprocess.Popen(
+            [sys.executable, "own.py"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM_MARK": str(folder), "RAY_TMPDIR": short},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
-    process = subprocess.Popen(
-        [sys.executable, "own.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM_MARK": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(end)
-    output, _ = process.communicate(timeout=RAY_ENDS_S)
+    def left(self, allowed: str) -> list[str]:
+        """Return the processes of it that there are, but for those that may be."""
+        found = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._mark in environ(entry)]
+        left = [f"{entry.name} {(entry / 'cmdline').read_text()[:200]}" for entry in found if entry.exists()]
+        return [line for line in left if allowed not in line]
 
-    assert output.count("Traceback") == (1 if end is signal.SIGINT else 0), output
-    assert output == "" or output.rstrip().endswith("KeyboardInterrupt"), output
-    # A killed Ray's agents try to report that for a minute, and then end as well.
-    allowed = "Agent" if end is signal.SIGKILL else "nothing"
-    until(left, lambda found: not [line for line in found if allowed not in line], RAY_ENDS_S)
+
+def test_a_program_with_a_ray_of_its_own_joins_no_other_and_leaves_no_process(tmp_path: Path) -> None:
+    """One that Ctrl-C ends, and one that is killed; they start and end at once, for each takes a Ray's time."""
+    # Ray's sockets lie below it: their paths are bounded. Agents of the killed one may write to it for a while.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as short:
+        ends = (signal.SIGINT, signal.SIGKILL)
+        programs = {end: OwnRay(tmp_path / end.name, f"{short}/{end}") for end in ends}
+        for program in programs.values():
+            assert program.process.stdout is not None
+            assert program.process.stdout.readline() == "1 waiting\n"
+        for end, program in programs.items():
+            program.process.send_signal(end)
+        outputs = {end: program.process.communicate(timeout=RAY_ENDS_S)[0] for end, program in programs.items()}
+
+        for end, output in outputs.items():
+            assert output.count("Traceback") == (1 if end is signal.SIGINT else 0), output
+            assert output == "" or output.rstrip().endswith("KeyboardInterrupt"), output
+            # A killed Ray's agents try to report that for a minute, and then end as well.
+            allowed = "Agent" if end is signal.SIGKILL else "nothing"
+            until(partial(programs[end].left, allowed), lambda found: not found, RAY_ENDS_S)
 
 
 def environ(entry: Path) -> list[str]:
@@ -601,23 +619,3 @@ def environ(entry: Path) -> list[str]:
         return (entry / "environ").read_text("utf-8", "replace").split("\0")
     except OSError:
         return []
-
-
-def test_a_ray_of_its_own_is_no_cluster_that_somebody_left_behind(tmp_path: Path) -> None:
-    program = (
-        f"import actors\nwith actors.init(hosts=1, directory={str(tmp_path)!r}): print(len(actors.status().hosts))"
-    )
-    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie below it: their paths are bounded
-        Path(short, "ray").mkdir()
-        Path(short, "ray", "ray_current_cluster").write_text("127.0.0.1:9")  # nobody listens there
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={**os.environ, "RAY_TMPDIR": short},
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=60,
-        )
-
-    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
