@@ -77,7 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _write_to_self(self) -> None:
         self.selector.is_woken = True
-        super()._write_to_self()
+        super()._write_to_self()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
     def time(self) -> float:
         return self.selector.now

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ PURSES = 10
 MONEY = 1_000
 CLIENTS = 6
 """Clients of one program that run sagas, and as many that sleep."""
+PAUSE_S = 0.02
+"""How long a client rests after a call: the machine is for three nodes and their recovery."""
 NOTICED_MAX_S = 60.0
 
 _answers = os.dup(1)
@@ -82,6 +85,7 @@ class NodeSleep(VirtualObject):
         return self.woken
 
 
+@cache
 def counter_in(shard: int, run: str) -> str:
     """Return the key of a run's counter in this shard."""
     keys = (f"{run}.{number}" for number in range(10_000))
@@ -226,6 +230,7 @@ class _Load:
             turn = 0
             while not self._is_over:
                 await work(client, turn)
+                await asyncio.sleep(PAUSE_S)
                 turn += 1
 
         self._tasks.append(asyncio.ensure_future(again_and_again()))
