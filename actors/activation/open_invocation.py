@@ -20,6 +20,10 @@ FORGOTTEN_AFTER_MS: Final = 60_000
 """How much longer than its state the outcome of a workflow is kept."""
 
 
+_NONE: Final[frozenset[str]] = frozenset()
+"""Shared, and never changed: most invocations need no set of their own."""
+
+
 class Renewal(Enum):
     """The reason why an invocation does not simply go on with its present code."""
 
@@ -37,6 +41,7 @@ class OpenInvocation:
         "attempt",
         "backing_off",
         "began_again",
+        "began_at",
         "began_ms",
         "declared",
         "delivered",
@@ -92,15 +97,15 @@ class OpenInvocation:
         self.policy: ResolvedPolicy | None = None
         self.exclusive = False
         self.attempt = 1
-        self.began_ms = 0
-        """When its first attempt began, as far as the journal tells; 0 before."""
+        self.began_at, self.began_ms = 0.0, 0
+        """When its first attempt began: by the host's clock, and, once that is asked for, by the store's; 0 before."""
         self.staged = 0
         """How many entries are in records or under way to one."""
         self.replays = 0
         """How many of the entries were there before this attempt."""
-        self.olds: set[str] = set()
+        self.olds: frozenset[str] = _NONE
         """Fields whose former value is recorded."""
-        self.reads: set[str] = set()
+        self.reads: frozenset[str] = _NONE
         """Fields whose value, as a shared handler read it before its first wait, is recorded."""
         self.reader, self.deliveries = False, 0
         """Whether it is a shared handler of an object, and the number of events and step outcomes delivered to it."""
@@ -228,8 +233,8 @@ class OpenInvocation:
                 self.message.code, self.attempt, self.began_ms = record.code, 1, time_of(id_)
             if record.newer:
                 self.message.code = record.newer
-            self.olds.update(record.olds)
-            self.reads.update(record.reads)
+            self.olds |= record.olds.keys()
+            self.reads |= record.reads.keys()
             self.backing_off = bool(record.attempt)
             for event in record.events:
                 if event.kind is EventKind.TIMER:

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from actors.blocks.promises import Posted
 from actors.blocks.restarts import mark_of
@@ -135,7 +135,8 @@ class Staging:
         messages: Sequence[Bring] = (),
     ) -> int:
         """Stage the end of an invocation; with `commands` the execution's last messages are part of it."""
-        run.spent += [event.id for event in run.pending]
+        if run.pending:
+            run.spent += [event.id for event in run.pending]
         if run.resume is not None:
             run.spent.append(run.resume.id)
         progress = _progress_of(run, changes)
@@ -144,7 +145,8 @@ class Staging:
             progress.timers = []
         if messages:
             progress.messages += messages
-        progress.untimers += run.timers.values()
+        if run.timers:
+            progress.untimers += run.timers.values()
         if changes:
             self._set_lifetimes(run, progress, changes, stored or {})
         if run.message.keep_ms and run.exclusive and (run.declared is None or run.declared.is_workflow):
@@ -217,7 +219,7 @@ class Staging:
         run.delivered.append(event)
         record = _record_of(run, run.execution, {}, [])
         record.olds = olds
-        run.olds.update(olds)
+        run.olds |= olds.keys()
         progress = _progress_of(run, {})
         self._take_commands(run, run.execution, progress, record)
         run.began_again = False
@@ -395,14 +397,15 @@ def _record_of(
     for name in changes:
         if name not in run.olds:
             record.olds[name] = view.found(name)
-            run.olds.add(name)
+    if record.olds:
+        run.olds |= record.olds.keys()
     if not run.exclusive:
         for position, fields in view.take_reads():
             if position:
                 record.seen.append((position, fields))
             else:
                 record.reads.update(fields)
-                run.reads.update(fields)
+                run.reads |= fields.keys()
     if execution.board is not None:
         record.answers = execution.board.answers.take()
     run.staged += len(record.entries)
@@ -419,8 +422,11 @@ def _is_empty(record: Record) -> bool:
 def _progress_of(run: OpenInvocation, changes: dict[str, bytes | None]) -> Progress:
     """Return a progress with the run's address, its state changes, and the events that it makes superfluous."""
     spent, run.spent = run.spent, []
-    writes = {name: value for name, value in changes.items() if value is not None} if changes else {}
-    clears = [name for name in changes if name not in writes] if len(writes) < len(changes) else []
+    writes: dict[str, Any] = changes.copy() if changes else {}
+    clears: list[str] = []
+    if None in writes.values():
+        clears = [name for name, value in changes.items() if value is None]
+        writes = {name: value for name, value in changes.items() if value is not None}
     # All lists are passed, also the empty ones: a default factory takes ten times as long.
     return Progress(run.id, run.message.target, run.inbox_id, run.asleep, b"", spent, writes, clears, [], [], [], [])
 

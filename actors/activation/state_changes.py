@@ -31,21 +31,30 @@ def changes_of(run: OpenInvocation, activation: Activation, limits: NamespaceLim
         seen.setdefault(name, view.found(name))
     if not seen:
         return seen
-    changed = {name: value for name, value in seen.items() if value != stored.get(name)}
+    if view.is_shown is stored:
+        changed = seen  # nothing was written since it began
+    else:
+        changed = {name: value for name, value in seen.items() if value != stored.get(name)}
     for name, value in changed.items():
         if value is not None and len(value) > limits.payload_max:
             bounded(value, f"state {name!r}", limits.payload_max)
-    if (len(stored) + len(changed)) * limits.payload_max > limits.state_max:  # fewer fields cannot be more
+    most = (len(stored) + 2 * len(changed)) * limits.payload_max
+    if most > limits.state_max or most > limits.written_max:  # fewer fields cannot be more
         bound_state(run.message.target, stored, changed, limits.state_max)
-    if 2 * len(changed) * limits.payload_max > limits.written_max:
-        written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
-        if written > limits.written_max:
-            raise UsageError(
-                f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, former values "
-                f"included, before it waits, the limit written_max is {limits.written_max:,}: let it wait for "
-                "something, a step or a sleep, after each few of the large fields"
-            )
+        _bound_written(run, stored, changed, limits.written_max)
     return changed
+
+
+def _bound_written(
+    run: OpenInvocation, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None], written_max: int
+) -> None:
+    written = sum(len(value or b"") + len(stored.get(name, b"")) for name, value in changed.items())
+    if written > written_max:
+        raise UsageError(
+            f"{run.message.target}.{run.message.handler} writes {written:,} bytes of state, former values "
+            f"included, before it waits, the limit written_max is {written_max:,}: let it wait for "
+            "something, a step or a sleep, after each few of the large fields"
+        )
 
 
 def bound_state(target: str, stored: Mapping[str, bytes], changed: Mapping[str, bytes | None], state_max: int) -> None:

@@ -125,7 +125,7 @@ class Calls:
             caller = "" if request.one_way else teller_of_entry(self._invocation, mark)
             # The class of a schedule's request was in some program when the schedule was declared.
             code = UNSENT if request.options.arguments else around.code_of(request.owner)
-            message = message_of(request, id_, address, arguments, caller, code, around.now_ms())
+            message = message_of(request, id_, address, arguments, caller, code, around.now_ms)
             message.chain = chain
             self.messages.append(outgoing_of(request, id_, caller, message, fingerprint_of(request)))
         return Invocation(id_, source, call if is_named else None)

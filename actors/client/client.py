@@ -213,7 +213,7 @@ class Client:
             id_ = started_id(request, address, self._ids(), self.limits.shards)
             is_named = request.options.idempotency_key is not None or (request.handler == RUN and happens_once(request))
             caller = "" if request.one_way or is_named else self._teller
-            message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms())
+            message = message_of(request, id_, address, arguments, caller, code, self._clock.now_ms)
             if is_named:
                 slot = self._starts.start(request, outgoing_of(request, id_, "", message, found), self._count)
             else:

@@ -74,6 +74,9 @@ class Execution:
     Its last argument is the entry that the journal holds at this place.
     """
 
+    on_foreign_call: Callable[["Execution"], object]
+    """Called, from any thread, when this attempt must fail."""
+
     def __init__(
         self,
         surroundings: Surroundings,
@@ -102,8 +105,6 @@ class Execution:
         """With COMPLETED: the encoded result or terminal error."""
         self.error: BaseException | None = None
         """With FAILED and DIVERGED: the reason."""
-        self.on_foreign_call: Callable[[], object] = lambda: None
-        """Called, from any thread, when this attempt must fail."""
 
     # For the host
 
@@ -395,7 +396,7 @@ class Execution:
     def foreign_call(self) -> None:
         """Fail the attempt: another thread called into the loop."""
         self._foreign = True
-        self.on_foreign_call()
+        self.on_foreign_call(self)
 
     def check_foreign(self) -> None:
         """Fail the attempt if another thread called into the loop; in the host's thread."""

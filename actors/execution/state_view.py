@@ -12,6 +12,7 @@ Invariants:
 
 from collections.abc import Iterable, Mapping
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any, Final
 
 from actors.errors import UsageError
@@ -30,6 +31,9 @@ INNER_WROTE: Final = 0
 """The index of the STATE event that carries fields."""
 IMMUTABLE: Final = frozenset({str, int, bool, float, bytes, type(None)})
 _UNSET: Final = object()
+_NONE: Final[frozenset[str]] = frozenset()
+_NOTHING: Final[Mapping[str, bytes | None]] = MappingProxyType({})
+"""These two are shared, and never changed: most invocations need none of their own."""
 
 
 class StateView:
@@ -68,15 +72,15 @@ class StateView:
         self._target = target
         self._values: dict[str, Any] = {}
         self._before: dict[str, Any] = {}
-        self._cleared: set[str] = set()
+        self._cleared: frozenset[str] = _NONE
         self._reads: dict[str, bytes | None] = {}
         """Values read since the position, as they were found."""
-        self._recorded: set[str] = set()
+        self._recorded: frozenset[str] = _NONE
         """Names of these that a record holds."""
-        self._past: list[tuple[int, dict[str, bytes | None]]] = []
+        self._past: tuple[tuple[int, dict[str, bytes | None]], ...] = ()
         """Values read at earlier positions that no record holds."""
         self._position = 0
-        self._last: dict[str, bytes | None] = {}
+        self._last: Mapping[str, bytes | None] = _NOTHING
         """The last value read of each field, before the position."""
 
     # Declared fields: `self.status`
@@ -103,7 +107,8 @@ class StateView:
             _check_value(name, value)
         self._before.setdefault(name, _UNSET)
         self._values[name] = value
-        self._cleared.discard(name)
+        if self._cleared:
+            self._cleared -= {name}
 
     # Fields by name (`commands.FieldCommands`)
 
@@ -128,7 +133,7 @@ class StateView:
         self._check_writable(name)
         self._values.pop(name, None)
         self._before.pop(name, None)
-        self._cleared.add(name)
+        self._cleared |= {name}
 
     def names(self) -> list[str]:
         """Return the names of the fields that are set, sorted."""
@@ -182,7 +187,9 @@ class StateView:
         Raises:
             UsageError: a value cannot be encoded; it names the field.
         """
-        changed: dict[str, bytes | None] = {name: None for name in self._cleared if name in self._base}
+        changed: dict[str, bytes | None] = {}
+        if self._cleared:
+            changed = {name: None for name in self._cleared if name in self._base}
         for name, value in self._values.items():
             before = self._before[name]
             if type(value) in IMMUTABLE and value is before:
@@ -226,13 +233,13 @@ class StateView:
         for name in fields:
             self._values.pop(name, None)
             self._before.pop(name, None)
-            self._cleared.discard(name)
+        self._cleared -= fields.keys()
 
     # For shared handlers
 
     def note_recorded(self, names: Iterable[str]) -> None:
         """Note the fields whose value before the first wait is in the journal."""
-        self._recorded.update(names)
+        self._recorded |= set(names)
 
     def refresh(self, base: Mapping[str, bytes], position: int) -> None:
         """Show another state from here on; `position` counts the deliveries before."""
@@ -244,14 +251,14 @@ class StateView:
     def show(self, fields: Mapping[str, bytes | None], position: int) -> None:
         """Show the recorded values that were read after `position` deliveries."""
         self._leave(position)
-        self._recorded = set(fields)
+        self._recorded = frozenset(fields)
         self._base = laid_over(self._base, fields)
 
     def _leave(self, position: int) -> None:
         if unrecorded := self._unrecorded():
-            self._past.append((self._position, unrecorded))
-        self._last |= self._reads
-        self._values, self._before, self._reads, self._recorded = {}, {}, {}, set()
+            self._past = (*self._past, (self._position, unrecorded))
+        self._last = {**self._last, **self._reads}
+        self._values, self._before, self._reads, self._recorded = {}, {}, {}, _NONE
         self._position = position
 
     def _unrecorded(self) -> dict[str, bytes | None]:
@@ -269,10 +276,10 @@ class StateView:
 
     def take_reads(self) -> list[tuple[int, dict[str, bytes | None]]]:
         """Return the unrecorded values read, by position; the caller puts them into a record."""
-        found, self._past = self._past, []
+        found, self._past = list(self._past), ()
         if unrecorded := self._unrecorded():
             found.append((self._position, unrecorded))
-            self._recorded.update(unrecorded)
+            self._recorded |= unrecorded.keys()
         return found
 
     def found(self, name: str) -> bytes | None:

@@ -371,9 +371,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def unfinished(self) -> list[str]:
         """Return the names of tasks that the end of the root task cut off."""
-        if self._cut is None:
-            return [task.get_name() for task in self._tasks or () if not task.done()]
-        return self._cut
+        if self._cut is not None:
+            return self._cut
+        return [task.get_name() for task in self._tasks if not task.done()] if self._tasks else []
 
     def drop(self) -> None:
         """Close every coroutine, newest first, as the execution leaves memory.

@@ -1,5 +1,6 @@
 """Message: makes the stored message of a call or a send, in a driver as in a handler."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from actors.errors import CallTimeout, TerminalError, UsageError
@@ -156,9 +157,9 @@ def key_conflict(message: Message, key: str) -> TerminalError:
 
 
 def message_of(
-    request: Request, id_: str, address: str, arguments: bytes, caller: str, code: str, now_ms: int
+    request: Request, id_: str, address: str, arguments: bytes, caller: str, code: str, now_ms: Callable[[], int]
 ) -> Message:
-    """Return the message of a request."""
+    """Return the message of a request; `now_ms` tells the store's time."""
     options = request.options
     if options is EMPTY_OPTIONS:
         return Message(id_, address, request.handler, arguments, caller, code)
@@ -170,7 +171,7 @@ def message_of(
         arguments,
         caller,
         code,
-        options.due_ms or (now_ms + delay_ms if delay_ms else 0),
+        options.due_ms or (now_ms() + delay_ms if delay_ms else 0),
         KEEP_MS if options.idempotency_key is not None else 0,
         dict(options.headers) if options.headers else None,
     )

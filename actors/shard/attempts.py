@@ -59,7 +59,8 @@ class Attempts:
         self._step_tasks = StepTasks(services, staging, self, leased)
         self.reentry = Reentry(services, staging, turns, self.begin)
         self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
-        self._final_failure = self._final_failure_of  # bound once: each execution gets it
+        self._final_failure = self._final_failure_of  # bound once: each execution gets these two
+        self._on_foreign_call = self._called_from_a_thread
         self.is_draining = False
         """Nothing new begins, and no invocation leaves memory."""
 
@@ -83,7 +84,8 @@ class Attempts:
         assert run.declared is not None
         assert activation.fields is not None
         run.leave_after = activation.staged
-        run.began_ms = run.began_ms or self._services.surroundings.now_ms()
+        if not run.began_at:
+            run.began_at = self._services.now()
         recorded = run.recorded
         execution = Execution(
             self._services.surroundings,
@@ -96,14 +98,13 @@ class Attempts:
         )
         run.execution, run.staged, run.replays = execution, len(recorded), len(recorded)
         run.reader, run.deliveries = not run.exclusive and activation.key is not None, 0
-        execution.final_failure = self._final_failure
+        execution.final_failure, execution.on_foreign_call = self._final_failure, self._on_foreign_call
         if run.declared.is_workflow:
             execution.board = KeyPromises(run, activation, self._services.surroundings.limits, self._commit_now)
         if run.records:
             self.reentry.replayed(run)
         if run.records and (restarts := run.restarts):
             execution.restarts = execution.calls.restarts = restarts
-        execution.on_foreign_call = lambda: self._services.loop.call_soon_threadsafe(self._check_foreign, run)
         execution.begin(run.found(activation.fields), run.refusal)
         if run.records:
             self._replay(run, execution)
@@ -155,9 +156,15 @@ class Attempts:
         if run.asleep or run.handler.reentrant:
             self.reentry.queued(run, activation)
 
-    def _check_foreign(self, run: OpenInvocation) -> None:
-        if run.execution is not None and not (run.ended or run.settling or run.id in self.reentry.inner):
-            run.execution.check_foreign()
+    def _called_from_a_thread(self, execution: Execution) -> None:
+        self._services.loop.call_soon_threadsafe(self._check_foreign, execution)
+
+    def _check_foreign(self, execution: Execution) -> None:
+        run = self._turns.in_flight.get(execution.id)
+        if run is None or run.execution is not execution:
+            return
+        if not (run.ended or run.settling or run.id in self.reentry.inner):
+            execution.check_foreign()
             self.deliver(run)  # it has ended, or compensates
 
     def end_back_off(self, run: OpenInvocation) -> None:
@@ -465,7 +472,7 @@ class Attempts:
             self.end_at_once(run, activation, after_failure(error, ending), ending)
             return
         retry = run.policy.retry if run.policy is not None else resolve(self._services.policy).retry
-        if is_last(run, retry, self._services.surroundings.now_ms()):
+        if is_last(run, retry, self._dated(run)):
             if retry.on_exhausted == "pause" and run.policy is not None:
                 self._pause(run, activation, error, run.attempt, named(run))
                 return
@@ -505,7 +512,14 @@ class Attempts:
         self, execution: Execution, error: BaseException, recorded: str
     ) -> tuple[str, TerminalError] | None:
         run = self._turns.in_flight[execution.id]
-        return final_failure(run, error, recorded, self._services.surroundings.now_ms())
+        return final_failure(run, error, recorded, self._dated(run))
+
+    def _dated(self, run: OpenInvocation) -> int:
+        """Return the store's time; the invocation has the time of its beginning from here on."""
+        now_ms = self._services.surroundings.now_ms()
+        if run.began_at and not run.began_ms:
+            run.began_ms = now_ms - int((self._services.now() - run.began_at) * 1000)
+        return now_ms
 
     def _end_attempt(self, run: OpenInvocation, activation: Activation, text: str, *, sleeps: bool) -> None:
         logger.info("attempt ended: %s", text)
