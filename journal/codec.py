@@ -77,14 +77,18 @@ def encode(value: Any, *, dumps: Callable[[Any], bytes] = pickled) -> bytes:
     Raises:
         UsageError: the value, or something in it, cannot be stored (a socket, a lock, a generator).
     """
+    return in_json(value) or encode_pickle(value, dumps)
+
+
+def in_json(value: Any) -> bytes | None:
+    """Return what `encode` returns for a value that JSON gives back exactly; None for any other."""
     try:
         data = _to_json(value, None, _OPTIONS)
     except TypeError:
-        pass
-    else:
-        if type(value) in _SAFE or (isfinite(value) if type(value) is float else _is_faithful(value)):
-            return b"J" + data
-    return b"P" + _pickle(value, dumps)
+        return None
+    if type(value) in _SAFE or (isfinite(value) if type(value) is float else _is_faithful(value)):
+        return b"J" + data
+    return None
 
 
 def encode_arguments(
@@ -158,9 +162,10 @@ def _let_through(error: BaseException) -> None:
         raise error
 
 
-def _pickle(value: Any, dumps: Callable[[Any], bytes]) -> bytes:
+def encode_pickle(value: Any, dumps: Callable[[Any], bytes]) -> bytes:
+    """Return what `encode` returns for a value that JSON cannot hold; raises what `encode` raises."""
     try:
-        return dumps(value)
+        return b"P" + dumps(value)
     except DurableError:
         raise
     except BaseException as exc:  # pickling runs code of users, which may raise anything

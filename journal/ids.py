@@ -11,20 +11,22 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 from zlib import crc32
 
 from .errors import UsageError
 
-Shard = NewType("Shard", int)
-"""A fixed slice of the key space; the unit of ownership and of order."""
+if TYPE_CHECKING:
+    Shard = NewType("Shard", int)
+    """A fixed slice of the key space; the unit of ownership and of order."""
 
-Epoch = NewType("Epoch", int)
-"""A number that grows with every grant of a shard's lease."""
+    Epoch = NewType("Epoch", int)
+    """A number that grows with every grant of a shard's lease."""
 
-InvocationId = NewType("InvocationId", str)
-"""The stable id of one durable request: `<unique>-<shard>`."""
-
+    InvocationId = NewType("InvocationId", str)
+    """The stable id of one durable request: `<unique>-<shard>`."""
+else:
+    Shard, Epoch, InvocationId = int, int, str  # a call of a NewType is a call of a function in Python
 
 _SHARD_DIGITS = 5
 _UNIQUE_DIGITS = 24
@@ -44,8 +46,13 @@ class ObjectId:
     @classmethod
     def parse(cls, text: str) -> "ObjectId":
         """Return the address that `str` wrote: a type's name has no slash, so that the first slash ends it."""
-        name, slash, key = text.partition("/")
-        return cls(name, key if slash else None)
+        return cls(text.partition("/")[0], key_of(text))
+
+
+def key_of(address: str) -> str | None:
+    """Return the key of an object's address; None for a service."""
+    _, slash, key = address.partition("/")
+    return key if slash else None
 
 
 def address_of(type: str, key: str | None) -> str:

@@ -131,6 +131,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "shard.turns",
         "shard.isolation",
         "shard.reentry",
+        "shard.replays",
         "shard.deadlock",
         "shard.attempts",
         "shard.cancels",

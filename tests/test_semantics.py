@@ -93,7 +93,7 @@ class Program:
         caller = "" if request.one_way else teller_of_driver(self._writer)
         arguments = arguments_of(request, address, NamespaceLimits().payload_max)
         code = "" if request.owner is None else UNSENT
-        message = message_of(request, id_, address, arguments, caller, code, self._now_ms())
+        message = message_of(request, id_, address, arguments, caller, code, self._now_ms)
         self._returns[id_] = request.declared.returns if request.declared is not None else MISSING
         if not request.one_way:
             self._expect(id_)

@@ -12,7 +12,7 @@ Invariants:
 
 from collections import deque
 
-from journal.ids import ObjectId, Shard
+from journal.ids import Shard, key_of
 
 from .open_invocation import OpenInvocation
 
@@ -39,7 +39,7 @@ class Activation:
 
     def __init__(self, shard: Shard, target: str, now: float) -> None:
         self.shard, self.target, self.used_at = shard, target, now
-        self.key = ObjectId.parse(target).key
+        self.key = key_of(target)
         self.fields: dict[str, bytes] | None = {} if self.key is None else None
         """The state; None until it is loaded."""
         self.watches: dict[str, set[str]] | None = None

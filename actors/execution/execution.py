@@ -42,7 +42,7 @@ from actors.requests.schedule import SCHEDULED_AT
 from actors.values import outcomes
 from actors.values.values import decode, scope_of
 from journal.codec import MISSING
-from journal.ids import ObjectId
+from journal.ids import key_of
 from journal.records import Delivered, EventKind, Message
 from journal.store import Bring
 
@@ -88,7 +88,7 @@ class Execution:
         started_ms: int,
     ) -> None:
         self._surroundings, self._declared, self._handler, self._message = surroundings, declared, handler, message
-        self._target = ObjectId.parse(message.target)
+        self._key = key_of(message.target)
         self._scope = scope_of(declared.cls)
         self.attempt = attempt
         self._now_ms = started_ms
@@ -125,7 +125,7 @@ class Execution:
         self.view = view = StateView(fields, declared.fields, self.loop, refusal, scope, declared.cls, target)
         try:
             args, kwargs = decode(message.arguments, MISSING, scope, ("arguments", target, message.handler))
-            me = instance(declared.cls, self._target.key, view)
+            me = instance(declared.cls, self._key, view)
             # A sender without the class could not check the types, and a schedule may come from such a sender.
             looked = message.code and not (message.headers and SCHEDULED_AT in message.headers)
             called = self._handler.called(me, Context(self), args, kwargs, are_checked=bool(looked))
@@ -378,7 +378,7 @@ class Execution:
             self.loop.drop()
 
     def _warn_of_leftovers(self) -> None:
-        if self.is_compensating or not (self._entries.made or self.loop.unfinished()):
+        if not (self._entries.made or self.loop.unfinished()) or self.is_compensating:
             return
         for left in leftovers(self.calls, self.steps, self.timers, self.loop, self.entries):
             self.warn(left, None)
@@ -427,7 +427,7 @@ class Execution:
     @property
     def key(self) -> str:
         """The object's key; empty for a service."""
-        return self._target.key or ""
+        return self._key or ""
 
     @property
     def id(self) -> str:
@@ -474,8 +474,8 @@ class Execution:
 
     def changed(self, names: tuple[str, ...], /) -> MadeAwakeable:
         """Make the entry of a watch; while it waits and its fields are unchanged, return the same watch."""
-        if self._handler.exclusive or self._target.key is None:
-            what = "has no state" if self._target.key is None else "holds the object, so that nothing changes meanwhile"
+        if self._handler.exclusive or self._key is None:
+            what = "has no state" if self._key is None else "holds the object, so that nothing changes meanwhile"
             raise UsageError(f"{self._handler.name} {what}: wait for changes in a @shared handler of the object")
         seen = self.state.last_read(names)
         found = self._watches.get(names)

@@ -39,6 +39,7 @@ from journal.texts import error_text, str_of
 
 from .deadlock import Deadlocks
 from .reentry import Reentry
+from .replays import replay
 from .step_tasks import StepTasks, outcomes_of
 from .turns import Turns
 
@@ -107,25 +108,8 @@ class Attempts:
             execution.restarts = execution.calls.restarts = restarts
         execution.begin(run.found(activation.fields), run.refusal)
         if run.records:
-            self._replay(run, execution)
+            replay(run, execution, activation, self.reentry)
         self.deliver(run)
-
-    def _replay(self, run: OpenInvocation, execution: Execution) -> None:
-        execution.repeats = True
-        seen, covered = run.seen() if run.reader else ({}, 0)
-        for item in run.to_replay():
-            if execution.has_ended:
-                break
-            if run.reader:
-                activation, is_recorded = self._turns.activation_of(run), run.deliveries < covered
-                refresh_view(run, activation, seen.get(run.deliveries + 1), is_recorded=is_recorded)
-            if isinstance(item, Delivered) and item.kind is EventKind.STATE:
-                self.reentry.tell(execution, item)
-            elif isinstance(item, Delivered):
-                execution.deliver(item)
-            else:
-                execution.deliver_outcome(*item)
-        execution.repeats = False
 
     def _hold(self, run: OpenInvocation) -> None:
         """Begin an attempt later: the last attempt may have ended its process."""

@@ -347,7 +347,8 @@ class OwnedShard:
             run.declared, run.handler = found, found.handlers.get(name) or found.built_in(name)
             self._place(activation, run)
         activation.arrivals = activation.arrivals or None
-        self._turn(activation)
+        if activation.mailbox or self._expiries is not None:
+            self._turn(activation)
 
     def _place(self, activation: Activation, run: OpenInvocation) -> None:
         assert run.declared is not None
@@ -363,7 +364,7 @@ class OwnedShard:
         if not run.exclusive:
             activation.sharing.add(run)
             self._attempts.begin(run, activation)
-        elif run.asleep and activation.held_by == run.id:
+        elif (run.asleep and activation.held_by == run.id) or self._is_next(run, activation):
             activation.current = run
             self._attempts.begin(run, activation)
         elif run.pending and activation.precedes(run) and ending_in(run.pending) is not None:
@@ -372,6 +373,12 @@ class OwnedShard:
             activation.enqueue(run, self._services.limits.queue_in_memory)
             if run.message.chain:
                 self._attempts.queued(run, activation)
+
+    def _is_next(self, run: OpenInvocation, activation: Activation) -> bool:
+        """Whether it has the turn at once, as most have; otherwise the mailbox decides (`_next`)."""
+        if activation.mailbox or activation.current is not None or activation.held_by or run.message.chain:
+            return False
+        return not (run.asleep or run.pending or self._expiries is not None or self.is_draining or self.is_lost)
 
     # Turns (`turns.Turns`)
 
@@ -426,7 +433,8 @@ class OwnedShard:
         if activation.held_by == run.id:
             activation.held_by = ""
         activation.used_at = self._services.now()
-        self._turn(activation)
+        if activation.mailbox or self._expiries is not None:
+            self._turn(activation)
 
     def left_memory(self, run: OpenInvocation, activation: Activation, /) -> None:
         """Keep the turn for an invocation asleep, and its events until its sleep is durable."""

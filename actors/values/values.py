@@ -95,7 +95,7 @@ def encode(value: Any, where: tuple[str, ...] = ()) -> bytes:
     Raises:
         UsageError: the value, or something in it, cannot be stored.
     """
-    return codec.encode(value, dumps=partial(pickled, where=where) if where else pickled)
+    return codec.in_json(value) or codec.encode_pickle(value, partial(pickled, where=where))
 
 
 def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], where: tuple[str, ...] = ()) -> bytes:
