@@ -104,6 +104,8 @@ class Status:
     shards: int
     failure: str = ""
     """The reason why this program can start nothing any more: its client has failed, or was shut down."""
+    allocator: str = ""
+    """The allocator of the embedded server, `jemalloc` or `libc`; empty for any other store."""
 
 
 @public
@@ -119,6 +121,11 @@ class Session:
         self._local: LocalHost | None = None
         self._cluster: Cluster | None = None
         self._entered: Session | None = None
+
+    @property
+    def allocator(self) -> str:
+        """The allocator of the embedded server; empty for any other store."""
+        return "" if self._server is None else self._server.allocator
 
     def open(self) -> None:
         """Start or join everything; on failure leave nothing behind."""
@@ -429,7 +436,14 @@ def status() -> Status:
         faults = tuple(Fault(*fault) for fault in said.get("faults", ()))
         hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned, faults))
     hosts.sort(key=lambda host: host.id)
-    return Status(tuple(hosts), shown(session.url), session.settings.namespace, len(look.leases), client.failure)
+    return Status(
+        tuple(hosts),
+        shown(session.url),
+        session.settings.namespace,
+        len(look.leases),
+        client.failure,
+        session.allocator,
+    )
 
 
 async def _listed(store: Store, incarnations: set[str], shards: int) -> None:

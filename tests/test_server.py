@@ -377,3 +377,50 @@ def test_a_platform_without_a_server_is_refused_with_advice(monkeypatch: pytest.
     monkeypatch.setattr("platform.machine", lambda: "vax")
     with pytest.raises(UsageError, match=r"no embedded server for \w+ on vax here.*init\(redis="):
         EmbeddedServer.open(tmp_path)
+
+
+# --- its allocator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is loaded before a program's own libraries")
+def test_it_runs_with_the_jemalloc_of_ray_and_keeps_all_through_a_rewrite(directory: Path) -> None:
+    """The rewrite of the log is a fork of the server."""
+    with EmbeddedServer.open(directory) as server:
+        assert server.allocator == "jemalloc"
+        ask(
+            server.url,
+            "EVAL \"for i = 1, 20000 do redis.call('SET', 'k' .. i, string.rep('v', i % 500)) end return 1\" 0",
+        )
+        ask(server.url, "BGREWRITEAOF")
+        until(lambda: info(server.url, "aof_rewrite_in_progress") == "0" and info(server.url, "aof_rewrites") != "0")
+        assert info(server.url, "aof_last_bgrewrite_status") == "ok"
+        os.kill(server.pid, signal.SIGKILL)
+        until(lambda: guard.ask(str(directory)).pid not in (0, server.pid))
+        assert ask(server.url, "DBSIZE") == [b":20000"]
+        assert server.allocator == "jemalloc"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as above")
+def test_it_starts_without_a_jemalloc_and_with_one_that_cannot_be_loaded(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "libjemalloc.so"
+    broken.write_text("no library")
+    for found in ([], [broken], [tmp_path / "a b" / "libjemalloc.so"]):
+        monkeypatch.setattr("journal.embedded.server._jemallocs", found.__iter__)
+        with EmbeddedServer.open(directory) as server:
+            assert ask(server.url, "SET k v") == [b"+OK"]
+            assert server.allocator == "libc"
+        until(lambda: stopped(directory))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as above")
+def test_a_library_that_the_user_has_preloaded_stays_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "libc.so.6")
+    with EmbeddedServer.open(directory) as server:
+        assert server.allocator == "libc"
+
+
+def info(url: str, name: str) -> str:
+    (text,) = ask(url, "INFO persistence")
+    return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)[name]

@@ -265,8 +265,11 @@ def read_reply(stream: BinaryIO) -> list[bytes]:
 # --- the guard's life ------------------------------------------------------------------------------------------------
 
 
-def start_server(binary: str, lock: int) -> int:
-    """Start the server with the held lock, and return its pid. Our descriptor of the lock is closed."""
+def start_server(binary: str, jemalloc: str, lock: int) -> int:
+    """Start the server with the held lock, and return its pid. Our descriptor of the lock is closed.
+
+    A jemalloc that cannot be loaded is ignored by the dynamic linker, which says so in the log.
+    """
     try:
         check_links()
         path = chosen_path()
@@ -281,7 +284,7 @@ def start_server(binary: str, lock: int) -> int:
             binary,
             # In its directory the socket has a short name, which stays right when the directory is moved.
             [binary, "--unixsocket", path if os.path.dirname(path) != os.getcwd() else SOCKET, *SETTINGS],
-            os.environ,
+            {"LD_PRELOAD": jemalloc, **os.environ} if jemalloc else os.environ,
             setsigmask=(),
             setsigdef=(signal.SIGCHLD, signal.SIGINT, signal.SIGTERM),  # whatever the user's program does with them
         )
@@ -300,7 +303,7 @@ def write_log_anew() -> None:
             os.close(log)
 
 
-def watch(binary: str, users: int, lock: int) -> str:
+def watch(binary: str, jemalloc: str, users: int, lock: int) -> str:
     """Keep a server running until nobody uses it; return why that ended."""
     pid, failures, deaths, age = 0, 0, 0, REST_POLLS_MAX
     while True:
@@ -313,7 +316,7 @@ def watch(binary: str, users: int, lock: int) -> str:
                 if not pid and os.path.lexists("keep"):
                     os.unlink("keep")  # it was meant for a server that has ended
                 deaths = 0 if age > REST_POLLS_MAX else deaths + 1
-                pid, failures, age = start_server(binary, lock), failures + 1, 0
+                pid, failures, age = start_server(binary, jemalloc, lock), failures + 1, 0
                 lock = opened("lock")
         elif failures and ask(".").health is Health.READY:
             failures = 0
@@ -363,7 +366,7 @@ def reap() -> None:
         os.waitpid(-1, os.WNOHANG)
 
 
-def main(directory: int, guard: int, binary: str) -> None:
+def main(directory: int, guard: int, binary: str, jemalloc: str) -> None:
     """Detach from the program that started us, keep the server running while it has users, end."""
     if os.fork():
         os._exit(0)  # the program that started us waits for this process; the guard itself is nobody's child
@@ -375,7 +378,7 @@ def main(directory: int, guard: int, binary: str) -> None:
         os.ftruncate(guard, 0)
         os.pwrite(guard, b"%d\n" % os.getpid(), 0)
     try:
-        reason = watch(binary, opened("users"), opened("lock"))
+        reason = watch(binary, jemalloc, opened("users"), opened("lock"))
     except OSError as exc:
         reason = f"{type(exc).__name__}: {exc}"
     with contextlib.suppress(OSError):
@@ -385,4 +388,4 @@ def main(directory: int, guard: int, binary: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
