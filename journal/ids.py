@@ -77,6 +77,11 @@ def shard_in(invocation: str) -> Shard:
     return Shard(int(shard))
 
 
+def shard_of_own(invocation: str) -> Shard:
+    """Return the shard of an id that this process has made: `shard_in` without its check."""
+    return Shard(int(invocation[invocation.rindex("-") + 1 :]))
+
+
 def new_id() -> str:
     """Return an id never given before: of a writer, of a host's incarnation."""
     return secrets.token_hex(8)

@@ -38,7 +38,7 @@ from actors.requests.run_ids import RUN, happens_once
 from actors.threads import close, new_loop
 from actors.values import outcomes
 from journal.clock import StoreClock
-from journal.ids import address_of, shard_in, unique_ids
+from journal.ids import address_of, shard_in, shard_of_own, unique_ids
 from journal.records import ReplyKind, order_of, teller_of_driver
 from journal.store import Attach, Bring, NamespaceLimits, Outgoing, PartlyApplied, Reply, Settled, Store
 
@@ -219,7 +219,7 @@ class Client:
             else:
                 slot = self._slots[id_] = Slot(request.declared, is_own=True, is_attached=not request.one_way)
                 slot.address, slot.handler = address, request.handler
-                self._put(Outgoing(shard_in(id_), id_, caller, message.encoded()))
+                self._put(Outgoing(shard_of_own(id_), id_, caller, message.encoded()))
             if request.options.timeout_s is not None:
                 self._deadlines.set(slot, id_, f"{address}.{request.handler}", request.options.timeout_s)
         return Invocation(id_, self, slot)

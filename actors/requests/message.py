@@ -6,7 +6,7 @@ from typing import Any, Final
 from actors.errors import CallTimeout, TerminalError, UsageError
 from actors.values import outcomes
 from actors.values.values import encode, encode_arguments
-from journal.ids import derived_id, invocation_id, shard_in
+from journal.ids import derived_id, invocation_id, shard_of_own
 from journal.records import Message
 from journal.store import Outgoing
 from journal.texts import str_of
@@ -134,7 +134,7 @@ def outgoing_of(request: Request, id_: str, caller: str, message: Message, found
     The same id is of the same request: of a workflow's `run` if it has the same idempotency key and arguments, of
     another one with an idempotency key if it has the same arguments. A request for something else is refused (409).
     """
-    shard, key = shard_in(id_), request.options.idempotency_key
+    shard, key = shard_of_own(id_), request.options.idempotency_key
     is_run = request.handler == RUN and happens_once(request)
     if key is None:
         refusal = outcomes.encoded_error(already_started(message.target)) if is_run else None
