@@ -90,6 +90,8 @@ class HostStatus:
     """Sync steps that were given up, by a time-out or a cancel, and go on in their threads: object and duration."""
     faults: tuple[Fault, ...] = ()
     """Its own last failures: defects of Perdure, with the invocations in which they showed."""
+    held_back: tuple[str, ...] = ()
+    """Invocations that do not begin for now, since the processes that executed them have ended: ids and reasons."""
 
 
 @public
@@ -434,7 +436,9 @@ def status() -> Status:
         shards = [shard for shard, lease in enumerate(look.leases) if lease.startswith(f"{incarnation} ")]
         abandoned = tuple(said.get("abandoned", ()))
         faults = tuple(Fault(*fault) for fault in said.get("faults", ()))
-        hosts.append(HostStatus(said["id"], said["node"], said["pid"], tuple(shards), said["lag"], abandoned, faults))
+        held_back = tuple(f"{id_}: {why}" for id_, why in said.get("held_back", {}).items())
+        who = said["id"], said["node"], said["pid"]
+        hosts.append(HostStatus(*who, tuple(shards), said["lag"], abandoned, faults, held_back))
     hosts.sort(key=lambda host: host.id)
     return Status(
         tuple(hosts),

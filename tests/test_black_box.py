@@ -9,7 +9,9 @@ import pytest
 from test_semantics import Member, Simulation, mode, played
 
 from actors import Context, Policy, TerminalError, VirtualObject, handler
-from actors.activation.black_box import FORGOTTEN_AFTER, NAME, SLOT, BlackBox
+from actors.activation import black_box
+from actors.activation.black_box import ALONE_MAX, FORGOTTEN_AFTER, HELD_FOR, NAME, SLOT, BlackBox
+from actors.client.watch import described
 from actors.processes import this_process
 from journal.clock import wall_ms
 
@@ -70,6 +72,44 @@ def test_what_a_process_executed_as_it_ended_is_held_back_while_no_other_host_is
     box.close()
 
 
+def test_what_is_held_back_for_want_of_another_host_waits_no_longer_than_its_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 15.30: of a fleet that is reduced for good; after each further death it waits anew."""
+    now, alone = [1_000.0], [True]
+    monkeypatch.setattr(black_box, "boot_seconds", lambda: now[0])
+    box = BlackBox(tmp_path / "boxes")
+    box.is_left_alone = lambda: alone[0]
+    for count in (1, 2, 9):
+        box._suspects["a-1"] = count
+        assert box.holds("a-1")
+        now[0] += ALONE_MAX - 0.1
+        assert box.holds("a-1")
+        assert list(box.held()) == ["a-1"]
+        now[0] += 0.1
+        assert not box.holds("a-1")
+        assert box.held() == {}
+    box._suspects["b-1"] = 1
+    assert box.holds("b-1")
+    assert box.held() == {"b-1": ANY_HOST.format(ALONE_MAX)}
+    alone[0] = False
+    assert not box.holds("b-1"), "another host is there again"
+    for count, pause in ((2, 2.0), (3, 4.0), (7, 60.0), (1_000_000, 60.0)):
+        box._suspects["c-1"] = count
+        assert box.holds("c-1")
+        now[0] += pause - 0.1
+        assert box.holds("c-1")
+        assert f"{count} processes have ended" in box.held()["c-1"]
+        now[0] += 0.1
+        assert not box.holds("c-1")
+    assert box.holds("d-1") is False
+    box._suspects["e-1"], alone[0] = 1, True
+    assert box.holds("e-1")
+    now[0] += HELD_FOR
+    assert box.held() == {}, "nobody asks for it any more"
+    box.close()
+
+
 LOOKS = """
 import sys
 from pathlib import Path
@@ -120,39 +160,40 @@ def test_a_directory_that_others_may_write_is_not_believed(tmp_path: Path) -> No
     assert not box.holds("handler-1")
 
 
+ANY_HOST = (
+    "the process that executed it has ended, and no other host than this one is left; it is tried again when there is "
+    "another, at the latest after {:g} s"
+)
+
+
 class HeldBack(VirtualObject):
     @handler
     async def act(self, ctx: Context) -> str:
         return await ctx.run("act", lambda: ctx.key)
 
 
-class Suspicious(BlackBox):
-    suspect = ""
-
-    def holds(self, id_: str) -> bool:
-        return id_ == self.suspect
-
-
 def test_one_that_is_held_back_holds_its_key_alone_and_can_be_killed(mode: Policy | None, tmp_path: Path) -> None:
-    """Issue 15.30, promise 8."""
-    box = Suspicious(tmp_path / "boxes")
+    """Issue 15.30, promise 8; its status and who waits for it are told why."""
+    box = BlackBox(tmp_path / "boxes")
 
     async def scenario(world: Simulation) -> None:
         world.members["a"] = member = Member(world, "a")
-        member.host._box = box
+        member.host._box, box.is_left_alone = box, lambda: True
         for end in ("kill", "let go"):
             ref = HeldBack["a"].act.remote()
-            box.suspect = ref.id
+            box._suspects[ref.id] = 1
             behind = HeldBack["a"].act.remote()
             assert await HeldBack["b"].act.remote() == "b"
             await asyncio.sleep(20)
-            assert await world.status(ref) == await world.status(behind) == "open"
+            assert await described(world.store, ref.id) == f"open: {ANY_HOST.format(ALONE_MAX)}"
+            assert await world.status(behind) == "open"
+            assert f"HeldBack/a.act ({ref.id}) waits: {ANY_HOST.format(ALONE_MAX)}" in world.program.notices
             if end == "kill":
                 ref.kill()
                 with pytest.raises(TerminalError):
                     await ref
             else:
-                box.suspect = ""
+                del box._suspects[ref.id]
                 assert await ref == "a"
             assert await behind == "a"
 

@@ -130,6 +130,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "shard.expiries",
         "shard.turns",
         "shard.isolation",
+        "shard.holding_back",
         "shard.reentry",
         "shard.replays",
         "shard.deadlock",

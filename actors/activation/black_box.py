@@ -3,8 +3,12 @@
 An invocation that ends its process each time would end one host after the other, and no key would be served. Only the
 dead process knew the invocation, so each host notes its running invocations in a file that is mapped into its memory:
 the kernel keeps the file, whatever ends the process. A host that takes over a shard that was not handed over reads the
-files of ended processes and holds back the invocations named there, and no others: for a moment where no other host is
-left, and longer after each further death.
+files of ended processes and holds back the invocations named there, and no others: where no other host is left until
+another is there again, and anywhere for longer after each further death.
+
+Why so: a host that has handed over leaves no such file. So the other host of one that is left alone has been killed,
+and Ray starts it again. If the invocation ended the last host before, all keys would wait for that; held back, it waits
+alone. Nobody can know that Ray will never succeed, for want of memory say, so each wait has a most.
 """
 
 import mmap
@@ -12,6 +16,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -27,10 +32,25 @@ SLOTS: Final = 128
 """The first slot is for the handler that runs, the others for steps under way; further steps are not noted."""
 FORGOTTEN_AFTER: Final = 600
 """Seconds after which the end of a process counts no more."""
-ALONE_MAX: Final = 2.5
-"""Seconds for which an invocation is held back because no other host is left. Usually an operator killed the host."""
+ALONE_MAX: Final = 60.0
+"""Seconds for which an invocation is held back because no other host is left. Ray needs a second or two to start the
+other one again, far longer on a machine that is busy."""
 HELD_FIRST, HELD_MAX = 2.0, 60.0
 """Seconds for which an invocation is held back that has ended two processes; doubled for each further, to the max."""
+
+
+HELD_SHOWN: Final = 20
+"""Most invocations held back that a host describes."""
+HELD_FOR: Final = 1.0
+"""Seconds after which one that is not asked for again is not held back any more: it has ended, or the shard is gone."""
+
+
+@dataclass(slots=True)
+class Held:
+    """An invocation that is held back."""
+
+    why: str
+    asked: float
 
 
 class BlackBox:
@@ -40,6 +60,7 @@ class BlackBox:
         self._directory = directory or Path(tempfile.gettempdir(), f"perdure-{os.getuid()}")
         self._suspects: Counter[str] = Counter()
         self._since: dict[tuple[str, int], float] = {}
+        self._held: dict[str, Held] = {}
         self._running = ""
         self._slots: dict[str, int] = {}
         self._free = list(range(SLOTS - 1, 0, -1))
@@ -134,11 +155,27 @@ class BlackBox:
         """Whether an invocation has to wait here because it may end this process."""
         if not self._suspects or id_ not in self._suspects:
             return False
-        count = self._suspects[id_]
-        waited = boot_seconds() - self._since.setdefault((id_, count), boot_seconds())
-        if count > 1 and waited < min(HELD_FIRST * 2.0 ** (count - 2), HELD_MAX):
-            return True
-        return waited < ALONE_MAX and self.is_left_alone()
+        count, now = self._suspects[id_], boot_seconds()
+        waited = now - self._since.setdefault((id_, count), now)
+        pause = min(HELD_FIRST * 2 ** min(count - 2, 9), HELD_MAX) if count > 1 else 0.0
+        if waited < pause:
+            why = f"{count} processes have ended as they executed it; it is tried again after {pause:g} s"
+        elif waited < ALONE_MAX and self.is_left_alone():
+            why = (
+                "the process that executed it has ended, and no other host than this one is left; it is tried again "
+                f"when there is another, at the latest after {ALONE_MAX:g} s"
+            )
+        else:
+            self._held.pop(id_, None)
+            return False
+        self._held[id_] = Held(why, now)
+        return True
+
+    def held(self) -> dict[str, str]:
+        """Return the invocations that are held back now, not more than some, with the reasons; any thread may ask."""
+        now = boot_seconds()
+        found = [(id_, held) for id_, held in list(self._held.items()) if now - held.asked < HELD_FOR]
+        return {id_: held.why for id_, held in found[-HELD_SHOWN:]}
 
     def close(self) -> None:
         """Remove the file: this process ends in order."""

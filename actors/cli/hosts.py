@@ -40,6 +40,7 @@ def status(me: Command) -> None:
                 "lag": host.lag,
                 "abandoned": list(host.abandoned),
                 "faults": [fault._asdict() for fault in host.faults],
+                "held_back": list(host.held_back),
             }
             for host in found.hosts
         ],
@@ -77,7 +78,9 @@ def _shown(data: dict[str, Any]) -> Group:
     hosts = [
         (
             *(host["id"], host["node"][:12], host["pid"], _ranges(host["shards"]), host["lag"]),
-            "; ".join([*host["abandoned"], *(f"fault: {fault['error']}" for fault in host["faults"])]),
+            "; ".join(
+                [*host["abandoned"], *(f"fault: {fault['error']}" for fault in host["faults"]), *host["held_back"]]
+            ),
         )
         for host in data["hosts"]
     ]

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
+import orjson
+
 from actors.errors import DamagedError, UnavailableError
 from journal.ids import shard_in
 from journal.records import Record
@@ -55,7 +57,7 @@ async def described(store: Store, id_: str) -> str:
         records = [Record.parse(data) for _, data in dormant.records] + records
     last = next((record for record in reversed(records) if record.error and record.next_ms), None)
     if last is None:
-        return found
+        return f"{found}: {held}" if (held := await _held_back(store, id_)) else found
     what = f"attempt {last.attempt - 1}"
     if last.tries:
         entries = {record.first + at: entry for record in records for at, entry in enumerate(record.entries)}
@@ -63,6 +65,12 @@ async def described(store: Store, id_: str) -> str:
     due = datetime.fromtimestamp(last.next_ms / 1000, UTC).isoformat(timespec="milliseconds")
     following = f"follows at {due}" if last.next_ms > await store.now_ms() else "is under way"
     return f"{found}: {what} failed: {last.error}; the next {following}"
+
+
+async def _held_back(store: Store, id_: str) -> str:
+    """Return why the host of an invocation does not begin it, as far as that is known."""
+    described = (orjson.loads(about.partition(b" ")[2]) for about in (await store.membership()).hosts.values())
+    return next((said["held_back"][id_] for said in described if id_ in said.get("held_back", ())), "")
 
 
 class Watch:

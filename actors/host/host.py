@@ -224,7 +224,10 @@ class Host:
         who = {"id": identity.id, "node": identity.node, "pid": identity.pid, "process": identity.process}
         abandoned = self._executor.abandoned if isinstance(self._executor, Threads) else []
         faults = [tuple(fault) for fault in self._suspects.faults]
-        return orjson.dumps({**who, "shards": shards, "lag": lag, "abandoned": abandoned, "faults": faults})
+        said: dict[str, Any] = {**who, "shards": shards, "lag": lag, "abandoned": abandoned, "faults": faults}
+        if self._box is not None and (held := self._box.held()):
+            said["held_back"] = held
+        return orjson.dumps(said)
 
     # Reading
 

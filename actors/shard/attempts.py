@@ -38,6 +38,7 @@ from journal.store import Bring
 from journal.texts import error_text, str_of
 
 from .deadlock import Deadlocks
+from .holding_back import HoldingBack
 from .reentry import Reentry
 from .replays import replay
 from .step_tasks import StepTasks, outcomes_of
@@ -45,8 +46,6 @@ from .turns import Turns
 
 logger = logging.getLogger("actors")
 
-HOLD_LOOK: Final = 0.25
-"""Seconds between two checks whether an invocation that is held back may begin."""
 FOR_HOST_ONLY: Final = (*COMMANDS, EventKind.ATTEMPT, EventKind.STATE, EventKind.RETIME)
 """Events for the host alone, which are never delivered to a handler."""
 END_OF_BACK_OFF: Final = (EventKind.ATTEMPT, EventKind.CANCEL, EventKind.RESUME)
@@ -60,6 +59,7 @@ class Attempts:
         self._step_tasks = StepTasks(services, staging, self, leased)
         self.reentry = Reentry(services, staging, turns, self.begin)
         self.deadlocks = Deadlocks(services, staging, turns, self.reentry, self.reject)
+        self._holding_back = HoldingBack(services, staging, turns, self.try_again)
         self._final_failure = self._final_failure_of  # bound once: each execution gets these two
         self._on_foreign_call = self._called_from_a_thread
         self.is_draining = False
@@ -76,7 +76,7 @@ class Attempts:
         box = self._services.box
         if box is not None:
             if box.holds(run.id):
-                self._hold(run)
+                self._holding_back.hold(run, box)
                 return
             box.runs(run.id)
         if self._services.suspects.set_aside and run.id in self._services.suspects.set_aside:
@@ -110,22 +110,6 @@ class Attempts:
         if run.records:
             replay(run, execution, activation, self.reentry)
         self.deliver(run)
-
-    def _hold(self, run: OpenInvocation) -> None:
-        """Begin an attempt later: the last attempt may have ended its process."""
-        if not run.backing_off:
-            run.backing_off = True
-            logger.warning("%s waits: the process that executed it last has ended", named(run))
-        self._services.loop.call_later(HOLD_LOOK, self._hold_is_over, run)
-
-    def _hold_is_over(self, run: OpenInvocation) -> None:
-        if run.ended or not run.backing_off or self._turns.in_flight.get(run.id) is not run:
-            return
-        if run.unsettled or (self._services.box is not None and self._services.box.holds(run.id)):
-            self._hold(run)
-            return
-        run.backing_off = False
-        self.try_again(run)
 
     def _set_aside(self, run: OpenInvocation, activation: Activation, reason: str) -> None:
         """Pause an invocation on which this host has failed, without reading its arguments or journal."""
