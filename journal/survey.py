@@ -104,6 +104,8 @@ class Facts:
     """Bytes that it may use; 0: as much as the machine has."""
     settings: dict[str, str] = field(default_factory=dict[str, str])
     """The settings that decide whether it keeps data; empty where they may not be read."""
+    role: str = ""
+    replicas: int = 0
 
 
 class Survey(Protocol):

@@ -78,6 +78,7 @@ def main(directory: str) -> None:
     with actors.init(hosts="local", directory=directory):
         CliCart["alice"].add.remote("apple").result(timeout=30)
         CliStuck["nobody"].mark.remote().result(timeout=30)
+        CliStuck["ticking"].mark.schedule(cron="0 0 1 1 *", name="new year")
         CliMail.post.send("ann").accepted().result(timeout=30)  # their code is stored, so that names suffice
         sys.stdout.write("serving\n")
         sys.stdout.flush()

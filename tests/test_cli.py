@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import Server, ask, valkey_binary
 from typer.testing import CliRunner
 
 from actors.cli.main import app
@@ -452,3 +453,78 @@ def test_a_call_by_the_stores_class_sends_no_code(perdure: Perdure) -> None:
 
     assert len(codes) == 1
     assert codes != {None}
+
+
+# ------------------------------------------------------------------------------------ failing, schedules and fitness
+
+
+def test_failures_are_grouped_by_type_handler_and_error(perdure: Perdure) -> None:
+    retries = [perdure.sent(f"CliStuck/fails-{n}.retry") for n in range(2)]
+    paused = perdure.sent("CliStuck/fails-2.pause")
+    perdure.why(paused, "is paused")
+
+    rows = perdure.until(
+        lambda rows: sum(row["retrying"] for row in rows if row["handler"] == "retry") >= 2,
+        *("failing", "--type", "CliStuck"),
+    )
+
+    by_handler = {row["handler"]: row for row in rows}
+    assert by_handler.keys() == {"retry", "pause"}
+    retry, pause = by_handler["retry"], by_handler["pause"]
+    assert (retry["type"], retry["error"], retry["paused"]) == ("CliStuck", "ValueError", 0)
+    assert (pause["error"], pause["retrying"], pause["paused"] >= 1) == ("ValueError", 0, True)
+    assert "no luck" in retry["says"]
+    assert retry["next_attempt"] > retry["since"]
+    assert perdure.json("failing", "--type", "CliCart") == []
+    assert "nothing is failing" in perdure("failing", "--type", "CliCart")
+    perdure("invocations", "kill", *retries, paused)
+
+
+def test_schedules_are_listed_and_acted_on(perdure: Perdure) -> None:
+    (row,) = perdure.until(bool, "schedules", "list")
+    name = row["name"]
+    assert (row["target"], row["ticks"], row["paused"]) == ("CliStuck/ticking.mark", "0 0 1 1 *", False)
+    assert row["next"].endswith("-01-01T00:00:00.000+00:00")
+
+    perdure("schedules", "pause", name)
+    fired = perdure("schedules", "trigger", name).strip()
+
+    (paused,) = perdure.json("schedules", "list")
+    assert (paused["paused"], paused["next"]) == (True, None)
+    assert perdure.until(lambda data: data["status"] == "succeeded", "invocations", "show", fired)["result"] == 1
+    perdure("schedules", "resume", name)
+    assert perdure.json("schedules", "list") == [row]
+    perdure("schedules", "delete", name)
+    assert perdure.until(lambda rows: not rows, "schedules", "list") == []
+    assert "there is no schedule" in perdure("schedules", "pause", name, code=1)
+
+
+def test_a_fit_store_is_said_to_be_fit(perdure: Perdure) -> None:
+    rows = {row["what"]: row for row in perdure.json("check")}
+
+    assert {row["verdict"] for row in rows.values()} <= {"ok", "warning"}  # a machine under load syncs slowly
+    assert rows["appendfsync"]["value"] == "always"
+    assert {"store", "version", "role", "memory", "synced write", "clock", "ray"} <= rows.keys()
+    assert "appendfsync" in perdure("check")
+
+
+def test_a_store_that_loses_data_is_said_not_to_be_fit(tmp_path: Path) -> None:
+    server = Server(valkey_binary(), tmp_path, "--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
+    try:
+        done = run("check", "--json", "--redis", server.url)
+        left = ask(server.url, "DBSIZE")
+    finally:
+        server.kill()
+
+    assert done.returncode == 1
+    wrong = {row["what"]: row["why"] for row in json.loads(done.stdout) if row["verdict"] == "bad"}
+    assert wrong.keys() == {"appendonly", "appendfsync", "maxmemory-policy"}
+    assert "set `appendonly yes`" in wrong["appendonly"]
+    assert left == [b":0"]  # it leaves nothing behind
+
+
+def test_up_and_down_say_where_a_store_is_wanted(tmp_path: Path) -> None:
+    for name in ("up", "down"):
+        done = run(name, cwd=tmp_path, PERDURE_REDIS="")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--redis redis://HOST:PORT/0" in done.stderr

@@ -178,6 +178,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "cli.calls",
         "cli.invocations",
         "cli.states",
+        "cli.schedules",
         "cli.why",
         "cli.journals",
         "cli.projects",

@@ -5,6 +5,7 @@ One Ray of this program's own; other programs join it.
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -473,8 +474,12 @@ def test_up_starts_hosts_once_and_changes_their_number(session: actors.Session) 
     supervisor = api.get_actor(f"supervisor:{StoreAddress(session.url, 'up', 'disk').name}", namespace=RAY_NAMESPACE)
     hosts = api.get(supervisor.ensure.remote(None))
     assert [host.limits.waiting_max for host in hosts] == [100, 200]
-    assert up("--hosts", "0") == []
-    api.kill(supervisor)
+    asked = ("-c", "from actors.cli.main import main; main()")
+    where = ("--redis", session.url, "--namespace", "up", "--address", address())
+    known = json.loads(ran(*asked, "up", *where, "--json"))
+    assert [f"host {host['id']}" for host in known] == [line.partition(" on ")[0] for line in two]
+    assert ran(*asked, "down", *where) == "all hosts have ended\n"
+    assert ran(*asked, "down", *where) == "there were no hosts on this cluster\n"
 
 
 SECRETIVE = """

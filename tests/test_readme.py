@@ -12,6 +12,7 @@ import pytest
 from test_house import ORDER
 
 from actors.blocks.entries import ENTRY_MAX
+from actors.cli.main import app
 from actors.execution.phases import TRANSITIONS, Happening, Phase
 from actors.host.leases import LEASE_TTL
 from actors.limits import Limits
@@ -21,12 +22,19 @@ from journal.keys import TABLE
 from journal.store import NamespaceLimits
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "examples/README.md", "actors/README.md", "journal/README.md", "tests/README.md")
+PAGES = (
+    "README.md",
+    "examples/README.md",
+    "actors/README.md",
+    "journal/README.md",
+    "tests/README.md",
+    "actors/cli/README.md",
+)
 TEXTS = {page: ROOT.joinpath(page).read_text("utf-8") for page in PAGES}
 TEXT = TEXTS["README.md"]
 JOINED = "examples/README.md"
 """The page whose blocks are one program."""
-LINES = {"README.md": 250, "actors/README.md": 225}
+LINES = {"README.md": 250, "actors/README.md": 225, "actors/cli/README.md": 100}
 """Most lines of a page, which is to be read in ten minutes."""
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
@@ -102,8 +110,27 @@ def order() -> str:
     return " → ".join(f"`{name}`" for name in dict.fromkeys(module.split(".")[0] for module in ORDER["actors"]))
 
 
+def commands() -> str:
+    """Return the table of the commands of `perdure`, by their help."""
+    rows: list[list[str]] = []
+    for each in app.registered_commands:
+        assert each.callback is not None
+        rows.append([f"`perdure {each.name}`", _first_sentence(each.help or each.callback.__doc__)])
+    for part in app.registered_groups:
+        assert part.typer_instance is not None
+        first, *others = [str(each.name) for each in part.typer_instance.registered_commands]
+        names = ", ".join([f"`perdure {part.name} {first}`", *(f"`{name}`" for name in others)])
+        rows.append([names, _first_sentence(part.typer_instance.info.help)])
+    return table(["command", "does"], rows)
+
+
+def _first_sentence(text: object) -> str:
+    return re.split(r"[.;](?= |\n|$)", str(text).strip(), maxsplit=1)[0] + "."
+
+
 TABLES = {
     "actors/README.md": {"phases": phases, "rooms": rooms, "order": order},
+    "actors/cli/README.md": {"commands": commands},
     "journal/README.md": {"keys": keys, "scripts": scripts},
 }
 

@@ -1,16 +1,25 @@
-"""Journals: `perdure journal` and `perdure tree`: the entries of an invocation, and its calls and sends."""
+"""Journals: `perdure journal`, `tree` and `failing`: the entries of an invocation, its calls, and failed attempts.
 
+An invocation whose next attempt is awaited is in memory, so that its records lie in the journals of the shards; a
+paused one says why itself.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import typer
 from rich.tree import Tree
 
 from actors.errors import NotFoundError
-from journal.ids import shard_in
+from journal.ids import Shard, shard_in
+from journal.records import Record
 from journal.texts import shortened
 
-from .accounts import Entry, Story, caller_of, failure_in, story
+from .accounts import TEXT_MAX, Entry, Story, caller_of, failure_in, story
 from .commands import Command, command
+from .invocations import Filter, matching
 from .output import line, span, table, time_text
 from .targets import is_id
 
@@ -111,7 +120,111 @@ def _drawn(data: dict[str, Any], into: Tree | None = None) -> Tree:
     return here
 
 
+_RECORDS_AT_ONCE: Final = 1_000
+_KIND: Final = re.compile(r"(?:^|: )([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Timeout|Group)\w*)")
+"""The class of an error in its text."""
+
+
+@dataclass(slots=True)
+class Failing:
+    """A group of failures."""
+
+    type: str
+    handler: str
+    error: str
+    retrying: int = 0
+    paused: int = 0
+    since: str = ""
+    next_attempt: str = ""
+    example: str = ""
+    says: str = ""
+
+    def add(self, *, is_paused: bool, since: str, next_attempt: str, id_: str, text: str) -> None:
+        """Count one."""
+        self.paused += is_paused
+        self.retrying += not is_paused
+        self.since = min(self.since or since, since)
+        if next_attempt:
+            self.next_attempt = min(self.next_attempt or next_attempt, next_attempt)
+        if not self.example:
+            self.example, self.says = id_, shortened(text, TEXT_MAX)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the group for programs."""
+        return {
+            "type": self.type,
+            "handler": self.handler,
+            "error": self.error,
+            "retrying": self.retrying,
+            "paused": self.paused,
+            "since": self.since or None,
+            "next_attempt": self.next_attempt or None,
+            "example": self.example,
+            "says": self.says,
+        }
+
+
+def kind_of(text: str) -> str:
+    """Return the class of an error in its text; its first words where there is none."""
+    found = _KIND.search(text)
+    return found[1] if found else shortened(text.split("(")[0].split("\n")[0], 60)
+
+
+def failing(
+    me: Command,
+    type_: Annotated[str | None, typer.Option("--type", help="Of this type.")] = None,
+) -> None:
+    """Show the failures of open invocations by type, handler and error: how many, since when, and one of each."""
+    groups: dict[tuple[str, str, str], Failing] = {}
+    for found in _failing(me, type_):
+        text = found.account.paused or found.failure
+        target, _, handler = found.name.rpartition(".")
+        key = target.partition("/")[0], handler, kind_of(text)
+        group = groups.setdefault(key, Failing(*key))
+        group.add(
+            is_paused=bool(found.account.paused),
+            since=time_text(found.run.began_ms if found.run is not None else 0) or "",
+            next_attempt=time_text(found.next_ms) or "",
+            id_=found.id,
+            text=text,
+        )
+    rows = [group.as_json() for group in sorted(groups.values(), key=lambda each: -each.retrying - each.paused)]
+    columns = ("type", "handler", "error", "retrying", "paused", "since", "next_attempt", "example", "says")
+    me.answer(
+        rows,
+        lambda: table(columns, [[row[name] for name in columns] for row in rows]) if rows else "nothing is failing",
+    )
+
+
+def _failing(me: Command, type_: str | None) -> Iterator[Story]:
+    """Yield the open invocations of which an attempt failed last, or that are paused."""
+    begins = type_ or ""
+    for id_ in (*_with_errors(me), *(row["id"] for row in matching(me, Filter(type_, status="paused")))):
+        try:
+            found: Story = me.ask(lambda store, id_=id_: story(store, id_))
+        except NotFoundError:
+            continue
+        is_wanted = not begins or found.name.partition("/")[0].partition(".")[0] == begins
+        if is_wanted and (found.account.paused or found.failure):
+            yield found
+
+
+def _with_errors(me: Command) -> list[str]:
+    """Return the invocations in memory with a record of a failed attempt."""
+    ids: dict[str, None] = {}
+    for shard in map(Shard, range(me.shards)):
+        after, page = "", list[tuple[str, str, bytes]]()
+        while page or not after:
+            page = me.ask(lambda store, shard=shard, after=after: store.journal(shard, after, _RECORDS_AT_ONCE))
+            if not page:
+                break
+            ids |= {id_: None for _, id_, data in page if b'"error"' in data and Record.parse(data).error}
+            after = page[-1][0]
+    return list(ids)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
     command(app, "journal")(journal)
     command(app, "tree")(tree)
+    command(app, "failing")(failing)

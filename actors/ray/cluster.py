@@ -118,8 +118,8 @@ class Cluster:
         other = [host.id for host in hosts if host.limits.of_host() != self._limits.of_host()]
         if other:
             logger.warning(
-                "%s ran before with other limits than %r, and keep theirs until they end: `python -m actors.ray up "
-                "--hosts 0`, then start them again",
+                "%s ran before with other limits than %r, and keep theirs until they end: `perdure down`, "
+                "then start them again",
                 *(", ".join(other), self._limits),
             )
 
@@ -296,6 +296,20 @@ def start_hosts(store: StoreAddress, address: str | None, count: int | None, lim
     cluster = Cluster(address, store, None, limits)
     try:
         return cluster.open(count)
+    finally:
+        cluster.close(keep_hosts=True)
+
+
+def nodes_of(address: str) -> list[dict[str, Any]]:
+    """Return the living nodes of a Ray cluster.
+
+    Raises:
+        UnavailableError: the cluster does not answer.
+    """
+    cluster = Cluster(address, StoreAddress("", "", "relaxed"), None)
+    cluster.join()
+    try:
+        return [node for node in api.nodes() if node["Alive"]]
     finally:
         cluster.close(keep_hosts=True)
 

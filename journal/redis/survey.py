@@ -126,6 +126,8 @@ class RedisSurvey:
             memory=int(said.get("used_memory", 0)),
             memory_max=int(said.get("maxmemory", 0)),
             settings=settings,
+            role=said.get("role", ""),
+            replicas=int(said.get("connected_slaves", 0)),
         )
 
 
