@@ -471,6 +471,7 @@ def at_random(seed: int, calls: int) -> Iterator[Faults]:
 
 __all__ = [
     "DYING",
+    "LATENCY_S",
     "START_S",
     "SUSPEND",
     "Crash",

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from simulation import SUSPEND, Faults, FaultyStore, VirtualLoop, World, virtual_loop
+from simulation import LATENCY_S, SUSPEND, Faults, FaultyStore, VirtualLoop, World, virtual_loop
 from test_crash_everywhere import SCENARIOS, effects
 
 from actors import (
@@ -191,6 +191,10 @@ class PausingStore(FaultyStore):
             return answer
 
         return call
+
+    async def _travel(self) -> None:
+        if self._faults.latency is not None:
+            await asyncio.sleep(self._faults.latency.random() * LATENCY_S)
 
 
 class Named(Executor):
