@@ -1,17 +1,24 @@
-"""Mending: what a shard that has lost its timers gets back, in both stores, however often its host dies meanwhile."""
+"""Mending: what a shard that has lost its timers gets back, in both stores, however often its host dies meanwhile.
 
+And the patrol that finds what has been lost from it, where nothing else would ever notice.
+"""
+
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from store_bench import TARGET, Driver, Engine, Owner, memory_engine, redis_engine
+from test_semantics import Simulation, played
 
-from journal.ids import Shard, new_id
+from actors.host import host
+from journal.ids import Epoch, Shard, new_id
 from journal.losses import WENT_BACK
 from journal.memory.store import MemoryStore
 from journal.records import Message, timer_of
 from journal.redis import mending
+from journal.redis import store as redis_store
 from journal.redis.store import RedisStore
 from journal.store import Granted, LeaseHeld, Outgoing, Store
 
@@ -175,3 +182,98 @@ async def test_an_owner_that_dies_while_it_mends_leaves_the_rest_to_the_next(
         await check_mended(store, owner)
         await engine.aclose()
     assert deaths > 6
+
+
+# ------------------------------------------------------------------------------------------------------------- patrol
+
+
+async def asleep(store: Store, *ids: str) -> Owner:
+    """Return the owner of a shard in which these are asleep."""
+    driver, owner = await Driver.open(store), await Owner.acquire(store)
+    await driver.call(*ids)
+    for id_ in ids:
+        await owner.sleep(id_)
+    return owner
+
+
+@pytest.fixture(params=["valkey", "redis7"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+async def test_the_patrol_looks_through_all_of_a_shard_in_parts(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 16.4: of each number of parts, whichever is gone."""
+    monkeypatch.setattr(redis_store, "PATROL", 1)
+    engine = redis_engine(redis_url, f"test-{new_id()}")
+    store = await engine.open()
+    assert isinstance(store, RedisStore)
+    ids = [f"{number}{'x' * 70}-0" for number in range(20)]  # so long that the server keeps no list of them
+    await asleep(store, *ids)
+
+    async def parts() -> list[bool]:
+        cursor, found = await store.has_gone(SHARD, 0)
+        out = [found]
+        while cursor:
+            cursor, found = await store.has_gone(SHARD, cursor)
+            out.append(found)
+        return out
+
+    assert len(await parts()) > 3
+    for id_ in ids:
+        assert not any(await parts())
+        kept = await store._connections.ask("DUMP", store._keys.asleep(SHARD, id_))
+        await store._connections.ask("DEL", store._keys.asleep(SHARD, id_))
+        assert any(await parts())
+        await store._connections.ask("RESTORE", store._keys.asleep(SHARD, id_), 0, kept)
+    await engine.aclose()
+
+
+async def test_what_ends_or_wakes_while_the_patrol_looks_is_not_gone(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 16.4: it would be mended, and the whole shard read anew, for nothing."""
+    engine = redis_engine(redis_url, f"test-{new_id()}")
+    store = await engine.open()
+    assert isinstance(store, RedisStore)
+    owner = await asleep(store, "ends-0", "sleeps-0")
+    look = store._not_there
+
+    async def late(shard: Shard, ids: list[str]) -> list[str]:
+        monkeypatch.setattr(store, "_not_there", look)
+        await owner.finish("ends-0", asleep=True)
+        return await look(shard, ids)
+
+    monkeypatch.setattr(store, "_not_there", late)
+    assert await store.has_gone(SHARD, 0) == (0, False)
+    assert await store.status("ends-0") == "succeeded"
+    await engine.aclose()
+
+
+def test_a_host_goes_on_with_its_patrol_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 16.4: it would look at the first part of a large shard for ever."""
+    monkeypatch.setattr(host, "TRIM_EVERY", 1.0)
+    asked: list[int] = []
+    mended = list[Shard]()
+
+    async def has_gone(_: MemoryStore, shard: Shard, cursor: int) -> tuple[int, bool]:
+        if shard != SHARD:
+            return 0, False
+        asked.append(cursor)
+        return (cursor + 1, False) if cursor < 2 else (0, len(asked) < 6)
+
+    async def mend(store: MemoryStore, shard: Shard, epoch: Epoch, incarnation: str) -> list[str]:
+        mended.append(shard)
+        return await mend_store(store, shard, epoch, incarnation)
+
+    mend_store = MemoryStore.mend
+    monkeypatch.setattr(MemoryStore, "has_gone", has_gone)
+    monkeypatch.setattr(MemoryStore, "mend", mend)
+
+    async def scenario(world: Simulation) -> None:
+        await asyncio.sleep(20)
+
+    played(scenario, None, ["a"])
+    assert asked[:6] == [0, 1, 2] * 2
+    assert mended == [SHARD]
