@@ -102,7 +102,8 @@ class Refusal(UsageError):
 
 @public
 class NotFoundError(DurableError):
-    """No invocation of this id is known: it never was, or its retention is over."""
+    """No invocation of this id is known: it never was, or its outcome is forgotten, by age (`retention`) or by count
+    (`done_max`)."""
 
 
 @public

@@ -33,10 +33,13 @@ INBOX_FULL = failure(
 """The outcome of a handler's call that finds no room."""
 
 
+UNKNOWN = "is not known: it never was, or its outcome is forgotten, by age (retention) or by count (done_max)"
+"""Follows the id of an invocation that the store does not know."""
+
+
 def unknown(invocation: str) -> bytes:
     """Return the outcome that a handler sees of an invocation that is not known."""
-    why = f"{invocation} is not known: it never was, or its retention is over"
-    return failure(Failure(404, why, {}, "TerminalError"))
+    return failure(Failure(404, f"{invocation} {UNKNOWN}", {}, "TerminalError"))
 
 
 @dataclass(slots=True)
@@ -105,7 +108,7 @@ class PartlyApplied:
     overloaded: tuple[int, ...] = ()
     """Messages whose inboxes are full, and events whose streams are."""
     unknown: tuple[int, ...] = ()
-    """Events whose invocations are not known: they never were, or their retention is over."""
+    """Events whose invocations are not known: they never were, or their outcomes are forgotten."""
     known: tuple[int, ...] = ()
     """Messages whose invocations had to be new, and are known, of another request."""
     later: tuple[int, ...] = ()

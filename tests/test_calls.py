@@ -205,7 +205,9 @@ async def test_a_handler_waits_for_what_others_have_started(world: Simulation) -
 async def test_an_unknown_one_is_a_terminal_error(world: Simulation) -> None:
     error = await failure_of(Asker.attach.remote("nobody-1"))
     assert error.code == 404
-    assert str(error).startswith("nobody-1 is not known")
+    assert str(error) == (
+        "nobody-1 is not known: it never was, or its outcome is forgotten, by age (retention) or by count (done_max)"
+    )
 
 
 @simulated

@@ -13,7 +13,7 @@ from actors.blocks.restarts import mark_of
 from actors.errors import NotFoundError
 from journal.ids import shard_in
 from journal.records import EventKind, Failure, Message, Record, outcome_of, time_of, unpack
-from journal.store import Store
+from journal.store import UNKNOWN, Store
 from journal.survey import Account, Place
 from journal.texts import shortened
 
@@ -137,7 +137,7 @@ async def story(store: Store, id_: str) -> Story:
     survey = store.survey()
     account = await survey.account(id_)
     if account is None:
-        raise NotFoundError(f"{id_} is not known: it never was, or its retention is over")
+        raise NotFoundError(f"{id_} {UNKNOWN}")
     if account.place is Place.ENDED:
         return Story(id_, account, None, None)
     shard, records = shard_in(id_), list[tuple[str, bytes]]()

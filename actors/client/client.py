@@ -40,13 +40,13 @@ from actors.values import outcomes
 from journal.clock import StoreClock
 from journal.ids import address_of, shard_in, shard_of_own, unique_ids
 from journal.records import ReplyKind, order_of, teller_of_driver
-from journal.store import Attach, Bring, NamespaceLimits, Outgoing, PartlyApplied, Reply, Settled, Store
+from journal.store import UNKNOWN, Attach, Bring, NamespaceLimits, Outgoing, PartlyApplied, Reply, Settled, Store
 
 from . import slots
 from .batches import freeing_batch, next_batch, submit_until_answered
 from .heartbeat import Heartbeat, Written
 from .run_starts import Start, Starts, refusals
-from .slots import UNKNOWN, Brought, EarlyEvents, Operation, Slot, Started, Wait, Waiting, notice_text, slot_of, wake
+from .slots import Brought, EarlyEvents, Operation, Slot, Started, Wait, Waiting, notice_text, slot_of, wake
 from .timeouts import Deadlines
 from .uploads import Uploads
 from .watch import Watch, described

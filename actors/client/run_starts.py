@@ -19,9 +19,9 @@ from actors.requests.request import Request
 from actors.values import outcomes
 from journal.ids import shard_in
 from journal.records import Failure, outcome_of
-from journal.store import Attach, Outgoing, PartlyApplied
+from journal.store import UNKNOWN, Attach, Outgoing, PartlyApplied
 
-from .slots import UNKNOWN, Operation, Slot, Started, Waiting, slot_of, wake
+from .slots import Operation, Slot, Started, Waiting, slot_of, wake
 
 
 @dataclass(slots=True, eq=False)

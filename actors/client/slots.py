@@ -32,8 +32,6 @@ COMES_WITHIN: Final = 10.0
 FAILURE_MAX: Final = 1_000
 """Most characters of a failed attempt in a time-out."""
 
-UNKNOWN: Final = "is not known: it never was, or its retention is over"
-
 
 def unknown_until(loop: asyncio.AbstractEventLoop, *, is_foreign: bool) -> float:
     """Return the time until which the store need not know an id that it is asked for now."""

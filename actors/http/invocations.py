@@ -18,6 +18,7 @@ from actors.requests.run_ids import RUN, run_id
 from actors.values import outcomes
 from journal.codec import MISSING
 from journal.ids import address_of, shard_in
+from journal.store import UNKNOWN
 
 from .answers import INVOCATION, HttpError, Receive, Scope, Send, answer, json_of, refused
 from .bodies import Results
@@ -69,7 +70,7 @@ def checked(id_: str) -> str:
 
 def unknown(id_: str) -> HttpError:
     """Return the answer that an invocation is not known."""
-    return HttpError(404, f"{id_} is not known: it never was, or its retention is over", id_=id_)
+    return HttpError(404, f"{id_} {UNKNOWN}", id_=id_)
 
 
 async def look(calls: HttpCalls, lookup: Lookup, receive: Receive, send: Send) -> None:

@@ -57,7 +57,7 @@ class Firing:
     id: str
     """The invocation; while it is open, `actors.attach(id).status()` tells its status, and why."""
     outcome: str
-    """`open`, `succeeded`, `failed: why`, or `unknown` where its retention is over."""
+    """`open`, `succeeded`, `failed: why`, or `unknown` where its outcome is forgotten."""
 
 
 @pinned("ScheduleStatus")
