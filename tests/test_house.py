@@ -168,6 +168,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "http.calls",
         "http.invocations",
         "http.openapi",
+        "http.restate",
         "http.door",
         "http.serve",
         "cli.output",

@@ -17,7 +17,7 @@ from journal.ids import address_of
 
 from .answers import INVOCATION, HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
 from .bodies import Arguments
-from .preferences import Preferences, preferences_of, query_of
+from .preferences import Preferences, PreferencesOfAll, query_of
 from .targets import HttpTarget
 from .waits import ClientLeft, Waits, within
 
@@ -33,6 +33,18 @@ class Called(NamedTuple):
     target: HttpTarget
     key: str | None
     is_send: bool = False
+    is_restate: bool = False
+    """Whether a client of Restate's asks, and gets the answers that it expects."""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it happens once for its key."""
+        return self.target.declaration.is_workflow and self.target.handler == RUN
+
+    @property
+    def id_header(self) -> bytes:
+        """The header that names the invocation."""
+        return RESTATE_ID if self.is_restate else INVOCATION
 
 
 async def read_body(scope: Scope, receive: Receive, most: int, length: int = 0) -> bytes:
@@ -71,14 +83,14 @@ class HttpCalls:
 
     def __init__(self, waits: Waits, patience_s: float) -> None:
         self.waits, self.client, self.patience_s = waits, waits.client, patience_s
+        self._preferences = PreferencesOfAll()
 
     async def handle(self, called: Called, scope: Scope, receive: Receive, send: Send) -> None:
         """Call or send, and answer."""
-        id_header = INVOCATION
         try:
-            wishes = preferences_of(scope)
+            wishes = self._preferences.of(scope, is_restate=called.is_restate)
             if wishes.is_restate:
-                id_header = RESTATE_ID
+                called = called._replace(is_restate=True)
             if scope["method"] == "POST":
                 body = await read_body(scope, receive, self.client.limits.payload_max, wishes.length)
                 args = arguments_of(called.target, body, wishes.content_type)
@@ -86,12 +98,12 @@ class HttpCalls:
                 args = called.target.parameters.from_query(query_of(scope))
             await self.answer(called, args, wishes, receive, send)
         except HttpError as error:
-            await answer_error(send, error, id_header)
+            await answer_error(send, error, called.id_header)
         except ClientLeft:
             pass
         except Exception as error:
             logger.exception("%s: a request over HTTP failed", called.target.name)
-            await answer_error(send, refused(error), id_header)
+            await answer_error(send, refused(error), called.id_header)
 
     async def answer(self, called: Called, args: Arguments, wishes: Preferences, receive: Receive, send: Send) -> None:
         """Start the invocation of a request, wait for it, and answer.
@@ -102,7 +114,7 @@ class HttpCalls:
         """
         if called.is_send or wishes.delay_s:
             status, said, id_ = await self.sent(called, args, wishes)
-            await answer(send, status, json_of(said), ((RESTATE_ID if wishes.is_restate else INVOCATION, id_),))
+            await answer(send, status, json_of(said), ((called.id_header, id_),))
             return
         invocation = self.start(called, args, wishes)
         id_ = invocation.id
@@ -110,7 +122,7 @@ class HttpCalls:
             slot = await self.waits.until_ended(invocation, receive, wishes.wait_s, cancels=wishes.cancels)
             if slot is None:
                 check_taken(called, await self.waits.until_taken(invocation), id_, wishes)
-                await answer(send, 202, json_of({"id": id_, "status": "accepted"}), ((INVOCATION, id_.encode()),))
+                await answer(send, 202, json_of({"id": id_, "status": "accepted"}), ((called.id_header, id_.encode()),))
                 return
             if slot.outcome is None:
                 raise _lost(called, slot, id_, wishes)
@@ -119,8 +131,7 @@ class HttpCalls:
             raise
         except Exception as error:
             raise refused(error, id_) from error
-        header = RESTATE_ID if wishes.is_restate else INVOCATION
-        await answer(send, status, body, ((header, id_.encode()),), kind)
+        await answer(send, status, body, ((called.id_header, id_.encode()),), kind)
 
     def start(self, called: Called, args: Arguments, wishes: Preferences, due_ms: int = 0) -> Invocation[Any]:
         """Start the invocation of a request.
@@ -143,13 +154,19 @@ class HttpCalls:
         is_known = wishes.idempotency_key is not None and await self._is_known(called, args, wishes)
         invocation = self.start(called._replace(is_send=True), args, wishes, due_ms)
         id_ = invocation.id
-        check_taken(called, await self.waits.until_taken(invocation), id_, wishes)
-        if wishes.is_restate:
+        slot = await self.waits.until_taken(invocation)
+        if called.is_restate and called.is_run and slot.error is not None and not slot.is_accepted:
+            is_known = True
+        else:
+            check_taken(called, slot, id_, wishes)
+        if called.is_restate:
             said = {"invocationId": id_, "status": "PreviouslyAccepted" if is_known else "Accepted"}
         else:
             said = {"id": id_, "status": "known" if is_known else "accepted"}
-        if due_ms and not wishes.is_restate:
-            said["due"] = datetime.fromtimestamp(due_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        if due_ms:
+            said["executionTime" if called.is_restate else "due"] = datetime.fromtimestamp(
+                due_ms / 1000, UTC
+            ).isoformat(timespec="milliseconds")
         return 202, said, id_.encode()
 
     async def _is_known(self, called: Called, args: Arguments, wishes: Preferences) -> bool:
@@ -188,7 +205,6 @@ def _lost(called: Called, slot: Slot, id_: str, wishes: Preferences) -> HttpErro
     """Return the answer of a request without an outcome."""
     assert slot.error is not None
     error = refused(slot.error, id_)
-    is_run = called.target.declaration.is_workflow and called.target.handler == RUN
-    if wishes.idempotency_key is not None and not is_run and error.code == 409 and not slot.is_accepted:
+    if wishes.idempotency_key is not None and not called.is_run and error.code == 409 and not slot.is_accepted:
         error.code = 422  # the key is known, with other arguments
     return error

@@ -21,16 +21,17 @@ from actors.policy import Duration, seconds
 from actors.startup import handlers_put_back
 
 from .answers import HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
-from .calls import Called, HttpCalls
+from .calls import RESTATE_ID, Called, HttpCalls
 from .invocations import Lookup, bring, complete, id_lookup, look, run_lookup, show
 from .openapi import PAGE, POLICY, described
+from .restate import serve_restate
 from .targets import Targets, text_of
 from .waits import PATIENCE, ClientLeft, Waits, when_ending, within
 
 WORDS: Final = frozenset(
     {
         *(b"", b"awakeables", b"batch", b"console", b"docs", b"health", b"invocations", b"metrics", b"openapi.json"),
-        *(b"ready", b"restate"),
+        b"ready",
     }
 )
 """First segments of paths that name no type."""
@@ -55,6 +56,8 @@ class Door:
             called = self._known(parts) if scope["method"] == "POST" else None
             if called is not None:
                 await (self._calls_here() or await self.calls()).handle(called, scope, receive, send)
+            elif parts[0] == b"restate":
+                await self._restate(parts, scope, receive, send)
             elif parts[0] in WORDS:
                 await self._rest(scope, receive, send)
             else:
@@ -87,6 +90,15 @@ class Door:
                 await look(calls, found, receive, send)
         except HttpError as error:
             await answer_error(send, error)
+        except ClientLeft:
+            pass
+
+    async def _restate(self, parts: list[bytes], scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a client of Restate's."""
+        try:
+            await serve_restate(await self.calls(), self.targets, parts, scope, receive, send)
+        except HttpError as error:
+            await answer_error(send, error, RESTATE_ID)
         except ClientLeft:
             pass
 

@@ -37,6 +37,7 @@ class Lookup:
     verb: Verb
     results: Results
     not_ready: int = 202
+    header: bytes = INVOCATION
 
 
 def run_lookup(about: Declaration, key: str, verb: Verb, shards: int) -> Lookup:
@@ -83,7 +84,7 @@ async def look(calls: HttpCalls, lookup: Lookup, receive: Receive, send: Send) -
     id_ = lookup.id
     if not 0 <= shard_in(id_) < calls.client.limits.shards:
         raise unknown(id_)
-    header = ((INVOCATION, id_.encode()),)
+    header = ((lookup.header, id_.encode()),)
     if lookup.verb == "output":
         outcome: bytes | None = await within(calls.client.ask(lambda store: store.outcome(id_)), calls.patience_s)
         if outcome is None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from actors.errors import UsageError
 from actors.policy import seconds
-from actors.requests.request import EMPTY_OPTIONS, CallOptions
+from actors.requests.request import CallOptions
 
 from .answers import HttpError, Scope
 
@@ -28,6 +28,12 @@ _NUMBER: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _ISO: Final = re.compile(
     r"P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?", re.ASCII
 )
+
+
+KEPT: Final = 1_000
+"""Most lists of headers that are kept with what they say."""
+HEADERS_KEPT: Final = 30
+"""Most headers of such a list."""
 
 
 @dataclass(slots=True)
@@ -49,20 +55,52 @@ class Preferences:
     is_restate: bool = False
     """Whether a client of Restate's asks."""
 
+    plain: CallOptions | None = None
+    """The options of a request that is not delayed, made once."""
+
     def options(self, due_ms: int = 0) -> CallOptions:
         """Return the options of the request."""
-        if not self.headers and self.idempotency_key is None and self.timeout_s is None and not due_ms:
-            return EMPTY_OPTIONS
-        return CallOptions(
+        if self.plain is not None and not due_ms:
+            return self.plain
+        made = CallOptions(
             headers=self.headers,
             idempotency_key=self.idempotency_key,
             timeout_s=self.timeout_s,
             due_ms=due_ms,
         )
+        if not due_ms:
+            self.plain = made
+        return made
 
 
-def preferences_of(scope: Scope) -> Preferences:
-    """Return what a request asks for.
+class PreferencesOfAll:
+    """The preferences of requests, read once for clients that say the same with each request."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Any, ...], Preferences] = {}
+
+    def of(self, scope: Scope, *, is_restate: bool = False) -> Preferences:
+        """Return what a request asks for; nobody may change it.
+
+        Raises:
+            HttpError: a header or the query cannot be read.
+        """
+        if scope["query_string"]:
+            return preferences_of(scope, 0.001 if is_restate else 1.0)
+        headers = tuple(scope["headers"])
+        found = self._read.get(headers)
+        if found is None:
+            found = preferences_of(scope)
+            # An idempotency key comes once; what is dropped is secret, and not kept here either.
+            if found.idempotency_key is None and len(found.headers) == len(headers) and len(headers) <= HEADERS_KEPT:
+                if len(self._read) >= KEPT:
+                    self._read.clear()
+                self._read[headers] = found
+        return found
+
+
+def preferences_of(scope: Scope, unit_s: float = 1.0) -> Preferences:
+    """Return what a request asks for; a delay without a unit counts units of so many seconds.
 
     Raises:
         HttpError: a header or the query cannot be read.
@@ -84,6 +122,7 @@ def preferences_of(scope: Scope) -> Preferences:
             found.timeout_s = duration(said["timeout"], "?timeout=")
         if "delay" in said:
             found.delay_s = duration(said["delay"], "?delay=")
+            found.delay_s *= unit_s if _NUMBER.fullmatch(said["delay"]) else 1.0
     return found
 
 
