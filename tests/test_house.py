@@ -169,6 +169,8 @@ ORDER: dict[str, tuple[str, ...]] = {
         "http.invocations",
         "http.openapi",
         "http.restate",
+        "http.batch",
+        "http.events",
         "http.door",
         "http.serve",
         "cli.output",

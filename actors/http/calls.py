@@ -150,8 +150,8 @@ class HttpCalls:
         Raises:
             HttpError: it is refused, or the store does not answer.
         """
-        due_ms = self.client.now_ms() + round(wishes.delay_s * 1000) if wishes.delay_s else 0
-        is_known = wishes.idempotency_key is not None and await self._is_known(called, args, wishes)
+        due_ms = self.due_ms(wishes)
+        is_known = wishes.idempotency_key is not None and await self.is_known(called, args, wishes)
         invocation = self.start(called._replace(is_send=True), args, wishes, due_ms)
         id_ = invocation.id
         slot = await self.waits.until_taken(invocation)
@@ -159,18 +159,18 @@ class HttpCalls:
             is_known = True
         else:
             check_taken(called, slot, id_, wishes)
-        if called.is_restate:
-            said = {"invocationId": id_, "status": "PreviouslyAccepted" if is_known else "Accepted"}
-        else:
-            said = {"id": id_, "status": "known" if is_known else "accepted"}
-        if due_ms:
-            said["executionTime" if called.is_restate else "due"] = datetime.fromtimestamp(
-                due_ms / 1000, UTC
-            ).isoformat(timespec="milliseconds")
-        return 202, said, id_.encode()
+        return 202, sent_answer(called, id_, due_ms, is_known=is_known), id_.encode()
 
-    async def _is_known(self, called: Called, args: Arguments, wishes: Preferences) -> bool:
-        """Whether the store knows the invocation that an idempotency key names, before it is asked to start it."""
+    def due_ms(self, wishes: Preferences) -> int:
+        """Return when a delayed request is due, 0 for one that is not delayed."""
+        return self.client.now_ms() + round(wishes.delay_s * 1000) if wishes.delay_s else 0
+
+    async def is_known(self, called: Called, args: Arguments, wishes: Preferences) -> bool:
+        """Whether the store knows the invocation that an idempotency key names, before it is asked to start it.
+
+        Raises:
+            HttpError: the store does not answer.
+        """
         request = self._request(called, args, wishes, 0)
         id_ = started_id(request, address_of(request.type_name, request.key), "", self.client.limits.shards)
         return bool(await within(self.client.ask(lambda store: store.status(id_)), self.patience_s))
@@ -181,6 +181,18 @@ class HttpCalls:
         options = wishes.options(due_ms)
         what = about.name, called.key, target.handler
         return Request(*what, args[0], args[1], called.is_send, options, target.declared, about.cls)
+
+
+def sent_answer(called: Called, id_: str, due_ms: int, *, is_known: bool) -> dict[str, Any]:
+    """Return the answer of a send that the store has."""
+    if called.is_restate:
+        said = {"invocationId": id_, "status": "PreviouslyAccepted" if is_known else "Accepted"}
+    else:
+        said = {"id": id_, "status": "known" if is_known else "accepted"}
+    if due_ms:
+        due = datetime.fromtimestamp(due_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        said["executionTime" if called.is_restate else "due"] = due
+    return said
 
 
 def arguments_of(target: HttpTarget, body: bytes, content_type: str) -> Arguments:

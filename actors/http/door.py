@@ -19,9 +19,12 @@ from actors import session
 from actors.errors import DurableError
 from actors.policy import Duration, seconds
 from actors.startup import handlers_put_back
+from journal.ids import address_of
 
 from .answers import HttpError, Receive, Scope, Send, answer, answer_error, json_of, refused
+from .batch import serve_batch
 from .calls import RESTATE_ID, Called, HttpCalls
+from .events import Watching, serve_events
 from .invocations import Lookup, bring, complete, id_lookup, look, run_lookup, show
 from .openapi import PAGE, POLICY, described
 from .restate import serve_restate
@@ -44,6 +47,7 @@ class Door:
         self.patience_s, self._opens = patience_s, opens
         self.targets = Targets()
         self._calls: HttpCalls | None = None
+        self._watched: Watching | None = None
         self._opening = asyncio.Lock()
         self._is_ours = False
         self._rest = Starlette(routes=routes(self), exception_handlers={HTTPException: _refused, HttpError: _refused})
@@ -84,7 +88,9 @@ class Door:
         try:
             calls = self._calls_here() or await self.calls()
             found = called_by(self.targets, parts, scope, calls.client.limits.shards)
-            if isinstance(found, Called):
+            if isinstance(found, str):
+                await serve_events(calls, self._watching(calls), found, scope, receive, send)
+            elif isinstance(found, Called):
                 await calls.handle(found, scope, receive, send)
             else:
                 await look(calls, found, receive, send)
@@ -92,6 +98,11 @@ class Door:
             await answer_error(send, error)
         except ClientLeft:
             pass
+
+    def _watching(self, calls: HttpCalls) -> Watching:
+        if self._watched is None or self._watched.waits is not calls.waits:
+            self._watched = Watching(calls.waits)
+        return self._watched
 
     async def _restate(self, parts: list[bytes], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a client of Restate's."""
@@ -176,8 +187,8 @@ def path_of(scope: Scope) -> list[bytes]:
     return parts[1 + prefix.count("/") :] if prefix and scope["path"].startswith(prefix) else parts[1:]
 
 
-def called_by(targets: Targets, parts: list[bytes], scope: Scope, shards: int) -> Called | Lookup:
-    """Return what a path and a method ask for.
+def called_by(targets: Targets, parts: list[bytes], scope: Scope, shards: int) -> Called | Lookup | str:
+    """Return what a path and a method ask for: a call, an outcome, or the events of the object of an address.
 
     Raises:
         HttpError: there is no such thing, or not by this method.
@@ -197,6 +208,8 @@ def called_by(targets: Targets, parts: list[bytes], scope: Scope, shards: int) -
     is_get = method in ("GET", "HEAD")
     if is_get and about.is_workflow and key is not None and words[-1] in ("attach", "output") and not is_send:
         return run_lookup(about, key, cast("Any", words[-1]), shards)
+    if is_get and key is not None and words[-1] == "events" and not is_send:
+        return address_of(about.name, key)
     target = targets.find(about.name, words[-1], has_key=key is not None)
     if method == "POST" or (is_get and target.http_get and not is_send):
         return Called(target, key, is_send)
@@ -262,6 +275,7 @@ def routes(door: Door) -> list[Route]:
         f"/invocations/{{id_}}/{verb}": Endpoint(partial(bring, what=verb), door)
         for verb in ("cancel", "kill", "resume", "restart")
     }
+    posts["/batch"] = Endpoint(partial(_batch, door.targets), door)
     posts["/invocations/{id_}/signals/{name}"] = Endpoint(_signal, door)
     posts |= {
         f"/awakeables/{{id_}}/{verb}": Endpoint(partial(complete, verb=verb), door) for verb in ("resolve", "reject")
@@ -270,6 +284,10 @@ def routes(door: Door) -> list[Route]:
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
     ]
+
+
+async def _batch(targets: Targets, calls: HttpCalls, scope: Scope, receive: Receive, send: Send) -> None:
+    await serve_batch(calls, targets, scope, receive, send)
 
 
 async def _look(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, verb: Any) -> None:

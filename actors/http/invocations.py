@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-import orjson
+from pydantic_core import from_json
 
 from actors.blocks.awakeables import completion
 from actors.client.views import View, completion_of, view_of
@@ -172,8 +172,8 @@ def json_value(body: bytes) -> Any:
     if not body or body.isspace():
         return None
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
         raise HttpError(400, f"the body is no JSON: {error}") from None
 
 
