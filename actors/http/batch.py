@@ -169,7 +169,7 @@ async def serve_batch(calls: HttpCalls, targets: Targets, scope: Scope, receive:
     """Answer a batch.
 
     Raises:
-        ClientLeft: the client has left; what was started goes on.
+        ClientLeft: the client has left; its sends go on.
     """
     kind = preferences_of(scope).content_type
     if kind not in _KINDS:

@@ -1,6 +1,6 @@
-"""Invocations: what HTTP tells of an invocation by its id, waits for, and brings to it; awakeables by theirs.
+"""Invocations: the questions for an invocation by its id, its outcome, and the events for it; awakeables by their ids.
 
-What is asked of the store has its patience: beyond it the answer is 503.
+The store has some time for an answer (`patience`): beyond it the answer is 503.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,7 +1,7 @@
-"""Preferences: what the headers and the query of a request ask for, beside its arguments.
+"""Preferences: the wishes in the headers and the query of a request, beside its arguments.
 
-The headers that a handler gets are all but those that concern one connection, those that hold secrets (cookies,
-authorisation) and Perdure's own: a message is kept, and secrets are not.
+A handler gets all headers but those of one connection, those that hold secrets (cookies, authorisation) and Perdure's
+own: a message is kept, and secrets are not.
 """
 
 import re
@@ -38,7 +38,7 @@ HEADERS_KEPT: Final = 30
 
 @dataclass(slots=True)
 class Preferences:
-    """What one request asks for."""
+    """The wishes of one request."""
 
     headers: dict[str, str] = field(default_factory=dict[str, str])
     """For the handler."""
@@ -91,7 +91,7 @@ class PreferencesOfAll:
         found = self._read.get(headers)
         if found is None:
             found = preferences_of(scope)
-            # An idempotency key comes once; what is dropped is secret, and not kept here either.
+            # An idempotency key comes once. Secrets are dropped, and are not kept here either.
             if found.idempotency_key is None and len(found.headers) == len(headers) and len(headers) <= HEADERS_KEPT:
                 if len(self._read) >= KEPT:
                     self._read.clear()

@@ -101,7 +101,7 @@ def worker() -> Door:
 
 
 def check_host(host: str) -> None:
-    """Refuse an address that other machines reach: whoever reaches it may call everything.
+    """Refuse an address that other machines reach: every program there could call everything.
 
     Raises:
         UsageError: it is not of the loopback.

@@ -62,7 +62,7 @@ class Waits:
         self._is_closing = False
         self.is_ending = False
         self.streams: dict[Callable[[], object], None] = {}
-        """What ends each event stream."""
+        """Functions that end the event streams."""
 
     async def until_ended(
         self,
