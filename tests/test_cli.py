@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,12 @@ import pytest
 from servers import Server, ask, valkey_binary
 from typer.testing import CliRunner
 
+from actors import Context, VirtualObject, handler
 from actors.cli.main import app
+from actors.client.client import Client
+from actors.requests import current
 from journal.clock import boot_seconds
+from journal.redis.store import RedisStore
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 30.0
@@ -346,6 +351,50 @@ def test_why_says_that_no_host_is_there(tmp_path: Path) -> None:
     assert link["frees"][0].startswith("perdure up")
     assert alone.json("status")["without_host"] == list(range(16))
     assert "no host is there" in alone("status")
+
+
+class CliUnsent(VirtualObject):
+    @handler
+    async def work(self, ctx: Context) -> None: ...
+
+
+def test_why_says_that_no_host_has_the_code(perdure: Perdure) -> None:
+    """Its program ran hosts="local", has not sent the class, and has ended."""
+    client = Client(lambda: RedisStore(f"unix://{perdure.directory}/socket", is_ours=True), sends_code=False)
+    client.open()
+    current.set_driver(client)
+    try:
+        id_ = CliUnsent["a"].work.send().id
+    finally:
+        current.set_driver(None)
+        client.close()
+
+    (link,) = perdure.json("why", id_)
+
+    assert "waits for the class CliUnsent" in link["waits"]
+    assert "has not sent it" in link["waits"]
+
+
+def test_why_says_that_its_host_has_fallen_silent(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "cli_program.py"), str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "serving\n"
+    alone = Perdure(tmp_path / "store")
+    program.send_signal(signal.SIGSTOP)
+    try:
+        id_ = alone.sent("CliCart/alice.add", '"apple"')
+        (link,) = alone.json("why", id_)
+        assert "has fallen silent" in link["waits"]
+    finally:
+        program.send_signal(signal.SIGCONT)
+        program.terminate()
+        program.wait()
+        program.stdout.close()
 
 
 def test_why_says_that_nobody_has_stored_the_class(perdure: Perdure) -> None:

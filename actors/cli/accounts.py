@@ -10,16 +10,18 @@ from typing import Any, Final
 from actors.activation.open_invocation import OpenInvocation
 from actors.blocks.calls import callee_of
 from actors.blocks.restarts import mark_of
-from actors.errors import NotFoundError
-from journal.ids import shard_in
+from actors.errors import DecodeError, NotFoundError
+from journal.ids import Shard, shard_in
 from journal.records import EventKind, Failure, Message, Record, outcome_of, time_of, unpack
 from journal.store import UNKNOWN, Store
 from journal.survey import Account, Place
-from journal.texts import shortened
+from journal.texts import error_text, shortened
 
+from .commands import Command
 from .output import time_text
 from .targets import is_id
 
+RECORDS_AT_ONCE: Final = 1_000
 TEXT_MAX: Final = 2_000
 """Characters of an error, and of a reason."""
 _WAITS: Final = frozenset({"call", "attach", "run", "sleep", "awakeable", "signal", "promise", "changed"})
@@ -133,6 +135,7 @@ async def story(store: Store, id_: str) -> Story:
 
     Raises:
         NotFoundError: it is not known.
+        DecodeError: its request or its journal cannot be read.
     """
     survey = store.survey()
     account = await survey.account(id_)
@@ -148,10 +151,13 @@ async def story(store: Store, id_: str) -> Story:
     while is_first or cursor:
         found, cursor = await survey.records(id_, cursor)
         records, is_first = records + found, False
-    message = Message.parse(account.message)
-    run = OpenInvocation(message, shard, account.id, asleep=account.place is Place.ASLEEP)
-    run.adopt([(at, Record.parse(data)) for at, data in records])
-    return Story(id_, account, message, run, tuple(entries_of(run)))
+    try:
+        message = Message.parse(account.message)
+        run = OpenInvocation(message, shard, account.id, asleep=account.place is Place.ASLEEP)
+        run.adopt([(at, Record.parse(data)) for at, data in records])
+        return Story(id_, account, message, run, tuple(entries_of(run)))
+    except Exception as error:  # the bytes may be of any origin
+        raise DecodeError(f"what the store holds of {id_} cannot be read: {error_text(error, 300)}") from error
 
 
 def entries_of(run: OpenInvocation) -> list[Entry]:
@@ -209,6 +215,36 @@ def _is_sent(name: str) -> bool:
 def _errors_of(run: OpenInvocation) -> dict[int, str]:
     """Return the last errors of steps that have failed."""
     return {tries.entry: record.error for _, record in run.records if record.error for tries in record.tries}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """The last failure of an invocation in memory whose next attempt is awaited, or under way."""
+
+    error: str
+    next_ms: int
+    since_ms: int
+
+
+def failed_attempts(me: Command) -> dict[str, FailedAttempt]:
+    """Return the invocations in memory whose last records tell of a failed attempt, of theirs or of a step."""
+    found: dict[str, FailedAttempt] = {}
+    begun: dict[str, int] = {}
+    for shard in map(Shard, range(me.shards)):
+        after, is_first = "", True
+        while is_first or after:
+            page: list[tuple[str, str, bytes]] = me.ask(
+                lambda store, shard=shard, after=after: store.journal(shard, after, RECORDS_AT_ONCE)
+            )
+            for at, id_, data in page:
+                begun.setdefault(id_, time_of(at))
+                record = Record.parse(data) if b'"error"' in data else None
+                if record is not None and record.error and record.next_ms:
+                    found[id_] = FailedAttempt(record.error, record.next_ms, record.began_ms or begun[id_])
+                else:
+                    found.pop(id_, None)
+            after, is_first = page[-1][0] if page else "", False
+    return found
 
 
 def described(found: Story) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Invocations: `perdure invocations`: list, show, and end or let go on."""
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Annotated, Any, Final
 
 import typer
@@ -12,16 +14,18 @@ from actors.policy import seconds
 from actors.requests.invocation import Accepted, Invocation
 from journal.ids import Shard, address_of, shard_in, shard_of
 from journal.records import Message, time_of
-from journal.survey import Listed, Page, Place
+from journal.survey import PAGE, Listed, Page, Place
 from journal.texts import shortened, str_of
 
-from .accounts import described, failure_in, status_of, story
+from .accounts import described, failed_attempts, failure_in, status_of, story
 from .commands import Command, command, confirmed, group
 from .output import pairs, table, time_text
 from .targets import duration_in, json_in, shown_outcome
 
 STATUSES: Final = ("open", "asleep", "delayed", "paused", "succeeded", "failed")
 _ERROR_MAX: Final = 200
+_FIRST_PAGE: Final = 20
+"""Entries of each shard that a list looks at first."""
 _AT_ONCE: Final = 1_000
 """Events of a bulk operation that are on their way at once."""
 
@@ -105,15 +109,39 @@ def row_of(found: Listed) -> tuple[dict[str, Any], int]:
     return {**row, "at": time_text(at_ms), "why": why}, at_ms
 
 
-def matching(me: Command, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """Yield the invocations that a filter chooses, each once, page by page."""
+Row = tuple[dict[str, Any], int]
+"""An invocation as a list shows it, and its time in ms."""
+
+
+def matching(
+    me: Command, wanted: Filter, count: int = PAGE, *, places: Iterable[Place] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield the invocations that a filter chooses, each once, page by page.
+
+    Those of inboxes by the time of their acceptance, those asleep in no order, the newest end first.
+    """
     seen: set[str] = set()
-    for place in wanted.places:
-        for shard in _shards_of(me, wanted):
-            for row, at_ms in map(row_of, _every(me, shard, place, wanted.begins(place))):
-                if wanted.takes(row, at_ms) and row["id"] not in seen:
-                    seen.add(row["id"])
-                    yield row
+    for place in places or wanted.places:
+        found = [_rows(me, shard, place, wanted, count) for shard in _shards_of(me, wanted)]
+        for row, _ in _in_order(place, found):
+            if row["id"] not in seen:
+                seen.add(row["id"])
+                yield row
+
+
+def _in_order(place: Place, found: list[Iterator[Row]]) -> Iterator[Row]:
+    if place is Place.ASLEEP:
+        return chain.from_iterable(found)
+    sign = -1 if place is Place.ENDED else 1
+    return heapq.merge(*found, key=lambda row: sign * row[1])
+
+
+def _rows(me: Command, shard: Shard, place: Place, wanted: Filter, count: int) -> Iterator[Row]:
+    for row, at_ms in map(row_of, _every(me, shard, place, wanted.begins(place), count)):
+        if place is Place.ENDED and at_ms < wanted.since_ms:
+            return  # all others are older
+        if wanted.takes(row, at_ms):
+            yield row, at_ms
 
 
 def _shards_of(me: Command, wanted: Filter) -> Iterable[Shard]:
@@ -122,10 +150,11 @@ def _shards_of(me: Command, wanted: Filter) -> Iterable[Shard]:
     return map(Shard, range(me.shards))
 
 
-def _every(me: Command, shard: Shard, place: Place, begins: str) -> Iterator[Listed]:
+def _every(me: Command, shard: Shard, place: Place, begins: str, count: int) -> Iterator[Listed]:
     cursor, is_first = "", True
     while is_first or cursor:
-        page: Page = me.look(lambda survey, cursor=cursor: survey.page(shard, place, begins, cursor))
+        page: Page = me.look(lambda survey, at=cursor, many=count: survey.page(shard, place, begins, at, many))
+        count = PAGE
         yield from page.found
         cursor, is_first = page.cursor, False
 
@@ -142,31 +171,21 @@ def listed(
 ) -> None:
     """List invocations: open ones first, then the newest that have ended."""
     wanted = Filter(type_, handler, status, key, _since_ms(me, since))
-    rows: list[dict[str, Any]] = []
-    for row in matching(me, wanted):
-        if failing:
-            found = _failing(me, row)
-            if found is None:
-                continue
-            row = found
-        rows.append(row)
-        if len(rows) >= limit:
-            break
+    found = matching(me, wanted, max(limit, _FIRST_PAGE))
+    rows = list(islice(_failing(me, found) if failing else found, limit))
     columns = ("id", "status", "target", "handler", "at", "why")
     me.answer(rows, lambda: table(columns, [[each[name] for name in columns] for each in rows]))
 
 
-def _failing(me: Command, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a row with the last failure, if another attempt follows."""
-    if row["status"] in ("succeeded", "failed", "delayed", "ended"):
-        return None
-    if row["status"] == "paused":
-        return row
-    try:
-        found = me.ask(lambda store: story(store, row["id"]))
-    except NotFoundError:
-        return None
-    return {**row, "why": shortened(found.failure, _ERROR_MAX)} if found.failure else None
+def _failing(me: Command, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield those that are paused, and those whose next attempt is awaited, with the last failure."""
+    known = failed_attempts(me)
+    for row in rows:
+        failed = known.get(row["id"])
+        if row["status"] == "paused":
+            yield row
+        elif failed is not None and row["status"] in ("open", "asleep"):
+            yield {**row, "why": shortened(failed.error, _ERROR_MAX)}
 
 
 def _since_ms(me: Command, since: str | None) -> int:

@@ -5,7 +5,6 @@ paused one says why itself.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -13,11 +12,11 @@ import typer
 from rich.tree import Tree
 
 from actors.errors import NotFoundError
-from journal.ids import Shard, shard_in
-from journal.records import Record
+from journal.ids import shard_in
+from journal.survey import Place
 from journal.texts import shortened
 
-from .accounts import TEXT_MAX, Entry, Story, caller_of, failure_in, story
+from .accounts import TEXT_MAX, Entry, Story, caller_of, failed_attempts, failure_in, story
 from .commands import Command, command
 from .invocations import Filter, matching
 from .output import line, span, table, time_text
@@ -120,7 +119,6 @@ def _drawn(data: dict[str, Any], into: Tree | None = None) -> Tree:
     return here
 
 
-_RECORDS_AT_ONCE: Final = 1_000
 _KIND: Final = re.compile(r"(?:^|: )([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Timeout|Group)\w*)")
 """The class of an error in its text."""
 
@@ -139,7 +137,7 @@ class Failing:
     example: str = ""
     says: str = ""
 
-    def add(self, *, is_paused: bool, since: str, next_attempt: str, id_: str, text: str) -> None:
+    def add(self, is_paused: bool, since: str, next_attempt: str, id_: str, text: str) -> None:
         """Count one."""
         self.paused += is_paused
         self.retrying += not is_paused
@@ -176,51 +174,24 @@ def failing(
 ) -> None:
     """Show the failures of open invocations by type, handler and error: how many, since when, and one of each."""
     groups: dict[tuple[str, str, str], Failing] = {}
-    for found in _failing(me, type_):
-        text = found.account.paused or found.failure
-        target, _, handler = found.name.rpartition(".")
-        key = target.partition("/")[0], handler, kind_of(text)
-        group = groups.setdefault(key, Failing(*key))
-        group.add(
-            is_paused=bool(found.account.paused),
-            since=time_text(found.run.began_ms if found.run is not None else 0) or "",
-            next_attempt=time_text(found.next_ms) or "",
-            id_=found.id,
-            text=text,
-        )
+    known = failed_attempts(me)
+    for row in matching(me, Filter(type_), places=(Place.INBOX, Place.ASLEEP)):
+        failed = known.get(row["id"])
+        if failed is not None and row["status"] != "paused":
+            text, since, following = failed.error, time_text(failed.since_ms), time_text(failed.next_ms)
+        elif row["status"] == "paused":
+            text, since, following = row["why"], row["at"], None
+        else:
+            continue
+        key = row["target"].partition("/")[0], row["handler"], kind_of(text)
+        is_paused = row["status"] == "paused"
+        groups.setdefault(key, Failing(*key)).add(is_paused, since or "", following or "", row["id"], text)
     rows = [group.as_json() for group in sorted(groups.values(), key=lambda each: -each.retrying - each.paused)]
     columns = ("type", "handler", "error", "retrying", "paused", "since", "next_attempt", "example", "says")
     me.answer(
         rows,
         lambda: table(columns, [[row[name] for name in columns] for row in rows]) if rows else "nothing is failing",
     )
-
-
-def _failing(me: Command, type_: str | None) -> Iterator[Story]:
-    """Yield the open invocations of which an attempt failed last, or that are paused."""
-    begins = type_ or ""
-    for id_ in (*_with_errors(me), *(row["id"] for row in matching(me, Filter(type_, status="paused")))):
-        try:
-            found: Story = me.ask(lambda store, id_=id_: story(store, id_))
-        except NotFoundError:
-            continue
-        is_wanted = not begins or found.name.partition("/")[0].partition(".")[0] == begins
-        if is_wanted and (found.account.paused or found.failure):
-            yield found
-
-
-def _with_errors(me: Command) -> list[str]:
-    """Return the invocations in memory with a record of a failed attempt."""
-    ids: dict[str, None] = {}
-    for shard in map(Shard, range(me.shards)):
-        after, page = "", list[tuple[str, str, bytes]]()
-        while page or not after:
-            page = me.ask(lambda store, shard=shard, after=after: store.journal(shard, after, _RECORDS_AT_ONCE))
-            if not page:
-                break
-            ids |= {id_: None for _, id_, data in page if b'"error"' in data and Record.parse(data).error}
-            after = page[-1][0]
-    return list(ids)
 
 
 def add_to(app: typer.Typer) -> None:

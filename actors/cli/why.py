@@ -14,10 +14,9 @@ import orjson
 import typer
 
 from actors.code.code import UNSENT
-from actors.errors import NotFoundError
-from actors.processes import has_ended
+from actors.errors import NotFoundError, UsageError
 from actors.requests.schedule import INTERNAL
-from journal.ids import ObjectId, Shard, shard_in, shard_of
+from journal.ids import Shard, shard_in, shard_of
 from journal.records import Message, time_of, timer_of
 from journal.store import Loaded, Membership, Store
 from journal.survey import Listed, Page, Place
@@ -158,9 +157,14 @@ class Chain:
         owner = members.leases[shard].partition(" ")[0]
         if owner not in members.hosts:
             return f"waits for a host: none owns its shard {shard}, of {len(members.hosts)} that are there"
-        if _is_known_to_live(members.hosts[owner]) or self._me.ask(lambda store: _beats(store, owner, members)):
-            return ""
-        return f"waits for a host: the one that owned its shard {shard} has fallen silent"
+        return ""
+
+    def _is_silent(self, id_: str) -> bool:
+        """Whether the host of an invocation has stopped to write that it lives; asked where something is overdue."""
+        members = self._members
+        assert members is not None
+        owner = members.leases[shard_in(id_)].partition(" ")[0]
+        return not self._me.ask(lambda store: _beats(store, owner, members))
 
     def _without_code(self, message: Message) -> str:
         """Return why no host can have the class of an invocation that has not begun; empty if one may."""
@@ -181,6 +185,14 @@ class Chain:
 
     def _waiting(self, found: Story) -> Link:
         """Return the link of an invocation that has begun, or may begin."""
+        link = self._going_on(found)
+        is_overdue = not (link.next or found.waits) or (found.failure and found.next_ms <= self._now_ms)
+        if is_overdue and self._is_silent(found.id):
+            link.says = f"waits for {self._host_of(found.id)}, which has fallen silent; {link.says}"
+            link.frees = ["perdure up --hosts 1", "perdure status"]
+        return link
+
+    def _going_on(self, found: Story) -> Link:
         link = Link(found.id, found.name, "", time_of(found.account.id))
         if found.failure:
             run = found.run
@@ -258,11 +270,6 @@ def _message_of(found: Listed) -> Message | None:
         return None
 
 
-def _is_known_to_live(about: bytes) -> bool:
-    """Whether a host's process lives on this machine."""
-    return has_ended(orjson.loads(about.partition(b" ")[2]).get("process", "")) is False
-
-
 async def _beats(store: Store, incarnation: str, before: Membership) -> bool:
     """Whether a host writes that it lives."""
     loop = asyncio.get_running_loop()
@@ -294,17 +301,16 @@ def why(
     me.client  # noqa: B018  # connects
     chain, id_ = Chain(me), what
     if not is_id(what):
-        target = str(_address(what))
+        address = object_in(what)
+        if address.key is None:
+            raise UsageError(f"{what!r} has no key: write Type/key, or the id of an invocation")
+        target = str(address)
         id_ = chain.holder(target)
         if not id_:
             me.answer([], f"nobody holds {target}: the next request for it begins at once")
             return
     links = list(chain.links(id_))
     me.answer([link.as_json() for link in links], lambda: _shown(links, what, id_))
-
-
-def _address(text: str) -> ObjectId:
-    return object_in(text)
 
 
 def _shown(links: list[Link], what: str, id_: str) -> str:

@@ -14,7 +14,7 @@ from journal.survey import PAGE, PAGE_BYTES, Account, Facts, Listed, Page, Place
 from .arguments import pairs_in, text_of
 from .connection import Connections, Forbidden, RefusedCommand
 
-ASLEEP_PAGE: Final = 200
+ASLEEP_PAGE: Final = 500
 """Entries of `ids` that a page of sleeping invocations looks at: the message of each is read."""
 _TIMES: Final = 5
 """How often an invocation is looked up that moves meanwhile."""
