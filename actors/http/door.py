@@ -50,7 +50,9 @@ class Door:
         self._watched: Watching | None = None
         self._opening = asyncio.Lock()
         self._is_ours = False
-        self._rest = Starlette(routes=routes(self), exception_handlers={HTTPException: _refused, HttpError: _refused})
+        self._rest = Starlette(
+            routes=routes(self), exception_handlers=dict.fromkeys((HTTPException, HttpError, Exception), _refused)
+        )
         self._rest.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -219,14 +221,12 @@ def called_by(targets: Targets, parts: list[bytes], scope: Scope, shards: int) -
 
 async def _refused(request: Any, error: Exception) -> Any:
     """Return the answer of an error, as an app for Starlette."""
-    if not isinstance(error, HttpError):
-        code: int = getattr(error, "status_code", 500)
-        headers: dict[str, str] = getattr(error, "headers", None) or {}
-        path = request.scope["path"]
+    if isinstance(error, HTTPException):
+        code, path = error.status_code, request.scope["path"]
         why = f"{request.method} is no method of {path}" if code == 405 else f"there is no such path: {path}"
-        found = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        error = HttpError(code, why, headers=found)
-    return partial(_error_app, error)
+        found = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        return partial(_error_app, HttpError(code, why, headers=found))
+    return partial(_error_app, refused(error))
 
 
 async def _error_app(error: HttpError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -189,12 +189,11 @@ async def acknowledged(calls: HttpCalls, accepted: Accepted, id_: str) -> None:
 
     try:
         await within(wait(), calls.patience_s)
-    except HttpError:
+    except HttpError as error:
+        if error.code == 404:
+            raise unknown(id_) from None
+        error.id = error.id or id_
         raise
-    except NotFoundError:
-        raise unknown(id_) from None
-    except Exception as error:
-        raise refused(error, id_) from error
 
 
 async def complete(calls: HttpCalls, scope: Scope, receive: Receive, send: Send, id_: str, verb: str) -> None:

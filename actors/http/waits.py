@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 
 from actors.client.client import Client
 from actors.client.slots import Slot
+from actors.errors import DurableError
 from actors.requests.invocation import Invocation
 
-from .answers import HttpError, Receive
+from .answers import HttpError, Receive, refused
 
 LOOK_EVERY: Final = 0.5
 WATCHED_AFTER: Final = 1.0
@@ -183,6 +184,8 @@ async def within(work: Awaitable[Any], patience_s: float) -> Any:
             return await work
     except TimeoutError:
         raise HttpError(503, f"the store does not answer within {patience_s:g} s", "store") from None
+    except DurableError as error:
+        raise refused(error) from error
 
 
 def when_ending(loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> None:
