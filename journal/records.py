@@ -232,7 +232,8 @@ class Record:
     """Where a paused or failing invocation was resumed: the hash of the code that it has from here on, empty as in
     `Message`; its attempts are counted anew."""
     newer: str = ""
-    """Where an attempt begins on newer code, as its journal held no entry: the hash of that code."""
+    """The hash of the code that it goes on with: newer code, as its journal held no entry, or that which it began with,
+    as its message named none."""
     timers: dict[str, str] = field(default_factory=dict[str, str])
     """Timers set in the same commit: the thing that is due, as in `timer_of`, and the counter in the timer's name."""
     restart: tuple[int, int] = (0, 0)

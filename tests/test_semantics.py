@@ -218,14 +218,14 @@ class Named(Executor):
 class Member:
     """One of several hosts; its store calls can be stopped."""
 
-    def __init__(self, world: "Simulation", name: str) -> None:
+    def __init__(self, world: "Simulation", name: str, *, live: bool = True) -> None:
         self.running = asyncio.Event()
         self.running.set()
         self.late: list[Late] = []
         self.host = Host(
             lambda: PausingStore(world.store.connect(), self.running, self.late, world.latency),  # pyright: ignore[reportArgumentType]  # by delegation
             Identity(id=name),
-            live=True,
+            live=live,
             policy=world.policy,
             now=world.loop.time,
             own_thread=False,
@@ -251,9 +251,9 @@ class Simulation(World):
         """Virtual seconds since the beginning."""
         return round(self.loop.time() - self.began, 3)
 
-    async def join(self, name: str) -> Member:
+    async def join(self, name: str, *, live: bool = True) -> Member:
         """Add a host, and wait until it has taken its share."""
-        member = self.members[name] = Member(self, name)
+        member = self.members[name] = Member(self, name, live=live)
         await asyncio.sleep(5)
         return member
 

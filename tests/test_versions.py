@@ -5,15 +5,18 @@ travels to other processes is in `test_code.py` and `test_driver.py`, crashes in
 """
 
 import asyncio
-from typing import Any
+import gc
+from typing import Any, cast
 
+import cloudpickle
 import pytest
 import test_semantics
 from test_semantics import Broken, Simulation, failure_of, mode, outside, played, simulated
 
+import actors
 from actors import Context, Invocation, Policy, Retry, Service, VirtualObject, handler
 from actors.activation.open_invocation import OpenInvocation
-from actors.code.bundles import digest_of
+from actors.code.bundles import bundle_of, digest_of
 from journal.ids import Shard
 from journal.records import Message, Record
 
@@ -260,3 +263,58 @@ def test_a_death_after_newer_code_was_recorded_changes_neither_code_nor_count() 
     assert (run.message.code, run.attempt, run.backing_off, run.began_ms) == ("new", 3, False, 5)
     run.adopt([("10-0", Record(attempt=4))])
     assert (run.message.code, run.attempt, run.backing_off) == ("new", 4, True)
+
+
+def named_version(what: str) -> Any:
+    """Define the class anew: its handler makes entries of this name."""
+
+    class NamedVersion(VirtualObject):
+        @handler
+        async def last(self, ctx: Context, seconds: float) -> list[str]:
+            out = [await ctx.run(f"{what} {number}", lambda: what) for number in range(2)]
+            await ctx.sleep(seconds)
+            return [*out, await ctx.run(f"{what} again", lambda: what)]
+
+        @handler
+        async def ring(self, ctx: Context) -> list[str]:
+            return [what]
+
+    return NamedVersion
+
+
+async def deployed(world: Simulation, what: str) -> Any:
+    """Store a version as another process would; return the class, which lives here while it is held."""
+    cls = named_version(what)
+    bundle, pickling = bundle_of(cls), cast("Any", cloudpickle).cloudpickle
+    data = bundle.data.replace(pickling._get_or_create_tracker_id(cls).encode(), f"{what:0<32}".encode())
+    await world.store.put_code(bundle.digest, data, bundle.types)
+    return cls
+
+
+@pytest.mark.parametrize("how", ["by name", "by a schedule", "unsent"])
+def test_what_named_no_code_ends_on_the_code_that_it_began_with(mode: Policy | None, how: str) -> None:
+    """It went on with newer code after a sleep, or on another host, and diverged."""
+
+    async def started(cls: Any, key: str) -> Invocation[Any]:
+        if how == "by a schedule":
+            schedule = cls[key].last.schedule(20, every="1d", name=key)
+            await schedule.status()
+            return Invocation(await schedule.trigger())
+        if how == "unsent":
+            return cls[key].last.remote(20)
+        del cls
+        gc.collect()
+        return actors.object("NamedVersion", key).remote("last", 20)
+
+    async def scenario(world: Simulation) -> None:
+        world.expected_leftovers = how == "by a schedule"  # its next ticks
+        await world.join("a", live=False)
+        old = await started(await deployed(world, "old"), "a")
+        await asyncio.sleep(5)
+        newer = await deployed(world, "new")
+        world.members["a"].task.cancel()
+        await world.join("b", live=False)
+        assert await old == ["old"] * 3
+        assert await (await started(newer, "b")) == ["new"] * 3
+
+    played(scenario, mode, [])

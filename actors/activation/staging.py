@@ -18,8 +18,10 @@ from typing import Any, Final
 
 from actors.blocks.promises import Posted
 from actors.blocks.restarts import mark_of
+from actors.code.code import is_hash
 from actors.execution.execution import Execution
 from actors.values.outcomes import ERROR_MAX, NOTICE_MAX
+from actors.values.values import scope_of
 from journal.ids import Epoch, Shard
 from journal.records import Delivered, Event, EventKind, Message, Record, Tries, order_of, timer_of, timer_of_object
 from journal.store import Bring, Committed, Expire, Finish, Leaving, Part, Progress, Sleep
@@ -394,6 +396,8 @@ def _record_of(
     view = execution.view
     assert view is not None
     record = Record(events=run.delivered, first=run.staged, entries=execution.entries[run.staged :], steps=results)
+    if not is_hash(run.message.code) and run.declared is not None and (begun_on := scope_of(run.declared.cls).digest):
+        record.newer = run.message.code = begun_on  # its caller named no code: it ends on that which it began with
     for name in changes:
         if name not in run.olds:
             record.olds[name] = view.found(name)

@@ -11,9 +11,9 @@ the class owns the shard: a program that was started beside it, or after it, end
 
 Invariants:
     1. One hash is one set of classes in a process: all that a class refers to travels together, and is loaded once.
-    2. An invocation runs on the code that its message names, whichever host owns its shard. It goes on with the newest
-       code of its type when it is resumed, and before an attempt that follows a failed one while its journal holds no
-       entry.
+    2. An invocation runs on the code that its message names, whichever host owns its shard; where that names none, on
+       the newest, which its first record names from then on. It goes on with the newest code of its type when it is
+       resumed, and before an attempt that follows a failed one while its journal holds no entry.
 """
 
 import asyncio
@@ -64,9 +64,14 @@ def unsent_here() -> str:
     return UNSENT + this_program()
 
 
-def is_unsent(digest: str) -> bool:
+def is_unsent(code: str) -> bool:
     """Whether this stands for the hash of a class that its program has not sent."""
-    return digest.startswith(UNSENT)
+    return code.startswith(UNSENT)
+
+
+def is_hash(code: str) -> bool:
+    """Whether a message names a code; one of a sender without the class names none."""
+    return bool(code) and not code.startswith(UNSENT)
 
 
 @pinned("MissingCodeError")
@@ -197,7 +202,7 @@ class CodeBook:
         """Return a class that is here; None if it must be fetched."""
         if self._live and (cls := self._own_type(type_, digest)) is not None:
             return declaration(cls)
-        if digest and not is_unsent(digest):
+        if is_hash(digest):
             return self._known.get((type_, digest))
         found, until = self._current.get(type_, (None, 0.0))
         return found if self._now() < until else None
@@ -236,7 +241,7 @@ class CodeBook:
             UnusableCodeError: its code raises as it is loaded.
         """
         async with self._lock:  # else two simultaneous loads make two classes
-            if digest and not is_unsent(digest):
+            if is_hash(digest):
                 found = self._known.get((type_, digest)) or await self._fetched(type_, digest)
             else:
                 wanted = await self._store.current_code(type_)
@@ -279,7 +284,7 @@ class CodeBook:
 
 def _living_type(type_: str, digest: str) -> type[Durable] | None:
     cls = _own_type(type_)
-    if not digest or is_unsent(digest) or type_.startswith(INTERNAL):
+    if not is_hash(digest) or type_.startswith(INTERNAL):
         return cls
     if cls is not None and _digest_here(cls) == digest:
         return cls
