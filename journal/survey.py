@@ -111,10 +111,13 @@ class Facts:
 class Survey(Protocol):
     """The reads of operators; they raise what the methods of `Store` raise."""
 
-    async def page(self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE) -> Page:
+    async def page(
+        self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE, *, are_paused: bool = False
+    ) -> Page:
         """Return the invocations of a shard whose targets begin so, in one place; a page may be empty.
 
-        In the order of the inbox, the newest end first, and those asleep in no order, some perhaps twice.
+        In the order of the inbox, the newest end first, and those asleep in no order, some perhaps twice. With
+        `are_paused` only those of the sleeping ones that wait for an operator.
         """
         ...
 

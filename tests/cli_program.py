@@ -2,7 +2,9 @@
 
 import sys
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 
 import actors
 from actors import Context, Policy, Retry, Service, TerminalError, VirtualObject, handler, shared, state
@@ -11,6 +13,12 @@ BRIEF = Policy(idle_timeout=timedelta(milliseconds=50))
 """Waits leave memory at once."""
 PAUSES = Policy(retry=Retry(max_attempts=1, on_exhausted="pause"))
 RETRIES = Policy(retry=Retry(initial="1h", max_interval="1h"))
+
+
+@dataclass
+class CliItem:
+    name: str
+    price: Decimal
 
 
 class CliCart(VirtualObject):
@@ -27,6 +35,14 @@ class CliCart(VirtualObject):
     @shared
     async def view(self, ctx: Context) -> dict[str, int]:
         return self.items
+
+    @handler
+    async def price(self, ctx: Context, item: CliItem) -> CliItem:
+        return item
+
+    @shared
+    async def odd(self, ctx: Context) -> list[object]:
+        return [float("inf"), b"\xff", {1}]
 
 
 class CliStuck(VirtualObject, policy=BRIEF):

@@ -153,6 +153,26 @@ def test_arguments_are_json_by_position_or_by_name(perdure: Perdure) -> None:
     assert perdure.json("call", "CliCart/a.b/c.view") == {"apple": 3, "pear": 4}
 
 
+def test_annotations_make_values_of_json_and_json_of_values(perdure: Perdure) -> None:
+    item = {"name": "fig", "price": "1.50"}
+
+    assert perdure.json("call", "CliCart/priced.price", json.dumps({"item": item})) == item
+    assert perdure.json("call", "CliCart/priced.price", json.dumps(item)) == item
+    assert "does not take" in perdure("call", "CliCart/priced.price", '{"name": 5, "price": "1"}', code=2)
+    assert perdure.json("call", "CliCart/priced.odd") == ["inf", "_w==", [1]]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "[red]\x1b[31m", "../x", "%2F", "é漢😀", "\udcff", " ", "-x", "a/b.c"])
+def test_a_key_may_be_any_text(perdure: Perdure, key: str) -> None:
+    assert perdure.json("call", f"CliCart/{key}.add", '"apple"') == 1
+
+    listed = ("invocations", "list", "--type", "CliCart", f"--key={key}")
+    assert [row["target"] for row in perdure.json(*listed)] == [f"CliCart/{key}"]
+    assert f"CliCart/{key}" in [row["object"] for row in perdure.json("objects", "CliCart", f"--prefix={key}")]
+    assert "\x1b" not in perdure(*listed)
+    assert perdure.json("state", "get", f"CliCart/{key}", "items") == {"apple": 1}
+
+
 def test_a_terminal_error_is_code_1_with_its_parts(perdure: Perdure) -> None:
     done = CliRunner().invoke(
         app, ["call", "CliCart/x.add", '"apple"', "0", "--json", "--directory", str(perdure.directory)]
@@ -577,3 +597,14 @@ def test_up_and_down_say_where_a_store_is_wanted(tmp_path: Path) -> None:
         done = run(name, cwd=tmp_path, PERDURE_REDIS="")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--redis redis://HOST:PORT/0" in done.stderr
+
+
+def test_ends_are_listed_newest_first_across_all_shards(perdure: Perdure) -> None:
+    ids = [perdure.sent(f"CliStuck/ends-{n}.mark") for n in range(6)]
+    for id_ in ids:
+        perdure.until(lambda data: data["status"] == "succeeded", "invocations", "show", id_)
+
+    rows = perdure.json("invocations", "list", "--status", "succeeded", "--limit", "50")
+
+    assert [row["id"] for row in rows[:6]] == ids[::-1]
+    assert [row["at"] for row in rows] == sorted((row["at"] for row in rows), reverse=True)

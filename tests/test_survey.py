@@ -87,7 +87,9 @@ async def test_those_asleep_are_listed_with_the_reason_of_their_pause(store: Sto
     said = {each.invocation: (each.place, each.paused, each.has_begun) for each in found}
     assert said == {"a1-0": (Place.ASLEEP, None, True), "b1-0": (Place.ASLEEP, why["b1-0"], True)}
     assert sorted(targets(found)) == [(id_, f"Ticket/{id_}") for id_ in why]
-    assert await every(store.survey(), Place.ASLEEP, "Ticket/b") != found
+    assert targets(await every(store.survey(), Place.ASLEEP, "Ticket/b")) == [("b1-0", "Ticket/b1-0")]
+    paused = await store.survey().page(SHARD, Place.ASLEEP, "Ticket/", "", are_paused=True)
+    assert [each.invocation for each in paused.found] == ["b1-0"]
     assert [each.held for each in await store.survey().sizes(1)] == [2]
 
 

@@ -137,7 +137,7 @@ def _in_order(place: Place, found: list[Iterator[Row]]) -> Iterator[Row]:
 
 
 def _rows(me: Command, shard: Shard, place: Place, wanted: Filter, count: int) -> Iterator[Row]:
-    for row, at_ms in map(row_of, _every(me, shard, place, wanted.begins(place), count)):
+    for row, at_ms in map(row_of, _every(me, shard, place, wanted, count)):
         if place is Place.ENDED and at_ms < wanted.since_ms:
             return  # all others are older
         if wanted.takes(row, at_ms):
@@ -150,10 +150,13 @@ def _shards_of(me: Command, wanted: Filter) -> Iterable[Shard]:
     return map(Shard, range(me.shards))
 
 
-def _every(me: Command, shard: Shard, place: Place, begins: str, count: int) -> Iterator[Listed]:
+def _every(me: Command, shard: Shard, place: Place, wanted: Filter, count: int) -> Iterator[Listed]:
+    begins, are_paused = wanted.begins(place), wanted.status == "paused"
     cursor, is_first = "", True
     while is_first or cursor:
-        page: Page = me.look(lambda survey, at=cursor, many=count: survey.page(shard, place, begins, at, many))
+        page: Page = me.look(
+            lambda survey, at=cursor, many=count: survey.page(shard, place, begins, at, many, are_paused=are_paused)
+        )
         count = PAGE
         yield from page.found
         cursor, is_first = page.cursor, False

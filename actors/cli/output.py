@@ -9,6 +9,7 @@ Invariants:
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Final, cast
 
 from rich.console import Console
@@ -43,7 +44,19 @@ def line(text: object) -> str:
 
 def in_json(data: object) -> str:
     """Return a value as JSON; ASCII alone, so that no terminal is asked for more."""
-    return json.dumps(data, indent=2, default=str)
+    try:
+        return json.dumps(data, indent=2, default=str, allow_nan=False)
+    except ValueError:  # JSON has no infinity
+        return json.dumps(_finite(data), indent=2, default=str)
+
+
+def _finite(data: Any) -> Any:
+    """Return a value whose floats that JSON does not have are texts."""
+    if isinstance(data, dict):
+        return {key: _finite(each) for key, each in cast("dict[Any, Any]", data).items()}
+    if isinstance(data, list | tuple):
+        return [_finite(each) for each in cast("list[Any]", data)]
+    return str(data) if isinstance(data, float) and not isfinite(data) else data
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

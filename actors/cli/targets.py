@@ -167,7 +167,10 @@ def as_json(value: Any) -> Any:
     """Return a value as JSON has it; parts that it does not know by their `repr`."""
     from pydantic_core import to_jsonable_python  # takes 0.1 s
 
-    return to_jsonable_python(value, fallback=repr_of, inf_nan_mode="strings")
+    try:
+        return to_jsonable_python(value, fallback=repr_of)
+    except ValueError:  # bytes that are no text
+        return to_jsonable_python(value, fallback=repr_of, bytes_mode="base64")
 
 
 def shown_value(data: bytes, scope: Scope = LIVE, hint: Any = MISSING) -> Any:

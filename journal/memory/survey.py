@@ -17,7 +17,9 @@ class MemorySurvey:
     def __init__(self, world: Callable[[], World]) -> None:
         self._world = world
 
-    async def page(self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE) -> Page:
+    async def page(
+        self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE, *, are_paused: bool = False
+    ) -> Page:
         source = self._world().shard(shard)
         match place:
             case Place.INBOX:
@@ -30,6 +32,7 @@ class MemorySurvey:
                 at = int(cursor or 0)
                 some = list(islice(source.asleep.items(), at, at + count))
                 found = [self._asleep(source, *each) for each in some if _begins(each[1].message, begins)]
+                found = [each for each in found if each.paused or not are_paused]
                 return Page(found, str(at + count) if len(some) == count else "")
         return Page(found, looked[-1][0] if len(looked) == count else "")
 

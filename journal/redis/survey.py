@@ -28,10 +28,14 @@ class RedisSurvey:
     def __init__(self, connections: Connections, keys: Keys, run: Callable[..., Awaitable[Any]]) -> None:
         self._connections, self._keys, self._run = connections, keys, run
 
-    async def page(self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE) -> Page:
+    async def page(
+        self, shard: Shard, place: Place, begins: str, cursor: str, count: int = PAGE, *, are_paused: bool = False
+    ) -> Page:
         wanted = begins if place is Place.ENDED else in_json(begins)
         most = min(count, ASLEEP_PAGE) if place is Place.ASLEEP else count
-        following, *found = await self._run("survey", shard, place.value, cursor, most, PAGE_BYTES, wanted)
+        following, *found = await self._run(
+            "survey", shard, place.value, cursor, most, PAGE_BYTES, wanted, int(are_paused)
+        )
         return Page(_READERS[place](found), text_of(following))
 
     async def account(self, invocation: str) -> Account | None:

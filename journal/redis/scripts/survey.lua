@@ -1,7 +1,7 @@
 -- Reads a page for operators: invocations of a shard in one place, or the records of one invocation in memory.
 -- KEYS: none
 -- ARGV: namespace, shard, kind, cursor ('' at first), most entries to look at, most bytes to look at, what is wanted:
---       kind 'i' (inbox): beginning of the target in JSON  |  'a' (asleep): the same
+--       kind 'i' (inbox): beginning of the target in JSON  |  'a' (asleep): the same, and '1' for paused ones alone
 --       kind 'd' (finished, newest first): beginning of the target  |  'j' (journal): invocation
 -- Returns: the next cursor ('' after the last page), then for each that was found:
 --          'i': inbox id, first line of the message  |  'j': stream id, record
@@ -78,7 +78,7 @@ local function asleep()
     if string.byte(entries[k + 1]) == 97 then -- a
       local key = prefix .. ':asleep:' .. entries[k]
       local fields = call('HMGET', key, 'm', 'id', 'paused')
-      if fields[1] then
+      if fields[1] and (ARGV[8] ~= '1' or (fields[3] and fields[3] ~= '')) then
         local line = first_line(fields[1])
         if is_wanted(line) then
           add(entries[k], fields[2] or '', line, fields[3] and '=' .. fields[3] or '-', call('HLEN', key))
