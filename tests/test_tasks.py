@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from test_semantics import Simulation, failure_of, mode, outside, played, simulated
 
-from actors import Cancelled, Context, Policy, VirtualObject, Workflow, handler, resolve, shared, state
+from actors import Cancelled, Context, Invocation, Policy, VirtualObject, Workflow, handler, resolve, shared, state
 
 __all__ = ["mode"]
 
@@ -170,6 +170,17 @@ class Maker(VirtualObject):
         await asyncio.wait([started(ctx, what)])
 
     @handler
+    async def twice(self, ctx: Context) -> list[Any]:
+        """Equal ones: one call, and the id of another that came back from the state."""
+        call = Other["twice"].wait.remote(1)
+        self.seen = [call.id]
+        again = Invocation[int](self.seen[0])
+        first = await asyncio.gather(call, call, again)
+        call.signal("nobody asks", 1)
+        ended = await asyncio.gather(again, call, asyncio.create_task(call), return_exceptions=True)
+        return [*first, *ended, await call, call == again, len({call, again})]
+
+    @handler
     async def wrong(self, ctx: Context) -> str:
         try:
             asyncio.create_task(cast("Any", 5))
@@ -252,6 +263,13 @@ async def test_a_set_of_awakeables_has_one_order(world: Simulation) -> None:
     """Issue 15.13: by address it would differ from one replay to the next."""
     found = await Maker["a"].sets.remote()
     assert len(set(found)) == 20
+
+
+@simulated
+async def test_equal_invocations_that_are_gathered_have_equal_results(world: Simulation) -> None:
+    """Issue 15.13: asyncio awaits them once, and gives the result to each."""
+    assert await Maker["a"].twice.remote() == [1] * 7 + [True, 1]
+    assert world.state("Other/twice") == {"ended": 1}
 
 
 @simulated

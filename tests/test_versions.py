@@ -26,6 +26,9 @@ QUICKLY = Policy(retry=Retry(initial=1, max_interval=1))
 SLOWLY = Policy(retry=Retry(initial=1_000, max_interval=1_000))
 
 
+HINT = "with the newer one that is there it goes on after its resume()"
+
+
 def fail() -> str:
     outside.seen.append("failed")
     raise Broken("not mended yet")
@@ -98,7 +101,9 @@ def test_an_attempt_with_a_journal_stays_on_its_code_until_it_is_resumed(mode: P
         await failed(world)
         kept.append(version(mend))
         if mode is None:  # in the other mode the process has only the newest class: that of the name
+            assert not any(HINT in notice for notice in world.program.notices)
             await failed(world, outside.seen.count("failed") + 2)
+            assert HINT in world.program.notices[-1], "who has mended the class is told why nothing changes"
         await ref.resume()
         assert await ref == "mended"
 

@@ -2,6 +2,7 @@
 
 from actors.blocks.cancel import after_failure, ending_in
 from actors.blocks.sagas import CANCELLED, GIVE_UP
+from actors.code.code import CodeBook
 from actors.errors import TerminalError
 from actors.policy import Retry
 from actors.values import outcomes
@@ -13,6 +14,14 @@ from .open_invocation import OpenInvocation
 def named(run: OpenInvocation) -> str:
     """Return the name of an invocation for logs and errors."""
     return f"{run.message.target}.{run.message.handler} ({run.id})"
+
+
+def hint_of(run: OpenInvocation, code: CodeBook) -> str:
+    """Return what to do about a failure that a newer version of the class may have mended; empty if there is none."""
+    newest = code.newest(run.type_name)
+    if newest is None or run.declared is None or newest[0] is run.declared or not run.recorded:
+        return ""  # without an entry it goes on with the newest by itself
+    return ". It stays on the code that it began with; with the newer one that is there it goes on after its resume()"
 
 
 def is_last(run: OpenInvocation, retry: Retry, now_ms: int) -> bool:

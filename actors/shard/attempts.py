@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Final
 
 from actors.activation.activation import Activation
-from actors.activation.endings import final_failure, is_last, named, used_up
+from actors.activation.endings import final_failure, hint_of, is_last, named, used_up
 from actors.activation.key_promises import KeyPromises, with_waits
 from actors.activation.open_invocation import OpenInvocation, Renewal
 from actors.activation.pauses import COMMANDS
@@ -449,9 +449,8 @@ class Attempts:
             self._finish(run, activation, outcomes.encoded_error(used_up(run, error)), {}, commands=False)
             return
         delay_s = retry.delay_after(error, run.attempt)
-        text = (
-            f"{named(run)}: attempt {run.attempt} failed, the next follows in {delay_s:g} s\n{outcomes.traced(error)}"
-        )
+        following = f"the next follows in {delay_s:g} s{hint_of(run, self._services.code)}"
+        text = f"{named(run)}: attempt {run.attempt} failed, {following}\n{outcomes.traced(error)}"
         self._services.failures.note(run, error, run.attempt, text)
         run.attempt += 1
         sleeps = run.policy is not None and not run.policy.idle_timeout

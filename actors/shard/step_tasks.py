@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from actors.activation.endings import named
+from actors.activation.endings import hint_of, named
 from actors.activation.open_invocation import OpenInvocation
 from actors.activation.services import Services
 from actors.activation.staging import BYTES_MAX, Staging
@@ -106,7 +106,8 @@ class StepTasks:
     ) -> None:
         if run.execution is not execution or run.ended:
             return
-        text = f"step {step.name!r}: attempt {tries.attempts} failed, the next follows in {delay_s:g} s"
+        hint = hint_of(run, self._services.code)
+        text = f"step {step.name!r}: attempt {tries.attempts} failed, the next follows in {delay_s:g} s{hint}"
         told = f"{named(run)}: {text}\n{outcomes.traced(error)}"
         self._services.failures.note(run, error, tries.attempts, told, step.name)
         number = self._staging.tried(run, tries, error, told)
