@@ -311,6 +311,8 @@ def test_many_kinds_of_parameters(web: Web) -> None:
         ("/HttpCart/a/clear", b"12", ""),
         ("/HttpWork/item", b'{"name": "a", "count": 0}', "count"),
         ("/HttpWork/item", b'{"name": 1}', "name"),
+        ("/HttpWork/many", b'{"first": 1, "more": "x"}', "more"),
+        ("/HttpWork/many", b'{"first": 1, "rest": ["x"]}', "rest"),
         ("/HttpCart/a/add", b"{", ""),
         ("/HttpCart/a/add", b"NaN", ""),
         ("/HttpWork/echo", b"[NaN]", ""),

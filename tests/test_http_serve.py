@@ -141,8 +141,11 @@ async def test_sigterm_tells_who_waits_for_long_where_the_outcome_will_be(
     with serving(tmp_path, "served") as (program, url):
         async with httpx.AsyncClient(base_url=url, timeout=30) as web:
             asked = asyncio.create_task(web.post("/ServedWait/wait", json=2.5))
+            watched = asyncio.create_task(web.get("/ServedCounter/a/events"))
             await asyncio.sleep(0.5)
             program.send_signal(signal.SIGTERM)
+            assert (await watched).status_code == 200  # the stream ends before the call is answered
+            assert not asked.done()
             got = await asked
         assert await asyncio.to_thread(program.wait, 20) == 0
 

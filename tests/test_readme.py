@@ -29,12 +29,13 @@ PAGES = (
     "journal/README.md",
     "tests/README.md",
     "actors/cli/README.md",
+    "actors/http/README.md",
 )
 TEXTS = {page: ROOT.joinpath(page).read_text("utf-8") for page in PAGES}
 TEXT = TEXTS["README.md"]
 JOINED = "examples/README.md"
 """The page whose blocks are one program."""
-LINES = {"README.md": 250, "actors/README.md": 225, "actors/cli/README.md": 100}
+LINES = {"README.md": 250, "actors/README.md": 225, "actors/cli/README.md": 100, "actors/http/README.md": 120}
 """Most lines of a page, which is to be read in ten minutes."""
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n.*?^```text\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)

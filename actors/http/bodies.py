@@ -133,18 +133,18 @@ class Parameters:
     def _object(self) -> TypeAdapter[Any] | None:
         """Return what reads an object by names."""
         fields: dict[str, Any] = {}
-        has_more = False
+        more: dict[str, Any] = {}
         for each in self.all:
             hint = self.hints[each.name]
+            hint = hint if adapter_of(hint) is not None else Any
             if each.kind is Parameter.VAR_KEYWORD:
-                has_more = True
-                continue
-            if each.kind is Parameter.VAR_POSITIONAL:
-                hint = list[hint]
-            is_required = each.default is Parameter.empty and not _is_many(each)
-            fields[each.name] = _field(hint if adapter_of(hint) is not None else Any, is_required=is_required)
-        made = _typed_dict("Arguments", fields)
-        made.__pydantic_config__ = ConfigDict(**CONFIG, extra="allow" if has_more else "forbid")
+                more["extra_items"] = hint
+            elif each.kind is Parameter.VAR_POSITIONAL:
+                fields[each.name] = _field(list[hint], is_required=False)
+            else:
+                fields[each.name] = _field(hint, is_required=each.default is Parameter.empty)
+        made = _typed_dict("Arguments", fields, **more)
+        made.__pydantic_config__ = CONFIG if more else ConfigDict(**CONFIG, extra="forbid")
         return adapter_of(made)
 
     def read(self, body: bytes) -> Arguments:
