@@ -26,11 +26,15 @@ if sys.dont_write_bytecode:
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray's processes are of the lowest priority otherwise: beside the other workers a host takes 30 s to start again."""
 
+RAY = ("test_ray", "test_under_fire", "test_chaos")
 PROCESSES = (
-    *("test_ray", "test_kill", "test_under_fire", "test_node_lost", "test_linearizability", "test_bench_growth"),
-    *("test_bench", "test_chaos", "test_promotion", "test_endings"),
+    *("test_promotion", "test_endings", "test_bench", "test_bench_growth", "test_linearizability", "test_kill"),
+    "test_node_lost",
 )
-"""Files whose tests start many processes, or Ray, and whose faults have times: one after the other, on one worker."""
+"""Files whose tests start many processes, or Ray, and whose faults have times: one after the other, on a worker each.
+
+In this order: the tests of `test_ray` bound times, and have the tests beside them that need the least.
+"""
 SPREAD = ("test_crash_everywhere", "test_programs", "test_semantics")
 """Files of long computations; each of their tests goes where there is time. Every other file stays on one worker."""
 
@@ -64,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _TURNS.get(_group(item.nodeid), 1))
+        items.sort(key=lambda item: _turn(item.nodeid))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,10 +92,17 @@ def _encodable(value: Any) -> Any:
 def _group(nodeid: str) -> str:
     """Return the tests with which a test stays on one worker: its file's, as a rule; empty if it goes anywhere."""
     file = PurePosixPath(nodeid.partition("::")[0])
-    return "" if file.stem in SPREAD else "processes" if file.stem in PROCESSES else str(file)
+    found = [name for name, stems in _GROUPS.items() if file.stem in stems]
+    return found[0] if found else str(file)
 
 
-_TURNS: Final = {"processes": 0, "": 2}
+def _turn(nodeid: str) -> tuple[int, int]:
+    """Return when a test is to run."""
+    group, stem = _group(nodeid), PurePosixPath(nodeid.partition("::")[0]).stem
+    return (0, _GROUPS[group].index(stem)) if group in ("ray", "processes") else (1 if group else 2, 0)
+
+
+_GROUPS: Final = {"ray": RAY, "processes": PROCESSES, "": SPREAD}
 
 
 @pytest.fixture(scope="session")

@@ -50,16 +50,12 @@ class _Selector(selectors.SelectSelector):
         self.now = START_S
         self.turns = 0
         self.before_turn: Callable[[], None] | None = None
-        self.is_woken = False
-        """Whether a thread has woken the loop."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.turns += 1
         if self.before_turn is not None:
             self.before_turn()
-        # Few simulations have a thread or a socket: the system is not asked in vain.
-        found = super().select(0) if self.is_woken or len(self.get_map()) > 1 else []
-        self.is_woken = bool(found)
+        found = super().select(0)  # while it asks, a thread of an executor may run
         if not found and timeout is None:
             raise RuntimeError("nothing is left to happen")
         if not found and timeout:
@@ -74,10 +70,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.selector = _Selector()
         super().__init__(self.selector)
         self._clock_resolution = 1e-6
-
-    def _write_to_self(self) -> None:
-        self.selector.is_woken = True
-        super()._write_to_self()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
     def time(self) -> float:
         return self.selector.now
@@ -194,20 +186,23 @@ class FaultyStore:
             if faults.survey is not None:
                 faults.survey.note(Crash(number, applied=False))
             if faults.latency is not None:
-                await asyncio.sleep(faults.latency.random() * LATENCY_S)
+                await self._travel()
             answer = await method(*args, **kwargs)
             if faults.survey is not None:
                 faults.survey.note(Crash(number, applied=True))
             if is_last:
                 faults.crashed.set()
             if faults.latency is not None:
-                await asyncio.sleep(faults.latency.random() * LATENCY_S)
+                await self._travel()
             if faults.crashed.is_set():
                 await asyncio.Event().wait()
             return answer
 
-        setattr(self, name, call)  # found at once from now on
         return call
+
+    async def _travel(self) -> None:
+        if self._faults.latency is not None:
+            await asyncio.sleep(self._faults.latency.random() * LATENCY_S)
 
 
 class Driver:
