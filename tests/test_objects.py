@@ -47,6 +47,7 @@ from actors import (
 )
 from actors.blocks.awakeables import MadeAwakeable
 from actors.blocks.sagas import Sagas
+from actors.loop.coroutines import HandlerWait
 from actors.loop.loop import DeterministicLoop
 from actors.objects.objects import ByName, Handler, declaration, find_type, instance, object_handle
 from actors.policy import ResolvedPolicy, resolve, seconds
@@ -131,7 +132,7 @@ class Steps:
     def __init__(self, loop: DeterministicLoop, commands: list[tuple[Any, ...]]) -> None:
         self._loop, self._commands = loop, commands
 
-    def run(self, *command: Any) -> asyncio.Future[Any]:
+    def run(self, *command: Any) -> HandlerWait[Any]:
         self._commands.append(command)
         future = self._loop.entry_future()
         future.set_result("outcome")
@@ -161,12 +162,12 @@ class Execution(Driver):
         self.loop.drain()
         return task.result()
 
-    def _done(self, value: Any) -> asyncio.Future[Any]:
+    def _done(self, value: Any) -> HandlerWait[Any]:
         future = self.loop.entry_future()
         future.set_result(value)
         return future
 
-    def sleep(self, duration_s: float, name: str, /) -> asyncio.Future[None]:
+    def sleep(self, duration_s: float, name: str, /) -> HandlerWait[None]:
         self.commands.append((duration_s, name))
         return self._done(None)
 
@@ -178,7 +179,7 @@ class Execution(Driver):
         self.commands.append(("changed", *names))
         return MadeAwakeable("awakeable.inv-7-0.1", None, self.loop, LIVE)
 
-    def signal(self, name: str, annotation: Any, /) -> asyncio.Future[Any]:
+    def signal(self, name: str, annotation: Any, /) -> HandlerWait[Any]:
         self.commands.append(("signal", name, annotation))
         return self._done("signalled")
 
