@@ -234,7 +234,7 @@ class Connection:
         Raises:
             UnavailableError: it does not answer, or does not let us in.
         """
-        packed = self._packed(commands)
+        packed = _packed(self._connection, commands)
         try:
             wire = self._wire
             if wire is None or not wire.is_open:
@@ -244,16 +244,11 @@ class Connection:
         except (exceptions.RedisError, OSError) as error:
             raise _unreachable(error) from error
 
-    def _packed(self, commands: Sequence[Command]) -> bytes:
-        if len(commands) == 1:
-            return _packed(self._connection, commands[0])
-        return b"".join(_packed(self._connection, command) for command in commands)
-
     async def _greeted(self, wire: _Wire) -> None:
         if self._greet is None:
             return
         try:
-            await self._greet(lambda *commands: wire.ask(self._packed(commands), len(commands)))
+            await self._greet(lambda *commands: wire.ask(_packed(self._connection, commands), len(commands)))
         except BaseException:
             wire.close()  # else the next command would find it open
             raise
@@ -298,11 +293,13 @@ def _unreachable(error: Exception) -> DurableError:
     return UnavailableError(f"the store does not answer: {error}")
 
 
-def _packed(connection: AbstractConnection, command: Command) -> bytes:
+def _packed(connection: AbstractConnection, commands: Sequence[Command]) -> bytes:
     try:
-        return _pack(tuple(command))
+        if len(commands) == 1:
+            return _pack(tuple(commands[0]))
+        return b"".join([_pack(tuple(command)) for command in commands])
     except UnicodeEncodeError:  # a user's text may hold invalid UTF-8
-        return b"".join(connection.pack_command(*command))
+        return b"".join([part for command in commands for part in connection.pack_command(*command)])
 
 
 def _pool_of(url: str) -> ConnectionPool | None:

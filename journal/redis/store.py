@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from journal.errors import DamagedError, SettingsError, UnavailableError
 from journal.ids import Epoch, Shard, new_id, shard_in
@@ -76,8 +76,6 @@ BLOCK_MAX_MS: Final = 5_000
 LONG_AGO: Final = 0.25
 """Seconds after a read from which much may have come meanwhile."""
 
-Streams = Sequence[tuple[str, str]]
-"""Names of streams that are read together, each with the id after which it is read."""
 Page = tuple[bytes, Any]
 """A stream, and entries of it."""
 
@@ -215,8 +213,7 @@ class RedisStore:
         return parse_submitted(await self._run("submit", *head, *arguments, refused_when_full=is_new))
 
     async def replies(self, writer: str, after: str, block_ms: int) -> list[Reply]:
-        groups = (((self._keys.replies(writer), after),),)
-        return parse_replies(await self._read(1000, block_ms, groups, is_new=False))
+        return parse_replies(await self._read(1000, block_ms, (self._keys.replies(writer),), (after,), is_new=False))
 
     async def writer_status(self, writer: str) -> WriterStatus | None:
         key, opened = self._keys.replies(writer), self._connections.opened
@@ -333,11 +330,10 @@ class RedisStore:
 
     # Hosts: reading
 
-    async def _blocking(self, count: int, block_ms: int, *streams: tuple[str, str]) -> Any:
+    async def _blocking(self, count: int, block_ms: int, names: Sequence[str], after: Sequence[str]) -> Any:
         if self._interrupted:
             block_ms, self._interrupted = 0, False
         wait = ("BLOCK", min(block_ms, BLOCK_MAX_MS)) if block_ms > 0 else ()  # BLOCK 0 would be for ever
-        names, after = zip(*streams, strict=True)
         async with self._reading:
             try:
                 if self._reader_id is None:
@@ -347,20 +343,28 @@ class RedisStore:
                 self._reader_id = None  # the next connection has another
                 raise
 
-    async def _read(self, count: int, block_ms: int, groups: Sequence[Streams], *, is_new: bool) -> list[Page]:
+    async def _read(
+        self, count: int, block_ms: int, names: Sequence[str], after: Sequence[str], *, is_new: bool
+    ) -> list[Page]:
         """Return the new entries of streams: without a wait and bounded where there may be many, else as they come."""
-        time, found = asyncio.get_running_loop().time, list[Page]()
+        time = asyncio.get_running_loop().time
+        found: list[Page] = []
         if is_new or self._is_behind or time() - self._read_at > LONG_AGO:
-            found = await self._bounded_read(count, groups)
+            found = await self._bounded_read(count, names, after)
         if not found:
-            streams = [stream for group in groups for stream in group]
-            found = cast("list[Page]", await self._blocking(count, block_ms, *streams) or [])
-            self._is_behind = self._reader.received >= READ_BYTES // 8 or any(len(page) >= count for _, page in found)
+            found = await self._blocking(count, block_ms, names, after) or []
+            self._is_behind = self._reader.received >= READ_BYTES // 8
+            for _, page in found:
+                if len(page) >= count:
+                    self._is_behind = True
         self._read_at = time()
         return found
 
-    async def _bounded_read(self, count: int, groups: Sequence[Streams]) -> list[Page]:
-        # From another group each time, so that none waits for ever behind those that bring much.
+    async def _bounded_read(self, count: int, names: Sequence[str], after: Sequence[str]) -> list[Page]:
+        # The first stream stands alone, the others belong together by twos. From another group each time, so that none
+        # waits for ever behind those that bring much.
+        streams = list(zip(names, after, strict=True))
+        groups = [streams[:1], *(streams[at : at + 2] for at in range(1, len(streams), 2))]
         self._first = (self._first + 1) % len(groups)
         turned = (*groups[self._first :], *groups[: self._first])
         streams = [stream for group in turned for stream in group if stream[1] != "$"]
@@ -379,12 +383,12 @@ class RedisStore:
 
     async def arrivals(self, cursors: Mapping[Shard, Cursor], control: str, block_ms: int, count: int) -> Arrivals:
         arrivals, places = Arrivals(), self._places
-        groups: list[Streams] = [((self._keys.control, control),)]
+        names, after = [self._keys.control], [control]
         for shard, cursor in cursors.items():
-            inbox, events = self._streams.get(shard) or self._name_streams(shard)
-            groups.append(((events, cursor.events), (inbox, cursor.inbox)))  # so that no message is ahead of events
+            names += self._streams.get(shard) or self._name_streams(shard)
+            after += (cursor.events, cursor.inbox)
         is_new = not cursors.keys() <= self._followed
-        found = await self._read(count, block_ms, groups, is_new=is_new)
+        found = await self._read(count, block_ms, names, after, is_new=is_new)
         if is_new or len(cursors) < len(self._followed):
             self._followed = set(cursors)
         for stream, entries in found:
@@ -401,10 +405,11 @@ class RedisStore:
         return arrivals
 
     def _name_streams(self, shard: Shard) -> tuple[str, str]:
-        inbox, events = self._streams[shard] = self._keys.inbox(shard), self._keys.events(shard)
+        # Events first, so that no message is ahead of them.
+        events, inbox = self._streams[shard] = self._keys.events(shard), self._keys.inbox(shard)
         self._places[inbox.encode("utf-8", "surrogatepass")] = (shard, True)
         self._places[events.encode("utf-8", "surrogatepass")] = (shard, False)
-        return inbox, events
+        return events, inbox
 
     async def interrupt(self) -> None:
         if self._reader_id is None or not await self._do("CLIENT", "UNBLOCK", self._reader_id):
