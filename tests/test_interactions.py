@@ -24,7 +24,7 @@ from actors import (
     shared,
     state,
 )
-from actors.host.host import READ_COUNT
+from actors.host.reader import READ_COUNT
 
 __all__ = ["mode"]
 

@@ -9,7 +9,7 @@ from servers import Server, ask, valkey_binary
 
 import actors
 from actors import Context, DurableError, VirtualObject, handler, state
-from actors.host import host
+from actors.host import timekeeper
 from journal import clock
 from journal.embedded import guard
 from journal.ids import new_id
@@ -215,7 +215,7 @@ def test_an_invocation_asleep_that_is_gone_is_noticed_by_looking(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Issue 16.4: nothing came for it, so nobody noticed."""
-    monkeypatch.setattr(host, "TRIM_EVERY", 0.2)
+    monkeypatch.setattr(timekeeper, "TRIM_EVERY", 0.2)
     with actors.init(
         redis=server.url, namespace=new_id(), hosts="local", policy=actors.Policy(idle_timeout=0)
     ) as session:

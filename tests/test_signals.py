@@ -31,7 +31,7 @@ from actors import (
 )
 from actors.client.client import Client
 from actors.client.slots import Brought, EarlyEvents, Operation
-from actors.host.host import READ_COUNT
+from actors.host.reader import READ_COUNT
 from actors.limits import Limits
 from actors.requests import current as places
 from journal.ids import Shard, new_id, shard_in

@@ -14,7 +14,7 @@ from actors import Context, Retry, Service, VirtualObject, handler, status
 from actors.blocks import step_threads
 from actors.blocks.step_threads import Holder, Threads
 from actors.errors import TerminalError
-from actors.host import host
+from actors.host import timekeeper
 from actors.session import init, shutdown
 from journal.embedded import guard
 
@@ -183,7 +183,7 @@ def unconnected() -> Iterator[None]:
 def test_steps_of_others_go_on_while_some_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """Issue 15.29: with a time-out and without."""
     monkeypatch.setattr(step_threads, "SAY_AFTER", 0.0)
-    monkeypatch.setattr(host, "COLLECT_EVERY", 0.2)
+    monkeypatch.setattr(timekeeper, "COLLECT_EVERY", 0.2)
     init(hosts="local", directory=tmp_path)
     given_up = [Page[f"{number}"].fetch.remote(0.05) for number in range(40)]
     for ref in given_up:
