@@ -221,11 +221,11 @@ def test_a_program_that_the_store_has_forgotten_says_what_is_unknown(
     fleet: Fleet, client: Client, valkey_url: str, namespace: str
 ) -> None:
     """Promises 1 and 3: it opens another writer; what it cannot know is `UnavailableError`, and nothing comes twice."""
-    _forget(valkey_url, Keys(namespace).writer(client._writer))
+    _forget(valkey_url, Keys(namespace).writer(client._submits.writer))
     calls = [Meter["one"].add.remote(1) for _ in range(3_000)]
     with suppress(UnavailableError):
         calls[0].result(timeout=30)
-    _forget(valkey_url, Keys(namespace).writer(client._writer))
+    _forget(valkey_url, Keys(namespace).writer(client._submits.writer))
     calls += [Meter["one"].add.remote(1) for _ in range(100)]
     values: list[int] = []
     unknown = 0

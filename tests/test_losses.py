@@ -121,10 +121,10 @@ def test_an_emptied_store_is_noticed_and_used_again(
 def test_a_lost_writer_is_noticed_by_who_merely_waits(session: actors.Session, server: Server, key: str) -> None:
     """Issue 15.31: without its reply stream a program that sends nothing was never told."""
     assert session.client is not None
-    ref, former = waiting("a"), session.client._writer
+    ref, former = waiting("a"), session.client._submits.writer
 
     tell(server, "DEL", f"{session.settings.namespace}:{key}:{former}")
-    wait_until(lambda: session.client is not None and session.client._writer != former)
+    wait_until(lambda: session.client is not None and session.client._submits.writer != former)
     ref.signal("go", "on")
 
     assert ref.result(SOON) == "on"
@@ -243,7 +243,7 @@ def test_a_file_that_was_cut_costs_what_was_in_it_and_no_more(
     try:
         with actors.init(redis=server.url, hosts="local") as session:
             assert session.client is not None
-            refs, former = [waiting("a")], session.client._writer
+            refs, former = [waiting("a")], session.client._submits.writer
             size = newest(tmp_path).stat().st_size
             if cut == "submit":
                 refs.append(waiting("b"))
@@ -254,7 +254,7 @@ def test_a_file_that_was_cut_costs_what_was_in_it_and_no_more(
             server.kill()
             os.truncate(newest(tmp_path), size)
             server.start()
-            wait_until(lambda: session.client is not None and session.client._writer != former)
+            wait_until(lambda: session.client is not None and session.client._submits.writer != former)
 
             for ref in refs[1:]:
                 assert lost(ref)

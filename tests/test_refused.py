@@ -147,7 +147,7 @@ def test_a_writer_that_is_none_any_more_is_replaced(
 ) -> None:
     """Issue 15.11: a foreign value under a key of the program's own ended it for good."""
     assert session.client is not None
-    name = f"{session.settings.namespace}:{key}:{session.client._writer}"
+    name = f"{session.settings.namespace}:{key}:{session.client._submits.writer}"
     ask(port_of(valkey_url), "DEL", name)
     ask(port_of(valkey_url), "SET", name, "foreign")
 

@@ -366,3 +366,32 @@ class Wait:
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self._wait
+
+
+class SlotTable:
+    """The slots of a client by the names of their operations, and the lock that all who change them hold."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.slots: dict[str, Slot] = {}
+
+    def settle(self, slot: Slot, error: Exception) -> None:
+        """End the waits of a slot with an error."""
+        with self.lock:
+            told = slot.settle(None, error)
+        wake(told)
+
+    def forget(self, slot: Slot, id_: str, error: Exception) -> None:
+        """End the waits of a slot with an error, and forget it."""
+        self.settle(slot, error)
+        with self.lock:
+            if self.slots.get(id_) is slot:
+                del self.slots[id_]
+
+    def refuse(self, operation: Operation, error: Exception) -> None:
+        """End the waits for an operation that the store has refused."""
+        slot = self.slots.get(slot_of(operation))
+        if slot is not None:
+            if isinstance(operation, Brought | Started) and not (slot.accepting or slot.is_attached):
+                logger.error("%s", error)  # nobody waits for it to be accepted
+            self.forget(slot, slot_of(operation), error)
