@@ -181,6 +181,28 @@ class Maker(VirtualObject):
         return [*first, *ended, await call, call == again, len({call, again})]
 
     @handler
+    async def keep(self, ctx: Context, what: str, where: str) -> Any:
+        """Hand a wait over as if it were data."""
+        kept: Any = {"step": lambda: ctx.run("step", lambda: 1)}.get(what, lambda: started(ctx, what))()
+        if where == "argument":
+            await Other["x"].wait.remote(kept)
+        elif where == "state":
+            ctx.set("kept", [kept])
+        elif where == "step":
+            await ctx.run("kept", lambda: {"kept": kept})
+        return kept
+
+    @handler
+    async def run_a_loop(self, ctx: Context, how: str) -> None:
+        if how == "run":
+            asyncio.run(cast("Any", Other["x"].wait.remote(0)))
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(cast("Any", asyncio.Future(loop=loop)))
+        finally:
+            loop.close()
+
+    @handler
     async def wrong(self, ctx: Context) -> str:
         try:
             asyncio.create_task(cast("Any", 5))
@@ -270,6 +292,32 @@ async def test_equal_invocations_that_are_gathered_have_equal_results(world: Sim
     """Issue 15.13: asyncio awaits them once, and gives the result to each."""
     assert await Maker["a"].twice.remote() == [1] * 7 + [True, 1]
     assert world.state("Other/twice") == {"ended": 1}
+
+
+@pytest.mark.parametrize("where", ["argument", "state", "step", "result"])
+def test_a_wait_is_no_value(mode: Policy | None, where: str) -> None:
+    """Issue 15.13: an awakeable was stored with the loop of its handler."""
+
+    async def scenario(world: Simulation) -> None:
+        for what in ("awakeable", "accepted", "sleep", "step", "signal"):
+            error = await failure_of(Maker[what].keep.remote(what, where))
+            assert "something to wait for: await it, and hand over what it gives, or of an awakeable its id" in str(
+                error
+            )
+            assert error.code in (400, 500 if where == "step" else 400)
+        call = await Maker["call"].keep.remote("call", "state" if where == "argument" else where)
+        assert await call == 1, "a call travels as its id"
+
+    played(scenario, mode, ["a"])
+
+
+@simulated
+async def test_a_handler_that_runs_a_loop_is_told_to_await(world: Simulation) -> None:
+    """Issue 15.21: it was tried again and again."""
+    for how in ("run", "loop"):
+        error = await failure_of(Maker["a"].run_a_loop.remote(how))
+        assert error.code == 400
+        assert "await the coroutine instead of asyncio.run()" in str(error)
 
 
 @simulated

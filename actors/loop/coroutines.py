@@ -46,6 +46,10 @@ class Taskable(Coroutine[Any, Any, T_co]):
 
     __slots__ = ()
 
+    @property
+    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # asyncio shows it as the task
+        return repr(self)
+
     def send(self, value: Any, /) -> Any:
         """Begin the wait of the running task, or go on with it."""
         return self._go_on("send", value)

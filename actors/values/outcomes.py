@@ -33,8 +33,15 @@ ERROR_MAX: Final = 1_000
 NOTICE_MAX: Final = 20_000
 """Most characters of the notice of a failed attempt to waiting callers."""
 
-_WAIT: Final = cast("Any", asyncio.wait).__code__
-_TAKES_TASKS: Final = "asyncio.wait() takes tasks: give it asyncio.create_task(...) of what is to be waited for"
+_RUNS: Final = "a handler runs on an event loop already: await the coroutine instead of asyncio.run()"
+_MISUSED: Final[dict[CodeType | None, str]] = {
+    cast("Any", asyncio.wait).__code__: (
+        "asyncio.wait() takes tasks: give it asyncio.create_task(...) of what is to be waited for"
+    ),
+    cast("Any", asyncio.run).__code__: _RUNS,
+    cast("Any", asyncio.BaseEventLoop)._check_running.__code__: _RUNS,  # of loops and runners of one's own
+}
+"""Functions of asyncio that refuse how a handler has called them, and would refuse it again, with the advice."""
 
 _OF_PYTHON: Final = (
     StopIteration,
@@ -80,8 +87,8 @@ def _terminal_by_class(error: BaseException) -> Any:
     if issubclass(kind, UsageError):
         return _caused(TerminalError(str_of(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
-    if kind is TypeError and refusal is None and _raised_in(error) is _WAIT:
-        return _caused(TerminalError(f"{_TAKES_TASKS} ({error_text(error)})", 400, _kind(error)), error)
+    if kind in (TypeError, RuntimeError) and refusal is None and (advice := _MISUSED.get(_raised_in(error))):
+        return _caused(TerminalError(f"{advice} ({error_text(error)})", 400, _kind(error)), error)
     return None if refusal is None else _caused(TerminalError(str_of(refusal), 400, _kind(refusal)), error)
 
 

@@ -19,7 +19,7 @@ import logging
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -105,8 +105,9 @@ def _refusal(cls: type[Any]) -> str | None:
         return f"a {name} gives its values once: hand over a list of them"
     if cls is memoryview:
         return "a memoryview shows the bytes of another object: hand over bytes(...) of it"
-    if issubclass(cls, types.CoroutineType | asyncio.Future):
-        return f"a {name} is something to wait for: await it, and hand over what it gives"
+    travels: Any = cls.__reduce__ is not object.__reduce__  # as an Invocation does
+    if (issubclass(cls, Coroutine) and not travels) or issubclass(cls, asyncio.Future):
+        return f"a {name} is something to wait for: await it, and hand over what it gives, or of an awakeable its id"
     if cls.__module__.partition(".")[0] == "asyncio" and not issubclass(cls, BaseException):
         return f"a {name} belongs to one event loop: make it where it is used"
     return None
