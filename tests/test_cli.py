@@ -608,3 +608,24 @@ def test_ends_are_listed_newest_first_across_all_shards(perdure: Perdure) -> Non
 
     assert [row["id"] for row in rows[:6]] == ids[::-1]
     assert [row["at"] for row in rows] == sorted((row["at"] for row in rows), reverse=True)
+
+
+def test_sql_counts_by_type_and_status(perdure: Perdure) -> None:
+    ids = [perdure.sent(f"CliStuck/sql-{n}.wait") for n in range(3)]
+    for id_ in ids:
+        perdure.until(lambda data: data["status"] == "asleep", "invocations", "show", id_)
+    perdure("call", "CliCart/sql\udcff.add", '"apple"')
+    where = "WHERE type = 'CliStuck' AND key LIKE 'sql-%' GROUP BY ALL"
+
+    assert perdure.json("sql", f"SELECT type, status, count(*) AS n FROM invocations {where}") == [
+        {"type": "CliStuck", "status": "asleep", "n": 3}
+    ]
+    assert perdure.json("sql", "SELECT shards FROM hosts") == [{"shards": list(range(16))}]
+    assert perdure.json("sql", "SELECT count(*) AS n FROM shards WHERE host IS NOT NULL") == [{"n": 16}]
+    (row,) = perdure.json("sql", "SELECT value->>'apple' AS apples FROM state WHERE key = 'sql\\udcff'")
+    assert row == {"apples": "1"}
+    assert "The tables are invocations" in perdure("sql", "SELECT * FROM invocation", code=2)
+    assert "asleep" in perdure("sql", f"SELECT status FROM invocations {where}")
+    assert perdure.json("sql", "SELECT max(time) > TIMESTAMPTZ '2020-01-01' AS is_time FROM invocations") == [
+        {"is_time": True}
+    ]

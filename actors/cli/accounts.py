@@ -17,8 +17,7 @@ from journal.store import UNKNOWN, Store
 from journal.survey import Account, Place
 from journal.texts import error_text, shortened
 
-from .commands import Command
-from .output import time_text
+from .commands import Command, time_text
 from .targets import is_id
 
 RECORDS_AT_ONCE: Final = 1_000

@@ -13,8 +13,7 @@ from actors.requests.invocation import Invocation
 from journal.records import Message
 from journal.texts import str_of
 
-from .commands import Command, command
-from .output import in_json, time_text
+from .commands import Command, command, in_json, time_text
 from .targets import (
     Target,
     arguments_in,

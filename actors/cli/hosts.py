@@ -27,8 +27,7 @@ from journal.redis.url import shown
 from journal.survey import Facts, Sizes
 from journal.texts import str_of
 
-from .commands import Command, command
-from .output import pairs, table
+from .commands import Command, command, pairs, table
 
 _ADDRESS: Final = typer.Option(help="Of the Ray cluster (RAY_ADDRESS, or auto).")
 

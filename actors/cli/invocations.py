@@ -18,8 +18,7 @@ from journal.survey import PAGE, Listed, Page, Place
 from journal.texts import shortened, str_of
 
 from .accounts import described, failed_attempts, failure_in, status_of, story
-from .commands import Command, command, confirmed, group
-from .output import pairs, table, time_text
+from .commands import Command, command, confirmed, group, pairs, table, time_text
 from .targets import duration_in, json_in, shown_outcome
 
 STATUSES: Final = ("open", "asleep", "delayed", "paused", "succeeded", "failed")

@@ -17,9 +17,8 @@ from journal.survey import Place
 from journal.texts import shortened
 
 from .accounts import TEXT_MAX, Entry, Story, caller_of, failed_attempts, failure_in, story
-from .commands import Command, command
+from .commands import Command, command, line, span, table, time_text
 from .invocations import Filter, matching
-from .output import line, span, table, time_text
 from .targets import is_id
 
 _SHOWN_MAX: Final = 60

@@ -6,7 +6,7 @@ import typer
 
 from actors.errors import UsageError
 
-from . import calls, hosts, invocations, journals, projects, schedules, states, why
+from . import calls, hosts, invocations, journals, projects, schedules, sql, states, why
 from .commands import Command, command
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for part in (projects, hosts, calls, invocations, why, journals, states, schedules):
+for part in (projects, hosts, calls, invocations, why, journals, states, schedules, sql):
     part.add_to(app)
 
 

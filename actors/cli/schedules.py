@@ -15,8 +15,7 @@ from journal.ids import shard_of
 from journal.store import Loaded, Store
 
 from .calls import wait_for
-from .commands import Command, command, group
-from .output import span, table, time_text
+from .commands import Command, command, group, span, table, time_text
 from .targets import duration_in
 
 _FIELD: Final = "name "
@@ -25,11 +24,16 @@ _FIELD: Final = "name "
 
 def listed(me: Command) -> None:
     """List all schedules."""
-    fields = _fields(me, f"{ALL}/{REGISTRY}")
-    rows = [_row(me, name.removeprefix(_FIELD)) for name in sorted(fields) if name.startswith(_FIELD)]
-    rows = [row for row in rows if row["target"] is not None]
+    rows = rows_of_schedules(me)
     columns = ("name", "target", "ticks", "timezone", "paused", "next", "last")
     me.answer(rows, lambda: table(columns, [[row[name] for name in columns] for row in rows]))
+
+
+def rows_of_schedules(me: Command) -> list[dict[str, Any]]:
+    """Return all schedules as a list shows them."""
+    fields = _fields(me, f"{ALL}/{REGISTRY}")
+    rows = [_row(me, name.removeprefix(_FIELD)) for name in sorted(fields) if name.startswith(_FIELD)]
+    return [row for row in rows if row["target"] is not None]
 
 
 def _fields(me: Command, target: str) -> dict[str, bytes]:

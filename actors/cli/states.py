@@ -24,8 +24,7 @@ from journal.texts import str_of
 
 from .accounts import story
 from .calls import wait_for
-from .commands import Command, command, confirmed, group
-from .output import in_json, table
+from .commands import Command, command, confirmed, group, in_json, table
 from .targets import class_of, duration_in, json_in, made_by, object_in, scope_in, shown_value
 
 _TARGET: Final = typer.Argument(metavar="TARGET", help="Type/key.")
@@ -44,7 +43,7 @@ def objects(
     if "/" in type_:
         raise UsageError(f"{type_!r} is no type: write `perdure objects TYPE --prefix KEY`")
     names: list[str] = []
-    for name in _names(me, f"{type_}/{prefix}"):
+    for name in names_of(me, f"{type_}/{prefix}"):
         names.append(name)
         if len(names) >= limit:
             break
@@ -58,7 +57,8 @@ def objects(
     me.answer(rows, lambda: table(columns, [[row[column] for column in columns] for row in rows]))
 
 
-def _names(me: Command, begins: str) -> Iterator[str]:
+def names_of(me: Command, begins: str) -> Iterator[str]:
+    """Yield the objects that have state and whose addresses begin so, each once."""
     seen: set[str] = set()
     cursor, is_first = "", True
     while is_first or cursor:

@@ -23,8 +23,7 @@ from journal.survey import Listed, Page, Place
 from journal.texts import shortened
 
 from .accounts import TEXT_MAX, Entry, Story, story
-from .commands import Command, command
-from .output import plain, span, time_text
+from .commands import Command, command, plain, span, time_text
 from .targets import class_of, is_id, object_in
 
 LINKS_MAX: Final = 100
