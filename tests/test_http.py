@@ -30,6 +30,7 @@ from actors import (
     shared,
     state,
 )
+from actors.http import app
 
 COLOURS = ["red", "blue"]
 
@@ -687,6 +688,25 @@ def test_a_key_is_any_text(web: Web, path: str, key: str) -> None:
     assert (got.status, got.json) == (200, key)
     assert "set-cookie" not in got.headers
     assert web.post(f"/HttpCart/{path}/key").json == key  # the second time by the short way
+
+
+async def test_letters_that_no_client_may_send_are_the_same_key_each_time(web: Web) -> None:
+    """uvicorn refuses them; other servers may hand them on."""
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        said.append(message.get("body"))
+
+    door = app()
+    path = "/HttpCart/é/key"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    for _ in range(2):  # the second time by the short way
+        await door({**scope, "headers": [], "root_path": ""}, receive, send)
+
+    assert [body.decode() for body in said if body] == ['"é"', '"é"']
 
 
 @pytest.mark.parametrize("path", ["%ff", "%C3", "", "x" * 8_100, "%ed%a0%80"])

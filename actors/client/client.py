@@ -262,9 +262,14 @@ class Client:
         """Return the slot of an invocation, and end this future of the running loop when the store has it."""
         return slots.tell_acceptance(self._slot(invocation, told=False), self._lock, future)
 
-    def leave(self, slot: Slot, future: asyncio.Future[None]) -> None:
-        """Let a future wait no more."""
+    def leave(self, invocation: Invocation[Any], slot: Slot, future: asyncio.Future[None]) -> None:
+        """Let a future wait no more. An accepted invocation for which nobody waits is not counted as pending either."""
         slots.leave(future, (slot,), self._lock)
+        with self._lock:
+            is_free = slot.is_accepted and not (slot.waiting or slot.has_ended)
+            if is_free and self._slots.get(invocation.id) is slot:
+                del self._slots[invocation.id]
+                slot.is_attached = False  # who waits again asks the store
 
     async def ask(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """Run a read of the store on the client's loop, and wait for it on the running one."""

@@ -48,6 +48,7 @@ class Door:
         self.targets = Targets()
         self._calls: HttpCalls | None = None
         self._watched: Watching | None = None
+        self._described: tuple[str, bytes] | None = None
         self._opening = asyncio.Lock()
         self._is_ours = False
         self._rest = Starlette(
@@ -81,7 +82,8 @@ class Door:
             return None
         if len(parts) == 3:
             target, key = targets.objects.get((parts[0], parts[2])), parts[1]
-            return None if target is None or not key or b"%" in key else Called(target, key.decode("latin-1"))
+            is_plain = key.isascii() and key != b"" and b"%" not in key
+            return Called(target, key.decode()) if target is not None and is_plain else None
         target = targets.services.get((parts[0], parts[1])) if len(parts) == 2 else None
         return None if target is None else Called(target, None)
 
@@ -100,6 +102,12 @@ class Door:
             await answer_error(send, error)
         except ClientLeft:
             pass
+
+    def description(self, prefix: str) -> bytes:
+        """Return the description of all handlers, made once for the classes that there are."""
+        if not self.targets.is_current() or self._described is None or self._described[0] != prefix:
+            self._described = prefix, json_of(described(self.targets, prefix))
+        return self._described[1]
 
     def _watching(self, calls: HttpCalls) -> Watching:
         if self._watched is None or self._watched.waits is not calls.waits:
@@ -257,7 +265,7 @@ def routes(door: Door) -> list[Route]:
         await answer(send, 200, PAGE, ((b"content-security-policy", POLICY),), b"text/html; charset=utf-8")
 
     async def openapi(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(send, 200, json_of(described(door.targets, scope.get("root_path", ""))))
+        await answer(send, 200, door.description(scope.get("root_path", "")))
 
     async def health(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, 200, b'{"status":"ok"}')

@@ -32,8 +32,8 @@ _ISO: Final = re.compile(
 
 KEPT: Final = 1_000
 """Most lists of headers that are kept with what they say."""
-HEADERS_KEPT: Final = 30
-"""Most headers of such a list."""
+SIZE_KEPT: Final = 2_000
+"""Most bytes of such a list."""
 
 
 @dataclass(slots=True)
@@ -92,7 +92,8 @@ class PreferencesOfAll:
         if found is None:
             found = preferences_of(scope)
             # An idempotency key comes once. Secrets are dropped, and are not kept here either.
-            if found.idempotency_key is None and len(found.headers) == len(headers) and len(headers) <= HEADERS_KEPT:
+            is_small = sum(len(name) + len(value) for name, value in headers) <= SIZE_KEPT
+            if found.idempotency_key is None and len(found.headers) == len(headers) and is_small:
                 if len(self._read) >= KEPT:
                     self._read.clear()
                 self._read[headers] = found

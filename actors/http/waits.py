@@ -116,7 +116,7 @@ class Waits:
             if one.watcher is not None:
                 one.watcher.cancel()
             if one.why or not one.future.done() or one.future.cancelled():
-                self.client.leave(one.slot, one.future)
+                self.client.leave(invocation, one.slot, one.future)
         if not one.why:
             return one.slot
         if one.why == "late":
