@@ -141,6 +141,10 @@ class Survey(Protocol):
         """Return the lengths of the lists of each shard."""
         ...
 
+    async def is_open(self) -> bool:
+        """Return whether a program has opened the namespace, and so fixed its limits."""
+        ...
+
     async def facts(self) -> Facts:
         """Return what the server says of itself."""
         ...

@@ -38,9 +38,14 @@ class Engine:
 
     async def open(self, **limits: Any) -> Store:
         """Return a new connection; the first one's limits count."""
+        store = self.connected()
+        await store.open_namespace(NamespaceLimits(shards=SHARDS, **limits))
+        return store
+
+    def connected(self) -> Store:
+        """Return a new connection that has opened nothing."""
         store = self._connect()
         self._stores.append(store)
-        await store.open_namespace(NamespaceLimits(shards=SHARDS, **limits))
         return store
 
     async def aclose(self) -> None:

@@ -1,5 +1,6 @@
 """The command line: each command on the data of one program (cli_program.py), most of them in this process."""
 
+import asyncio
 import json
 import os
 import signal
@@ -143,6 +144,21 @@ def test_a_mistake_is_one_line_and_code_2(perdure: Perdure, tmp_path: Path) -> N
     assert "has no setting redi" in run("status", cwd=tmp_path).stderr
 
 
+def test_a_look_opens_no_namespace(perdure: Perdure) -> None:
+    """A typing error must not fix the limits of a namespace that nobody has used."""
+    for command in (("status",), ("why", "CliCart/a"), ("invocations", "list"), ("state", "clear", "CliCart/a", "x")):
+        assert "no program has used the namespace 'defualt'" in perdure(*command, "--namespace", "defualt", code=2)
+    url = f"unix://{perdure.directory}/socket"
+    assert not asyncio.run(is_open(RedisStore(url, "defualt", is_ours=True)))
+
+
+async def is_open(store: RedisStore) -> bool:
+    try:
+        return await store.survey().is_open()
+    finally:
+        await store.aclose()
+
+
 # -------------------------------------------------------------------------------------------------------- call and send
 
 
@@ -162,6 +178,7 @@ def test_annotations_make_values_of_json_and_json_of_values(perdure: Perdure) ->
     assert perdure.json("call", "CliCart/priced.odd") == ["inf", "_w==", [1]]
 
 
+@pytest.mark.slow_after_first
 @pytest.mark.parametrize("key", ["a\nb", "[red]\x1b[31m", "../x", "%2F", "é漢😀", "\udcff", " ", "-x", "a/b.c"])
 def test_a_key_may_be_any_text(perdure: Perdure, key: str) -> None:
     assert perdure.json("call", f"CliCart/{key}.add", '"apple"') == 1

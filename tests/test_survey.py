@@ -182,6 +182,15 @@ async def test_objects_with_state_are_found_by_prefix(store: Store) -> None:
     assert await found("Ticket?/") == []
 
 
+async def test_a_namespace_is_open_once_a_program_has_opened_it(engine: Engine) -> None:
+    unopened = engine.connected()
+    assert not await unopened.survey().is_open()
+
+    await engine.open()
+
+    assert await unopened.survey().is_open()
+
+
 async def test_sizes_and_facts_are_told(store: Store) -> None:
     driver = await Driver.open(store)
     await driver.submit(asked("a1-0", "Ticket/A"), asked("b1-1", "Ticket/B"))

@@ -40,6 +40,7 @@ def call(
     timeout: Annotated[str | None, typer.Option(help="Wait so long: seconds, or 10m. It goes on.")] = None,
 ) -> None:
     """Call a handler, and print its result."""
+    me.may_begin = True
     where = target_in(target)
     declared = class_of(me, where.object.type)
     invocation = _started(me, where, declared, arguments, one_way=False, key=idempotency_key, headers=header)
@@ -80,6 +81,7 @@ def send(
     header: Annotated[list[str] | None, _HEADER] = None,
 ) -> None:
     """Start a handler without waiting for its result, and print the id of the invocation."""
+    me.may_begin = True
     where = target_in(target)
     declared = class_of(me, where.object.type)
     invocation = _started(

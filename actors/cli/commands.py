@@ -12,6 +12,7 @@ Invariants:
        terminal's have an effect.
 """
 
+import asyncio
 import inspect
 import json
 import os
@@ -32,6 +33,7 @@ from rich.table import Table
 from actors import session as sessions
 from actors.client.client import Client
 from actors.errors import DurableError, TerminalError, UsageError
+from journal.redis.store import RedisStore
 from journal.store import Store
 from journal.survey import Survey
 from journal.texts import str_of
@@ -164,6 +166,8 @@ class Command:
     directory: str | None = None
     durability: str | None = None
     as_json: bool = False
+    may_begin: bool = False
+    """Whether it may be the first to use a namespace: a request may come before all hosts."""
     exit_code: int = 0
     """Set by a command whose answer is no good news."""
     _session: sessions.Session | None = None
@@ -192,14 +196,27 @@ class Command:
                     f"there is no store here: {directory.absolute()} is no folder. Run this where your program runs, "
                     "or say --directory, or --redis redis://HOST:PORT/0 (PERDURE_REDIS)"
                 )
-            self._session = sessions.init(
-                redis,
-                hosts=0,
-                directory=directory,
-                namespace=self.setting("namespace"),
-                durability=self.setting("durability"),
-            )
+            if redis is None:
+                from journal.embedded.server import EmbeddedServer  # importable on Linux and macOS alone
+
+                with EmbeddedServer.open(directory) as server:
+                    self._session = self._opened(server.url, redis, directory)
+            else:
+                self._session = self._opened(redis, redis, directory)
         return self._session
+
+    def _opened(self, url: str, redis: str | None, directory: Path) -> sessions.Session:
+        namespace: str = self.setting("namespace") or "default"
+        if not (
+            self.may_begin
+            or asyncio.run(_is_open(RedisStore(url, namespace, durability="relaxed", is_ours=redis is None)))
+        ):
+            raise UsageError(
+                f"no program has used the namespace {namespace!r} of this store: is it another one, --namespace? To "
+                "look at it here would fix its limits"
+            )
+        durability = self.setting("durability")
+        return sessions.init(redis, hosts=0, directory=directory, namespace=namespace, durability=durability)
 
     @property
     def client(self) -> Client:
@@ -244,6 +261,13 @@ class Command:
         """Disconnect."""
         if self._session is not None:
             sessions.shutdown()
+
+
+async def _is_open(store: RedisStore) -> bool:
+    try:
+        return await store.survey().is_open()
+    finally:
+        await store.aclose()
 
 
 def common(

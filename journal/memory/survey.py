@@ -88,6 +88,9 @@ class MemorySurvey:
             for shard in self._world().shards[:shards]
         ]
 
+    async def is_open(self) -> bool:
+        return bool(self._world().shards)
+
     async def facts(self) -> Facts:
         return Facts(version="memory")
 

@@ -111,6 +111,9 @@ class RedisSurvey:
         found = await self._connections.ask_all(*questions)
         return [Sizes(*found[at : at + 7]) for at in range(0, len(found), 7)]
 
+    async def is_open(self) -> bool:
+        return bool(await self._connections.ask("EXISTS", self._keys.meta))
+
     async def facts(self) -> Facts:
         try:
             info = await self._connections.ask("INFO")
