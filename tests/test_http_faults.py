@@ -1,6 +1,7 @@
 """HTTP where something is wrong: no store, no host, an app that is mounted elsewhere, a server that ends."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -122,11 +123,13 @@ async def ask(it: Any, path: str, method: str = "POST") -> httpx.Response:
 
 async def test_its_lifespan_opens_and_closes_the_connection(valkey_url: str) -> None:
     door = app(redis=valkey_url, namespace="living", hosts="local")
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     async with living(door):
         assert actors.status().namespace == "living"
         assert (await ask(door, "/FaultyCounter/l/add")).json() == 1
     with pytest.raises(actors.UsageError):
         actors.status()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == signals
 
 
 @pytest.mark.parametrize("prefix", ["", "/api", "/a%20b/c"])

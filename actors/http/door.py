@@ -50,6 +50,7 @@ class Door:
         self._watched: Watching | None = None
         self._described: tuple[str, bytes] | None = None
         self._opening = asyncio.Lock()
+        self._give_back: Callable[[], object] = lambda: None
         self._is_ours = False
         self._rest = Starlette(
             routes=routes(self), exception_handlers=dict.fromkeys((HTTPException, HttpError, Exception), _refused)
@@ -147,7 +148,8 @@ class Door:
         if self._calls is None or self._calls_here() is None:
             waits = Waits(client, asyncio.get_running_loop(), self.patience_s)
             self._calls = HttpCalls(waits, self.patience_s)
-            when_ending(waits.loop, waits.end_soon)
+            self._give_back()
+            self._give_back = when_ending(waits.loop, waits.end_soon)
         return self._calls
 
     async def _open(self) -> None:
@@ -172,6 +174,7 @@ class Door:
 
     async def close(self) -> None:
         """Close the connection, if this app has opened it."""
+        self._give_back()
         if self._is_ours:
             self._is_ours = False
             await asyncio.to_thread(session.shutdown)

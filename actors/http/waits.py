@@ -188,14 +188,25 @@ async def within(work: Awaitable[Any], patience_s: float) -> Any:
         raise refused(error) from error
 
 
-def when_ending(loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> None:
-    """Call `then` on the loop where a signal ends the server, which does not tell its app before all is answered."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.getsignal(number)
-        if callable(before):
-            signal.signal(number, partial(_heard, loop, then, before))
+def when_ending(loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> Callable[[], None]:
+    """Call `then` on the loop where a signal ends the server, which does not tell its app before all is answered.
+
+    Returns a function that gives the signals back.
+    """
+    given: dict[int, tuple[Any, Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(number)
+            if callable(before):
+                given[number] = before, partial(_heard, loop, then, before)
+                signal.signal(number, given[number][1])
+
+    def give_back() -> None:
+        for number, (before, ours) in given.items():
+            if signal.getsignal(number) is ours:  # else another has taken it over, and calls ours
+                signal.signal(number, before)
+
+    return give_back
 
 
 def _heard(loop: asyncio.AbstractEventLoop, then: Callable[[], object], before: Any, number: int, frame: Any) -> None:
