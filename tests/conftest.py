@@ -28,12 +28,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 RAY = ("test_ray", "test_under_fire", "test_chaos")
 PROCESSES = (
-    *("test_promotion", "test_endings", "test_bench", "test_bench_growth", "test_linearizability", "test_kill"),
-    "test_node_lost",
+    *("test_promotion", "test_endings", "test_linearizability", "test_kill", "test_node_lost"),
+    *("test_bench_growth", "test_bench"),
 )
 """Files whose tests start many processes, or Ray, and whose faults have times: one after the other, on a worker each.
 
-In this order: the tests of `test_ray` bound times, and have the tests beside them that need the least.
+In this order: what bounds a time, or counts what is done in a moment, is not beside the start of a cluster.
 """
 SPREAD = ("test_crash_everywhere", "test_programs", "test_semantics")
 """Files of long computations; each of their tests goes where there is time. Every other file stays on one worker."""

@@ -31,7 +31,7 @@ def run(command: str, directory: Path, *arguments: str) -> Any:
 
 @pytest.mark.slow
 def test_tables_of_what_grows_are_taken(tmp_path: Path) -> None:
-    only = ("--only", "keys,state,journal,queue", "--seconds", "0.2", "--largest", "0.001")
+    only = ("--only", "keys,state,journal,queue", "--seconds", "0.5", "--largest", "0.001")
     found = run("tests.bench.growth", tmp_path, *only)
 
     assert [row["keys"] for row in found["keys"]] == [1_000]

@@ -43,7 +43,7 @@ from tests.recovery import (
 
 pytestmark = pytest.mark.slow
 
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 """Some hundred calls are under way or about to come each second; the rest of the machine is for who recovers."""
 
 

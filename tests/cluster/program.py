@@ -26,7 +26,7 @@ PURSES = 10
 MONEY = 1_000
 CLIENTS = 6
 """Clients of one program that run sagas, and as many that sleep."""
-PAUSE_S = 0.02
+PAUSE_S = 0.1
 """How long a client rests after a call: the machine is for three nodes and their recovery."""
 NOTICED_MAX_S = 60.0
 
