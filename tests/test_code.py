@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ import pytest
 from test_semantics import Member, Simulation, mode, played
 
 from actors import Cancelled, Context, Policy, TerminalError, UsageError, VirtualObject, handler, state
-from actors.code.bundles import bundle_of, digest_of
+from actors.code.bundles import bundle_of, digest_of, living_bundle_of
 from actors.code.code import (
     CURRENT_FOR,
     MISSING_FOR,
@@ -362,6 +363,27 @@ class CodeLocked(VirtualObject):
 def test_code_that_cannot_be_sent_names_what_holds_it_up_and_what_to_do() -> None:
     with pytest.raises(UsageError, match=r"CodeLocked cannot be sent to hosts: .*CLIENT \(lock\).* made in a step"):
         bundle_of(CodeLocked)
+
+
+class CodeQuitter:
+    def __reduce__(self) -> Any:
+        raise SystemExit("not me")
+
+
+QUITTER = CodeQuitter()
+
+
+class CodeQuits(VirtualObject):
+    @handler
+    async def use(self, ctx: Context) -> str:
+        return str(QUITTER)
+
+
+@pytest.mark.parametrize("bundle", [bundle_of, living_bundle_of])
+def test_a_global_that_exits_as_it_is_pickled_ends_no_program(bundle: Callable[[type[VirtualObject]], Any]) -> None:
+    """Issue 15.2: code that travels runs code of the user in the caller."""
+    with pytest.raises(UsageError, match="CodeQuits cannot be sent to hosts: not me"):
+        bundle(CodeQuits)
 
 
 @dataclasses.dataclass

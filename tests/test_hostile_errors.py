@@ -46,6 +46,15 @@ class Spiteful(Exception):
     __notes__ = __class__ = __cause__ = __context__ = __traceback__ = property(refuses)  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
 
 
+class SpitefulMeta(type):
+    __eq__ = refuses  # pyright: ignore[reportAssignmentType]
+    __hash__ = type.__hash__
+
+
+class SpitefulKind(Exception, metaclass=SpitefulMeta):
+    """Whose class is equal to no other: asking raises."""
+
+
 class SpitefulEnd(TerminalError):
     __str__ = __repr__ = __reduce__ = __reduce_ex__ = __setattr__ = refuses  # pyright: ignore[reportAssignmentType]
     code = metadata = __class__ = __cause__ = property(refuses)  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
@@ -72,6 +81,7 @@ OTHERS: dict[str, Callable[[], BaseException]] = {
     "later": Later,
     "nameless": lambda: type("Nameless", (Exception,), {"__module__": 5})(),
     "spiteful chain": lambda: chained(1_500, Spiteful()),
+    "spiteful kind": SpitefulKind,
     "group of others": lambda: grouped(ValueError("x"), 1_500),
     "time-out": TimeoutError,
 }

@@ -31,6 +31,7 @@ import cloudpickle
 from actors.errors import UsageError
 from actors.objects.objects import Durable, type_name
 from actors.values.values import Name, living, name_of, note_sent, sent
+from journal.texts import str_of
 
 from .code_hash import CodeHash, Globals, goes_by_value
 
@@ -178,7 +179,9 @@ def _dumped(names: dict[Name, type], reached: _Reached) -> tuple[bytes, _Reached
     try:
         with _by_value(reached.modules, _pickling):
             cast("Any", _BundlePickler(file, seen)).dump(names)
-    except Exception as error:  # a user's globals may hold anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's globals may hold anything, and `sys.exit` in its `__reduce__`
         raise UsageError(_unsendable(names, seen.modules, error)) from error
     return file.getvalue(), seen
 
@@ -210,7 +213,7 @@ def portable(value: Any, pickling: Any) -> bytes:
     return file.getvalue()
 
 
-def _unsendable(names: dict[Name, type], modules: set[str], error: Exception) -> str:
+def _unsendable(names: dict[Name, type], modules: set[str], error: BaseException) -> str:
     types = ", ".join(type_name(cls) for cls in names.values() if is_type(cls))
     culprits: list[str] = []
     for name in sorted(modules & sys.modules.keys()):
@@ -219,11 +222,13 @@ def _unsendable(names: dict[Name, type], modules: set[str], error: Exception) ->
                 continue
             try:
                 _pickling.dumps(value)
-            except Exception:  # noqa: BLE001 - that is the question
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # noqa: BLE001 - that is the question
                 culprits.append(f"{name}.{key} ({type(value).__name__})")
     named = f" It may be {', '.join(culprits[:5])}." if culprits else ""
     return (
-        f"the code of {types} cannot be sent to hosts: {error}.{named} What its handlers refer to and no "
+        f"the code of {types} cannot be sent to hosts: {str_of(error)}.{named} What its handlers refer to and no "
         "pickle can hold (a socket, a lock, an open file, a client) is made in a step, or by a function that it calls"
     )
 

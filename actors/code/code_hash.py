@@ -279,7 +279,9 @@ class CodeHash:
         reduce = cast("Mapping[type, Callable[[Any], Any]]", copyreg.dispatch_table).get(type(value))  # pyright: ignore[reportUnknownArgumentType]
         try:
             reduced: Any = reduce(value) if reduce is not None else value.__reduce_ex__(4)
-        except Exception:  # noqa: BLE001 - runs code of the user, and most objects without a pickle raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - runs code of the user, and most objects without a pickle raise
             return
         if isinstance(reduced, str):
             self._put(reduced)

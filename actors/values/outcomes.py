@@ -87,7 +87,8 @@ def _terminal_by_class(error: BaseException) -> Any:
     if issubclass(kind, UsageError):
         return _caused(TerminalError(str_of(error), 400, _kind(error)), error)
     refusal = _refusal_behind(error)
-    if kind in (TypeError, RuntimeError) and refusal is None and (advice := _MISUSED.get(_raised_in(error))):
+    is_pythons = kind is TypeError or kind is RuntimeError  # no `in`: a metaclass may have an `__eq__` of its own
+    if is_pythons and refusal is None and (advice := _MISUSED.get(_raised_in(error))):
         return _caused(TerminalError(f"{advice} ({error_text(error)})", 400, _kind(error)), error)
     return None if refusal is None else _caused(TerminalError(str_of(refusal), 400, _kind(refusal)), error)
 
