@@ -11,6 +11,7 @@ from web import Web
 
 import actors
 from actors import Context, Service, VirtualObject, handler, shared, state
+from actors.http import events
 
 
 class StreamCounter(VirtualObject):
@@ -188,6 +189,17 @@ def test_a_reader_that_cannot_go_on_is_reset(web: Web, last: str) -> None:
     reader.close()
 
     assert (event["event"], json.loads(event["data"])["n"]) == ("reset", web.post("/StreamCounter/e3/value").json)
+
+
+def test_a_silent_stream_has_comments(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "COMMENT_EVERY", 0.1)
+    monkeypatch.setattr(web.door, "_watched", None)
+    reader = Reader(web, "/StreamCounter/silent/events")
+    reader.next()
+    found = {reader.answer.readline() for _ in range(4)}
+    reader.close()
+
+    assert found == {b": alive\n", b"\n"}
 
 
 def test_what_has_no_events(web: Web) -> None:

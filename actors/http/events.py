@@ -1,6 +1,6 @@
 """Events: the changes of an object's state, as server-sent events.
 
-One reader of the store looks at all objects that somebody watches, twenty times a second; changes between two looks are
+One reader of the store looks at all objects that somebody watches, some thirty times a second; changes between two looks are
 one event. The first event is the state as it is. Each has an id, by which a client that comes back goes on where it
 was: what it has missed is sent, once, as long as this worker remembers it. Otherwise an event `reset` says so, with the
 state as it is.
@@ -27,7 +27,7 @@ from .answers import Receive, Scope, Send, json_of
 from .calls import HttpCalls
 from .waits import Waits, until_left
 
-LOOK_EVERY: Final = 0.05
+LOOK_EVERY: Final = 0.03
 COMMENT_EVERY: Final = 15.0
 STUCK_S: Final = 30.0
 """Seconds after which a reader that takes nothing is cut off without a word, for it would not read it."""
@@ -109,6 +109,7 @@ class Watching:
     def __init__(self, waits: Waits) -> None:
         self.waits, self._client = waits, waits.client
         self._objects: dict[str, Watched] = {}
+        self._comments_at = waits.loop.time() + COMMENT_EVERY
         self.looks = 0
         """How many looks have begun."""
         self._task: asyncio.Task[None] | None = None
@@ -144,6 +145,10 @@ class Watching:
                 pass  # the streams go on when the store does
             await asyncio.sleep(LOOK_EVERY)
             now = self.waits.loop.time()
+            if now > self._comments_at:
+                self._comments_at = now + COMMENT_EVERY
+                for reader in [reader for one in self._objects.values() for reader in one.readers]:
+                    reader.set()  # one timer for all of them: each wakes, and finds no change
             for one in [*self._objects.values()]:
                 if not one.readers and now - one.unwatched_since > REMEMBERED_S:
                     del self._objects[one.address]
@@ -195,7 +200,8 @@ async def _stream(
     while watched.seen <= looks and not has_left:
         reader.clear()
         watched.newcomers.append(reader)
-        if not await _within(reader, COMMENT_EVERY):
+        await reader.wait()
+        if watched.seen <= looks:
             yield b": waiting for the store\n\n"
     if has_left or watched.fields is None:
         return
@@ -215,14 +221,6 @@ async def _stream(
             yield b"".join(missed)
             continue
         reader.clear()
-        if not await _within(reader, COMMENT_EVERY):
+        await reader.wait()
+        if number == watched.count and not has_left:
             yield b": alive\n\n"
-
-
-async def _within(reader: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await reader.wait()
-    except TimeoutError:
-        return False
-    return True
