@@ -1,8 +1,8 @@
 """Events: the changes of an object's state, as server-sent events.
 
-One reader of the store looks at all objects that somebody watches, some thirty times a second; changes between two looks are
+One reader of the store looks at all objects that somebody watches, 33 times a second; changes between two looks are
 one event. The first event is the state as it is. Each has an id, by which a client that comes back goes on where it
-was: what it has missed is sent, once, as long as this worker remembers it. Otherwise an event `reset` says so, with the
+was: it gets the missing changes, once, as long as this worker remembers them. Otherwise an event `reset` says so, with the
 state as it is.
 
 A death of the worker ends its streams. A client that comes back to another worker, or after `REMEMBERED_S`, is reset.
