@@ -51,6 +51,8 @@ class Batch:
     is_read: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
+    keyed: set[str] = field(default_factory=set[str])
+    """Ids of its lines with an idempotency key."""
     silence: HttpError | None = None
     """The store has not taken a line: the rest does not wait for as long again."""
 
@@ -82,7 +84,9 @@ class Batch:
             called = _called(self.targets, said.get("target"))
             wishes = _wishes(said)
             args = called.target.parameters.read(to_json(said["body"]) if "body" in said else b"")
-            is_known = wishes.idempotency_key is not None and await self.calls.is_known(called, args, wishes)
+            is_known = wishes.idempotency_key is not None and await self.calls.is_known(
+                called, args, wishes, self.keyed
+            )
             due_ms = self.calls.due_ms(wishes)
             return Line(called, self.calls.start(called, args, wishes, due_ms), wishes, due_ms, is_known)
         except HttpError as error:
@@ -184,6 +188,7 @@ async def serve_batch(calls: HttpCalls, targets: Targets, scope: Scope, receive:
         for task in (reading, writing):
             task.cancel()
         await asyncio.gather(reading, writing, return_exceptions=True)
+        calls.on_their_way -= batch.keyed
     for task in (reading, writing):
         if not task.cancelled():
             task.result()

@@ -84,6 +84,8 @@ class HttpCalls:
     def __init__(self, waits: Waits, patience_s: float) -> None:
         self.waits, self.client, self.patience_s = waits, waits.client, patience_s
         self._preferences = PreferencesOfAll()
+        self.on_their_way: set[str] = set()
+        """Ids of invocations with an idempotency key that the store may not have yet."""
 
     async def handle(self, called: Called, scope: Scope, receive: Receive, send: Send) -> None:
         """Call or send, and answer."""
@@ -151,10 +153,14 @@ class HttpCalls:
             HttpError: it is refused, or the store does not answer.
         """
         due_ms = self.due_ms(wishes)
-        is_known = wishes.idempotency_key is not None and await self.is_known(called, args, wishes)
-        invocation = self.start(called._replace(is_send=True), args, wishes, due_ms)
-        id_ = invocation.id
-        slot = await self.waits.until_taken(invocation)
+        keyed: set[str] = set()
+        try:
+            is_known = wishes.idempotency_key is not None and await self.is_known(called, args, wishes, keyed)
+            invocation = self.start(called._replace(is_send=True), args, wishes, due_ms)
+            id_ = invocation.id
+            slot = await self.waits.until_taken(invocation)
+        finally:
+            self.on_their_way -= keyed
         if called.is_restate and called.is_run and slot.error is not None and not slot.is_accepted:
             is_known = True
         else:
@@ -165,14 +171,20 @@ class HttpCalls:
         """Return when a delayed request is due, 0 for one that is not delayed."""
         return self.client.now_ms() + round(wishes.delay_s * 1000) if wishes.delay_s else 0
 
-    async def is_known(self, called: Called, args: Arguments, wishes: Preferences) -> bool:
-        """Whether the store knows the invocation that an idempotency key names, before it is asked to start it.
+    async def is_known(self, called: Called, args: Arguments, wishes: Preferences, keyed: set[str]) -> bool:
+        """Whether an invocation that an idempotency key names is known, or on its way from here, before it is started.
+
+        If it is not, it is on its way from now on: the caller takes `keyed` away when the store has it, or will not.
 
         Raises:
             HttpError: the store does not answer.
         """
         request = self._request(called, args, wishes, 0)
         id_ = started_id(request, address_of(request.type_name, request.key), "", self.client.limits.shards)
+        if id_ in self.on_their_way:
+            return True
+        self.on_their_way.add(id_)
+        keyed.add(id_)
         return bool(await within(self.client.ask(lambda store: store.status(id_)), self.patience_s))
 
     def _request(self, called: Called, args: Arguments, wishes: Preferences, due_ms: int) -> Request:

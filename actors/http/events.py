@@ -2,8 +2,8 @@
 
 One reader of the store looks at all objects that somebody watches, 33 times a second; changes between two looks are
 one event. The first event is the state as it is. Each has an id, by which a client that comes back goes on where it
-was: it gets the missing changes, once, as long as this worker remembers them. Otherwise an event `reset` says so, with the
-state as it is.
+was: it gets the missing changes, once, as long as this worker remembers them. Otherwise an event `reset` says so,
+with the state as it is.
 
 A death of the worker ends its streams. A client that comes back to another worker, or after `REMEMBERED_S`, is reset.
 """
