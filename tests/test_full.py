@@ -12,7 +12,7 @@ from actors import Cancelled, Context, VirtualObject, handler
 from actors.client import batches
 from actors.client.client import Client
 from actors.client.slots import Brought, Operation
-from actors.host import host
+from actors.host import timekeeper
 from journal.clock import boot_seconds
 from journal.embedded import guard
 from journal.ids import Shard, shard_in
@@ -44,7 +44,7 @@ def full(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
     port = int(valkey_url.rpartition(":")[2].removesuffix("/0"))
     used = next(line for line in told(port, "INFO memory")[0].splitlines() if line.startswith(b"used_memory:"))
     told(port, f"CONFIG SET maxmemory {int(used[12:]) + ROOM}")
-    monkeypatch.setattr(host, "TRIM_EVERY", 0.1)
+    monkeypatch.setattr(timekeeper, "TRIM_EVERY", 0.1)
     yield valkey_url, port
     told(port, "CONFIG SET maxmemory 0")
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from store_bench import TARGET, Driver, Engine, Owner, memory_engine, redis_engine
 from test_semantics import Simulation, played
 
-from actors.host import host
+from actors.host import timekeeper
 from journal.ids import Epoch, Shard, new_id
 from journal.losses import WENT_BACK
 from journal.memory.store import MemoryStore
@@ -253,7 +253,7 @@ async def test_what_ends_or_wakes_while_the_patrol_looks_is_not_gone(
 
 def test_a_host_goes_on_with_its_patrol_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 16.4: it would look at the first part of a large shard for ever."""
-    monkeypatch.setattr(host, "TRIM_EVERY", 1.0)
+    monkeypatch.setattr(timekeeper, "TRIM_EVERY", 1.0)
     asked: list[int] = []
     mended = list[Shard]()
 

@@ -396,6 +396,7 @@ def test_it_runs_with_the_jemalloc_of_ray_and_keeps_all_through_a_rewrite(direct
         assert info(server.url, "aof_last_bgrewrite_status") == "ok"
         os.kill(server.pid, signal.SIGKILL)
         until(lambda: guard.ask(str(directory)).pid not in (0, server.pid))
+        until(lambda: not ask(server.url, "DBSIZE")[0].startswith(b"-LOADING"))
         assert ask(server.url, "DBSIZE") == [b":20000"]
         assert server.allocator == "jemalloc"
 
