@@ -15,6 +15,8 @@ from typing import Any
 
 from actors import TerminalError
 
+LEDGER, DELAY = "perdure-ledger", "perdure-payment-delay"
+"""Headers that only programs can send: HTTP passes on none that begin with `perdure-`, and this one names a file."""
 Line = dict[str, Any]
 """One line of the ledger: `kind` (charge, refund or email), `key`, and what belongs to it."""
 
@@ -30,12 +32,12 @@ class Gateway:
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "Gateway":
         """Return the gateway that a caller named in its headers, else the usual one."""
-        return cls(headers.get("ledger", cls().ledger), float(headers.get("payment-delay", cls().delay_s)))
+        return cls(headers.get(LEDGER, cls().ledger), float(headers.get(DELAY, cls().delay_s)))
 
     @property
     def headers(self) -> dict[str, str]:
         """What names this gateway in a call."""
-        return {"ledger": self.ledger, "payment-delay": str(self.delay_s)}
+        return {LEDGER: self.ledger, DELAY: str(self.delay_s)}
 
     async def charge(self, card: str, amount: int, key: str) -> str:
         """Charge a card once for each key; return the payment's id.
