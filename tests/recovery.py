@@ -79,8 +79,6 @@ class Call:
 class Load:
     """Clients in closed loops, on a thread of their own, until it is left: half of them count, half run errands."""
 
-    pause_s: float = 0.0
-    """How long each client rests after a call."""
     calls: list[Call] = field(default_factory=list[Call])
     _over: bool = False
     _thread: threading.Thread | None = None
@@ -118,7 +116,6 @@ class Load:
             async with asyncio.timeout(WITHIN_S):
                 call.value = await ref
             call.ended = boot_seconds()
-            await asyncio.sleep(self.pause_s)
 
     def check(self) -> None:
         """Once it was left: every call was answered, each key counted from 1 on without a gap or a repetition."""

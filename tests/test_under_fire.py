@@ -43,9 +43,6 @@ from tests.recovery import (
 
 pytestmark = pytest.mark.slow
 
-PAUSE_S = 0.05
-"""Some hundred calls are under way or about to come each second; the rest of the machine is for who recovers."""
-
 
 class Member(NamedTuple):
     """A host as the store has it."""
@@ -120,7 +117,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 def test_a_host_stopped_beyond_its_lease_writes_nothing_afterwards_and_says_that_it_steps_down(scene: Scene) -> None:
     """Promise 6, twice: by a host that is stopped under load, whose shards another one takes."""
-    with Load(PAUSE_S) as load:
+    with Load() as load:
         for _ in range(2):
             stopped = scene.even()["a"]
             wait_s(0.5)
@@ -137,7 +134,7 @@ def test_a_host_stopped_beyond_its_lease_writes_nothing_afterwards_and_says_that
 @pytest.mark.parametrize("lost", ["requests", "answers"])
 def test_a_commit_that_is_asked_again_after_the_lease_has_passed_on_is_refused(scene: Scene, lost: Any) -> None:
     """Promises 3 and 6: whether it was applied before its host was stopped, or never came to the store."""
-    with Load(PAUSE_S) as load:
+    with Load() as load:
         stopped = scene.even()["a"]
         wait_s(0.5)
         scene.wire.loses = lost
@@ -206,7 +203,7 @@ def server(own_ray: None, tmp_path: Path) -> Iterator[Server]:
 
 def test_a_ray_host_that_is_killed_costs_time_and_nothing_else(server: Server) -> None:
     """Promises 1 to 3: also where the other one dies while it recovers, and then one that had only begun."""
-    with Load(PAUSE_S) as load:
+    with Load() as load:
         assert kill_host(load).count > 0
         both = even_hosts()
         at = boot_seconds()
@@ -223,7 +220,7 @@ def test_a_ray_host_that_is_killed_costs_time_and_nothing_else(server: Server) -
 def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(server: Server, how: signal.Signals) -> None:
     """Promises 1 to 3: who waits waits longer; nobody is started anew, and all goes on by itself."""
     processes = {host.pid for host in even_hosts()}
-    with Load(PAUSE_S) as load, ThreadPoolExecutor(1) as pool:
+    with Load() as load, ThreadPoolExecutor(1) as pool:
         later = Gauge["later"].add_later.remote(2.0)  # due while the store is away
         later.accepted().result(timeout=WITHIN_S)
         waiting = pool.submit(later.result)
@@ -248,7 +245,7 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(server: Se
 def test_the_embedded_store_is_started_again_by_its_guard(tmp_path: Path, how: signal.Signals) -> None:
     """Promises 1 to 3: neither the program nor its host has to do anything."""
     with actors.init(directory=tmp_path, hosts="local"):
-        with Load(PAUSE_S) as load:
+        with Load() as load:
             assert end_embedded(load, tmp_path, how).count > 0
         load.check()
 

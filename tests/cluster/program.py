@@ -26,8 +26,6 @@ PURSES = 10
 MONEY = 1_000
 CLIENTS = 6
 """Clients of one program that run sagas, and as many that sleep."""
-PAUSE_S = 0.1
-"""How long a client rests after a call: the machine is for three nodes and their recovery."""
 NOTICED_MAX_S = 60.0
 
 _answers = os.dup(1)
@@ -230,7 +228,6 @@ class _Load:
             turn = 0
             while not self._is_over:
                 await work(client, turn)
-                await asyncio.sleep(PAUSE_S)
                 turn += 1
 
         self._tasks.append(asyncio.ensure_future(again_and_again()))
