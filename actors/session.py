@@ -202,8 +202,12 @@ class Session:
         for end in (self._close_client, self._close_local, self._close_cluster, self._close_server):
             try:
                 end()
-            except Exception:
-                logger.exception("not all was shut down as it should be")
+            except Exception as error:
+                # Ctrl-C in the moment in which a wait gives its lock back: the lock raises its own error over it.
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    interrupted = interrupted or error.__context__
+                else:
+                    logger.exception("not all was shut down as it should be")
             except BaseException as error:  # noqa: BLE001 - raised below, when nothing is left behind
                 interrupted = interrupted or error
         if interrupted is not None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,26 @@ def test_what_fails_at_the_end_does_not_replace_the_error_of_the_program(
             actors.shutdown()
     assert caplog.text.count("UnavailableError: the store is gone") == 2  # said, with its traceback
     assert all(record.levelno < logging.ERROR or "shut down" in record.message for record in caplog.records)
+
+
+def test_an_interruption_that_a_lock_hides_is_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the moment in which a wait gives its lock back shows as an error of the lock."""
+    session = actors.init(hosts="local", directory=tmp_path)
+    end = session._close_local
+
+    def interrupted() -> None:
+        end()
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
+
+    monkeypatch.setattr(session, "_close_local", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        actors.shutdown()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_program_goes_on_when_guard_and_server_are_killed_together(tmp_path: Path) -> None:
