@@ -91,20 +91,17 @@ def in_json(value: Any) -> bytes | None:
     return None
 
 
-def encode_arguments(
-    args: tuple[Any, ...], kwargs: dict[str, Any], *, dumps: Callable[[Any], bytes] = pickled
-) -> bytes:
-    """Return what `encode` returns for the list of both, without the walk where all arguments are plain.
+_NAMED_NONE: Final[dict[str, Any]] = {}
 
-    Raises:
-        UsageError: one of them cannot be stored.
-    """
+
+def plain_arguments(args: tuple[Any, ...]) -> bytes | None:
+    """Return what `encode` returns for the list of these and of no named ones; None unless all are plain."""
     try:
-        if not kwargs and _SAFE.issuperset(map(type, args)):
-            return b"J" + _to_json((args, kwargs), None, _OPTIONS)
+        if _SAFE.issuperset(map(type, args)):
+            return b"J" + _to_json((args, _NAMED_NONE), None, _OPTIONS)
     except Exception:  # noqa: BLE001 - a wide int, a lone surrogate; or a class that cannot be hashed
         pass
-    return encode([list(args), kwargs], dumps=dumps)
+    return None
 
 
 def decode(data: bytes, annotation: Any = MISSING, *, loads: Callable[[bytes], Any] = unpickled) -> Any:

@@ -25,7 +25,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from journal.codec import MISSING, decode, encode, encode_arguments, pickled
+from actors.values import values
+from journal.codec import MISSING, decode, encode, pickled
 from journal.errors import DecodeError, UnavailableError, UsageError
 
 
@@ -349,12 +350,12 @@ def test_values_made_by_their_annotation_come_back(data: some.DataObject, annota
 
 @given(some.lists(JSON_LIKE | ANYTHING, max_size=3), some.dictionaries(some.text(), JSON_LIKE, max_size=2))
 def test_arguments_are_written_as_the_list_of_both(args: list[Any], kwargs: dict[str, Any]) -> None:
-    assert encode_arguments(tuple(args), kwargs) == encode([args, kwargs])
+    assert values.encode_arguments(tuple(args), kwargs) == values.encode([args, kwargs])
 
 
 @pytest.mark.parametrize("argument", [2**70, "\ud800", Text("a"), Number(1), Level.LOW, math.nan, (1,), True, None])
 def test_an_argument_is_written_as_in_a_list(argument: Any) -> None:
-    assert encode_arguments((argument,), {}) == encode([[argument], {}])
+    assert values.encode_arguments((argument,), {}) == values.encode([[argument], {}])
 
 
 def test_a_cycle_comes_back_as_a_cycle() -> None:

@@ -33,25 +33,15 @@ def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
         UsageError: one of them cannot be stored, all take more than `payload_max` bytes, or the key or the headers are
             too long.
     """
-    if request.one_way and request.options.timeout_s is not None:
-        raise UsageError(
-            f"{address}.{request.handler}: nobody waits for a send, so it has no timeout; use .remote(), or cancel() "
-            "what .send() returns"
-        )
     if len(address) > KEY_MAX:
         raise UsageError(
             f"the key of {address[:60]}… has {len(address):,} characters, the limit key_max is {KEY_MAX:,}: name the "
             "object by a hash, and keep what is long in its state"
         )
-    if request.options.headers:
-        size = sum(len(name) + len(value) for name, value in request.options.headers.items())
-        if size > HEADERS_MAX:
-            raise UsageError(
-                f"the headers of {address}.{request.handler} have {size:,} characters, the limit headers_max is "
-                f"{HEADERS_MAX:,}: what is long is an argument"
-            )
-    if request.options.arguments:
-        return request.options.arguments
+    if request.options is not EMPTY_OPTIONS:
+        _check_options(request, address)
+        if request.options.arguments:
+            return request.options.arguments
     try:
         arguments = encode_arguments(request.args, request.kwargs, ("arguments", address, request.handler))
     except UsageError as error:
@@ -59,6 +49,20 @@ def arguments_of(request: Request, address: str, payload_max: int) -> bytes:
     if len(arguments) > payload_max:
         raise _too_long(f"message to {address}.{request.handler}", arguments, payload_max)
     return arguments
+
+
+def _check_options(request: Request, address: str) -> None:
+    if request.one_way and request.options.timeout_s is not None:
+        raise UsageError(
+            f"{address}.{request.handler}: nobody waits for a send, so it has no timeout; use .remote(), or cancel() "
+            "what .send() returns"
+        )
+    size = sum(len(name) + len(value) for name, value in request.options.headers.items())
+    if size > HEADERS_MAX:
+        raise UsageError(
+            f"the headers of {address}.{request.handler} have {size:,} characters, the limit headers_max is "
+            f"{HEADERS_MAX:,}: what is long is an argument"
+        )
 
 
 def _unsendable(request: Request, error: UsageError) -> UsageError:

@@ -104,7 +104,9 @@ def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], where: tuple
     Raises:
         UsageError: one of them cannot be stored.
     """
-    return codec.encode_arguments(args, kwargs, dumps=partial(pickled, where=where))
+    if not kwargs and (plain := codec.plain_arguments(args)) is not None:
+        return plain
+    return encode([list(args), kwargs], where)
 
 
 def decode(data: bytes, annotation: Any = MISSING, scope: Scope = LIVE, where: tuple[str, ...] = ()) -> Any:
