@@ -1,6 +1,7 @@
 """The black box: what ended a process is known to those that take over, and held back alone."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,20 @@ def test_what_is_held_back_for_want_of_another_host_waits_no_longer_than_its_mos
     assert box.holds("e-1")
     now[0] += HELD_FOR
     assert box.held() == {}, "nobody asks for it any more"
+    box.close()
+
+
+def test_a_look_ends_at_a_link_that_leads_nowhere_and_where_the_directory_is_gone(tmp_path: Path) -> None:
+    """A host looks as it starts and as it takes a shard over: neither may wait for ever or fail."""
+    boxes = tmp_path / "boxes"
+    ended(boxes, "kill")
+    (boxes / "nowhere").symlink_to(tmp_path / "none")
+    box = BlackBox(boxes)
+    box.look()
+    assert box._suspects["handler-1"] == 1
+    shutil.rmtree(boxes)
+    box.look()
+    assert not box.holds("handler-1")
     box.close()
 
 

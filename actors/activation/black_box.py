@@ -30,6 +30,8 @@ SLOT: Final = 96
 """Bytes for an id; a longer one is not noted."""
 SLOTS: Final = 128
 """The first slot is for the handler that runs, the others for steps under way; further steps are not noted."""
+READS_MAX: Final = 10
+"""Most readings of the directory in one look: a link that leads nowhere is never read."""
 FORGOTTEN_AFTER: Final = 600
 """Seconds after which the end of a process counts no more."""
 ALONE_MAX: Final = 60.0
@@ -124,15 +126,20 @@ class BlackBox:
     def look(self) -> None:
         """Read which invocations the ended processes of this machine executed last."""
         executed: dict[str, set[str]] = {}
-        while not self._read_ended(executed):
-            continue  # another host has renamed a file in between, which may not have been listed under its new name
+        for _ in range(READS_MAX):  # another host may rename a file in between, and it be listed under neither name
+            if self._read_ended(executed):
+                break
         self._suspects = suspects = Counter(id_ for ids in executed.values() for id_ in ids)
         self._since = {(id_, count): at for (id_, count), at in self._since.items() if suspects[id_] == count}
 
     def _read_ended(self, executed: dict[str, set[str]]) -> bool:
         """Note the invocations by the names of the files; return whether every listed file could be read."""
         now, is_whole = wall_ms() // 1000, True
-        for path in self._directory.iterdir() if self._memory is not None else ():
+        try:
+            paths = list(self._directory.iterdir()) if self._memory is not None else []
+        except OSError:
+            return True  # it was removed, as old files below it may be: nothing is known then
+        for path in paths:
             try:
                 data = path.read_bytes()
                 if not path.suffix and not has_ended(data[:NAME].rstrip(b"\0").decode()):
