@@ -1,10 +1,10 @@
 """The contract of `Survey`, for the memory store, Valkey and Redis 7: what operators read, in pages."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-import pytest_asyncio
-from store_bench import Driver, Engine, Owner, memory_engine, redis_engine
+from store_bench import Driver, Engine, Owner
+from test_store import engine, store
 
 from journal.ids import Shard, shard_in
 from journal.records import Failure, Message, failure, timer_of
@@ -12,20 +12,9 @@ from journal.store import Outgoing, Progress, Store
 from journal.survey import Account, Listed, Place, Survey
 
 SHARD = Shard(0)
+__all__ = ["engine", "store"]
+
 ODD = 'Ticket/a/b:c d\n"é漢😀{x}*[?]\\\r\0|'
-
-
-@pytest_asyncio.fixture(params=["memory", "valkey", "redis7"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    name: str = request.param
-    engine = memory_engine() if name == "memory" else redis_engine(request.getfixturevalue(f"{name}_url"))
-    yield engine
-    await engine.aclose()
-
-
-@pytest_asyncio.fixture
-async def store(engine: Engine) -> Store:
-    return await engine.open()
 
 
 def asked(invocation: str, target: str, caller: str = "", arguments: bytes = b'J[["x"],{}]') -> Outgoing:
